@@ -2,7 +2,7 @@
 import configparser
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import setup
 
 here = Path(__file__).parent
 parser = configparser.ConfigParser(delimiters=["="])
@@ -19,10 +19,17 @@ setup(
     author=settings["author"],
     author_email=settings["author_email"],
     license="Apache-2.0",
+    license_files=["LICENSE"],
     keywords=settings["keywords"].split(),
-    packages=find_packages(include=["si_nb", "si_nb.*"]) + ["si_nb.results"],
-    package_dir={"si_nb": "si_nb", "si_nb.results": "results"},
-    package_data={"si_nb.results": ["*.md", "**/*.csv", "**/*.json"]},
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
+    ],
+    packages=["si_nb"],
+    # si_nb/results is a link to results/: the measured tables are found beside the code in a checkout and in a wheel alike
+    package_data={"si_nb": ["results/**/*.csv", "results/**/*.json", "results/**/*.md"]},
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
     extras_require={"dev": settings["dev_requirements"].split()},

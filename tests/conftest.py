@@ -1,0 +1,94 @@
+"""What all tests share: the markers' rules, the checkout, the notebooks, and the wheel built from the checkout."""
+import configparser
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes side by side: spinning threads would slow each other
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted(
+    path.relative_to(ROOT).as_posix() for path in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts
+)
+
+
+def read_settings(root=ROOT):
+    """The options of settings.ini."""
+    parser = configparser.ConfigParser(delimiters=["="])
+    parser.read(root / "settings.ini", encoding="utf-8")
+    return parser["DEFAULT"]
+
+
+def read_notebook(path):
+    """A notebook's JSON, by its path in the repository."""
+    return json.loads((ROOT / path).read_text(encoding="utf-8"))
+
+
+def run(*command, cwd=None, timeout=300, **environment):
+    """Run a command to its end; a failure shows what it printed. A variable set to None is removed."""
+    merged = {**os.environ, **environment}
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        env={name: str(value) for name, value in merged.items() if value is not None},
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Markers slow and cuda leave a test out, with the reason that each of them must state."""
+    for item in items:
+        for name, left_out in (("slow", not config.getoption("--slow")), ("cuda", not _has_cuda(item))):
+            marker = item.get_closest_marker(name)
+            if marker is None:
+                continue
+            reason = marker.kwargs.get("reason") or next(iter(marker.args), None)
+            if not reason:
+                raise pytest.UsageError(f"{item.nodeid}: write pytest.mark.{name}(reason=...)")
+            if left_out:
+                item.add_marker(pytest.mark.skip(reason=f"{name}: {reason}"))
+
+
+def _has_cuda(item):
+    if item.get_closest_marker("cuda") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
+
+
+@pytest.fixture(scope="session")
+def distributions(tmp_path_factory):
+    """Folder with the sdist and the wheel made from it, built from a copy so that the checkout stays as it was."""
+    copy, built = tmp_path_factory.mktemp("checkout") / "si_nb", tmp_path_factory.mktemp("dist")
+    not_source = shutil.ignore_patterns(
+        ".git", "build", "dist", "*.egg-info", "__pycache__", ".venv", "runs", "wandb", "_proc", "_docs", ".hypothesis"
+    )
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=not_source)
+    run(sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check", "--outdir", built, copy, cwd=built)
+    return built
+
+
+@pytest.fixture(scope="session")
+def wheel(distributions):
+    """Path of the built wheel."""
+    (path,) = distributions.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="session")
+def wheel_site(wheel, tmp_path_factory):
+    """Folder that holds the installed wheel and nothing else, to be put in front of sys.path."""
+    site = tmp_path_factory.mktemp("site")
+    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel, cwd=site)
+    return site

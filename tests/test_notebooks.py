@@ -1,0 +1,60 @@
+"""Every notebook runs top to bottom in a plain Jupyter kernel, with the package from the wheel, as on Colab."""
+import asyncio
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import nbformat
+import pytest
+from conftest import NOTEBOOKS, ROOT
+from nbclient import NotebookClient
+from nbclient.exceptions import CellControlSignal
+
+SECONDS = 300  # limit for one notebook
+SLOW = {}  # notebook -> why it takes more than about a minute
+AT_ONCE = 2
+WHICH_PACKAGE = "import si_nb\nassert si_nb.__file__.startswith({site!r}), f'imported {{si_nb.__file__}}, not the wheel'"
+
+
+def first_failure(path, site, folder):
+    """What went wrong in a notebook, or None."""
+    notebook = nbformat.read(ROOT / path, as_version=4)
+    code = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+    for _, cell in code:
+        cell.outputs, cell.execution_count = [], None
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(WHICH_PACKAGE.format(site=str(site))))
+    end = time.monotonic() + SECONDS
+    client = NotebookClient(
+        notebook, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
+        timeout_func=lambda cell: max(1, int(end - time.monotonic())),
+    )
+    hidden = ("IN_TEST", "MPLBACKEND", "PYTHONPATH")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    try:
+        asyncio.run(client.async_execute(env=environment | {"PYTHONPATH": str(site)}))
+    except (CellControlSignal, RuntimeError) as error:  # a failing cell, the time limit, a kernel that died
+        started = [index for index, cell in code if "execution" in cell.metadata]
+        message = re.sub(r"\x1b\[[\d;]*m", "", str(error))
+        return f"{path}, cell {started[-1] if started else 'before the first'}: {message}"
+    return None
+
+
+@pytest.fixture(scope="module")
+def failures(request, wheel_site, tmp_path_factory):
+    """Notebook -> its failure or None, to be waited for; two run at a time."""
+    mine = [item for item in request.session.items if item.path == request.path and not item.get_closest_marker("skip")]
+    wanted = [item.callspec.params["path"] for item in mine]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {path: pool.submit(first_failure, path, wheel_site, tmp_path_factory.mktemp("kernel")) for path in wanted}
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=pytest.mark.slow(reason=SLOW[path]) if path in SLOW else ()) for path in NOTEBOOKS],
+)
+def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, failures):
+    """A Colab user, who has the wheel and no checkout, can run the notebook from the first cell to the last."""
+    problem = failures[path].result()
+    assert problem is None, problem
