@@ -58,3 +58,19 @@ def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, failures):
     """A Colab user, who has the wheel and no checkout, can run the notebook from the first cell to the last."""
     problem = failures[path].result()
     assert problem is None, problem
+
+
+def test_nbdev_test_leaves_no_notebook_out():
+    """nbdev_test is content with nothing to do: it must find every notebook, and each must have a cell that it runs."""
+    from nbdev.config import get_config
+    from nbdev.doclinks import nbglob
+    from nbdev.test import _keep_file
+
+    found = {file.resolve() for file in nbglob(ROOT / "nbs", as_path=True) if _keep_file(file, ".notest")}
+    assert found == {(ROOT / path).resolve() for path in NOTEBOOKS}
+    flags = set(get_config(cfg_name=ROOT / "settings.ini").tst_flags.split()) | {"eval:"}
+    for path in NOTEBOOKS:
+        cells = [cell.source for cell in nbformat.read(ROOT / path, as_version=4).cells]
+        assert "skip_exec" not in cells[0], f"{path}: left out by skip_exec"
+        ran = [text for text in cells[2:] if not any(re.search(rf"^#\|\s*{flag}", text, re.M) for flag in flags)]
+        assert any("assert" in text for text in ran), f"{path}: no assertion that nbdev_test runs"
