@@ -234,12 +234,18 @@ def parameters_without_comment(node, text):
     return [arg.arg for arg, line in zip(wanted, lines) if line not in comments or lines.count(line) > 1]
 
 
+def says_what_it_is(field):
+    """Whether a field's own definition holds a help text."""
+    texts = [n.value for n in ast.walk(field.value or field.annotation) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    return isinstance(field.value, ast.Call) and any(" " in text for text in texts)
+
+
 def undocumented(node, text, owner=""):
     """What a public function or class lacks: docstring, comments of parameters or fields, the same for public methods."""
     name = owner + node.name
     problems = [] if ast.get_docstring(node) or node.name == "__init__" else [f"{name} has no docstring"]
     if isinstance(node, ast.ClassDef):
-        fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+        fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and not says_what_it_is(n)]
         commented = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
         problems += [f"{name}.{n.target.id}: field without a comment" for n in fields if n.end_lineno not in commented]
         methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and (n.name == "__init__" or not n.name.startswith("_"))]
@@ -293,7 +299,8 @@ def test_nothing_that_is_read_can_run_code():
         weights_only = isinstance(keywords.get("weights_only"), ast.Constant) and keywords["weights_only"].value is True
         if name in ("eval", "exec", "pd.eval", "os.system") or name.split(".")[0] in ("pickle", "dill", "joblib") or name.endswith("read_pickle"):
             problems.append(f"{where}: {name}")
-        if name == "torch.load" and not weights_only or name in ("np.load", "numpy.load") and "allow_pickle" in keywords:
+        pickled = name in ("np.load", "numpy.load") and ast.unparse(keywords.get("allow_pickle", ast.Constant(False))) != "False"
+        if pickled or (name == "torch.load" and not weights_only):
             problems.append(f"{where}: {name} can run code")
     for path in (ROOT / "si_nb").glob("*.py"):
         problems += [f"si_nb/{path.name}: imports pickle" for _ in re.findall(r"^\s*(?:import|from) (?:pickle|dill|joblib)\b", path.read_text(encoding="utf-8"), re.M)]
