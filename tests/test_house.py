@@ -137,10 +137,11 @@ def test_file_format_is_stable(path):
 def test_stored_outputs_have_no_errors(path):
     """No stored output is a traceback or a warning."""
     bad = [
-        f"{path}, cell {index}: stored {output.get('ename') or 'stderr: ' + source({'source': output['text']})[:200]}"
+        f"{path}, cell {index}: stored {output.get('ename') or ''.join(output.get('text', []))[:200]}"
         for index, cell in enumerate(read_notebook(path)["cells"])
         for output in cell.get("outputs", [])
-        if output["output_type"] == "error" or output.get("name") == "stderr"
+        if output["output_type"] == "error"
+        or (output.get("name") == "stderr" and re.search(r"Warning|Error|Traceback", "".join(output["text"])))
     ]
     report(bad)
 
@@ -393,7 +394,9 @@ def test_readme_commands_exist():
     helps, problems = {}, []
     for command in readme_commands():
         words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]
-        if not shutil.which(words[0], path=f"{ROOT}:{sys.exec_prefix}/bin:" + "/usr/bin:/bin") and words[0] not in ("cd", "export", "source"):
+        if not words or words[0] in ("cd", "export", "source"):
+            continue
+        if not (ROOT / words[0]).is_file() and not shutil.which(words[0], path=f"{sys.exec_prefix}/bin:/usr/local/bin:/usr/bin:/bin"):
             problems.append(f"README.md: no program {words[0]}: {command}")
         if words[:3] in (["python", "-m", "si_nb"], ["python3", "-m", "si_nb"]):
             words = words[2:]
