@@ -146,6 +146,12 @@ def test_stored_outputs_have_no_errors(path):
     report(bad)
 
 
+def test_result_notebooks_are_there():
+    """What a reader comes for: the main job, one notebook per experiment, the law and the forecast of collapse."""
+    expected = {f"nbs/results/{name}.ipynb" for name in ("quickstart", "copy", "reverse_addition", "law", "collapse")}
+    assert expected <= set(RESULTS), f"missing: {sorted(expected - set(RESULTS))}"
+
+
 @each_result_notebook
 def test_result_notebooks_store_their_outputs(path):
     """A reader on GitHub sees the numbers and the figure without running anything."""
