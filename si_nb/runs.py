@@ -163,17 +163,19 @@ def _check_fit(config):
             f"for the {config.last_length} digits of round {config.si_rounds}"
         )
 
-# %% ../nbs/08_runs.ipynb #abb40b18
-_SMALL = dict(task="copy", si_method=("none", "mv_length"), n_head=2, n_embd=64, batch_size=128, learning_rate=1e-3)
+# %% ../nbs/08_runs.ipynb #98b911c2
+_SMALL = dict(task="copy", si_method=("none", "mv_length"), n_head=2)
 PRESETS = {
     "paper": dict(si_method=("none", "mv_length")),
     "quick": dict(
-        _SMALL, original_digits=8, si_rounds=10, n_layer=3, base_samples=100_000, max_iters=3_000, decay=600, warmup=300,
-        si_iter=150, vote_iter_growth=0, num_samples=2_000, voters=3, vote_threshold=1.0,
+        _SMALL, original_digits=8, si_rounds=10, n_layer=3, n_embd=64, base_samples=100_000, batch_size=128, learning_rate=1e-3,
+        max_iters=3_000, decay=600, warmup=300, si_iter=150, vote_iter_growth=0, num_samples=2_000, voters=3,
+        vote_threshold=1.0,
     ),
     "tiny": dict(
-        _SMALL, original_digits=3, si_rounds=5, n_layer=2, n_embd=32, base_samples=5_000, max_iters=400, decay=80, warmup=40,
-        si_iter=40, vote_iter_growth=0, num_samples=300, eval_samples=200, voters=3, vote_threshold=1.0, eval_interval=20, learning_rate=3e-3,
+        _SMALL, original_digits=6, si_rounds=5, n_layer=3, n_embd=32, base_samples=20_000, batch_size=64, learning_rate=3e-3,
+        max_iters=1_500, decay=300, warmup=150, si_iter=60, vote_iter_growth=0, num_samples=500, eval_samples=500, voters=3,
+        vote_threshold=1.0,
     ),
 }  # fmt: skip
 
