@@ -376,7 +376,7 @@ class Fit:
     converged: bool # did the best start converge?
     weight: float = 0.0 # Akaike weight among the laws fitted together
 
-# %% ../nbs/10_law.ipynb #7526a2d3
+# %% ../nbs/10_law.ipynb #27533241
 def _point_weights(data, overdispersion):
     "One over the factor by which the beta-binomial variance exceeds the binomial one."
     return 1 / (1 + (data.trials - 1) * overdispersion)
@@ -389,13 +389,14 @@ def fit_law(
     law: Law, # to fit
     data: Observed, # counts of one arm
     overdispersion: float = 0.0, # intra-class correlation rho of the counts
+    start: np.ndarray = None, # (k,) parameters to begin from; None: every point of the law's grid
 ) -> Fit: # the best of all starting points
-    """Fit one law by maximum likelihood from every starting point of its grid.
+    """Fit one law by maximum likelihood.
 
     Raises: LawError when there are fewer rounds than parameters."""
     k, use = len(law.parameters), _used(law, data)
     if data.number_of_rounds < k: raise LawError(f"{law.name} has {k} parameters and there are only {data.number_of_rounds} rounds; measure more rounds")
-    starts = np.array(list(product(*[p.starts for p in law.parameters])))
+    starts = np.array(list(product(*[p.starts for p in law.parameters])) if start is None else [start])
     successes, weights = np.tile(data.successes[use], (len(starts), 1)), _point_weights(data, overdispersion)[use]
     parameters, value, converged = fit_batch(law, data.rounds[use], successes, data.trials[use], weights, starts)
     best = parameters[value.argmax()]
@@ -437,7 +438,7 @@ class Fits:
                      log_likelihood=f.log_likelihood, aicc=f.aicc, weight=f.weight, converged=f.converged) for f in self.fits.values()]
         return pd.DataFrame(rows)
 
-# %% ../nbs/10_law.ipynb #e13325e9
+# %% ../nbs/10_law.ipynb #3cf09442
 def fit_laws(
     trajectory: pd.DataFrame, # one arm: one or more runs, whose log-likelihoods are added
     until_round: int = None, # leave later rounds out
@@ -450,8 +451,10 @@ def fit_laws(
     possible = {n: law for n, law in laws.items() if len(law.parameters) <= data.number_of_rounds}
     left_out = {n: f"{len(law.parameters)} parameters, {data.number_of_rounds} rounds" for n, law in laws.items() if n not in possible}
     if not possible: raise LawError(f"fewer rounds ({data.number_of_rounds}) than parameters for every law: " + ", ".join(left_out))
-    rho = estimate_overdispersion([fit_law(law, data) for law in possible.values()], data)
-    fits = sorted((fit_law(law, data, rho) for law in possible.values()), key=lambda f: (f.aicc, len(f.parameters)))
+    first = [fit_law(law, data) for law in possible.values()]
+    rho = estimate_overdispersion(first, data)
+    fits = [replace(again := fit_law(f.law, data, rho, f.parameters), converged=again.converged and f.converged) for f in first]
+    fits = sorted(fits, key=lambda f: (f.aicc, len(f.parameters)))
     relative = np.array([f.aicc for f in fits]) - fits[0].aicc if np.isfinite(fits[0].aicc) else np.where(np.arange(len(fits)) == 0, 0, np.inf)
     weights = np.exp(-relative / 2) / np.exp(-relative / 2).sum()
     return Fits({f.law.name: replace(f, weight=float(w)) for f, w in zip(fits, weights)}, left_out, rho, data)
