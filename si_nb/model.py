@@ -34,7 +34,7 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be in [0, 1)")
 
-# %% ../nbs/02_model.ipynb #e330da23
+# %% ../nbs/02_model.ipynb #438a30ef
 class KeyValueCache:
     """Keys and values of the tokens seen so far, one pair of arrays per block."""
 
@@ -47,48 +47,54 @@ class KeyValueCache:
         dtype: torch.dtype,  # the model's activations
     ):
         shape = (config.n_layer, batch, config.n_head, length, config.n_embd // config.n_head)
-        self.keys = torch.empty(shape, device=device, dtype=dtype)
-        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.stored = torch.empty((2, *shape), device=device, dtype=dtype)
         self.filled = 0
 
     def extend(
         self,
         layer: int,  # block that asks
-        key: torch.Tensor,  # (batch, heads, new tokens, head width)
-        value: torch.Tensor,  # (batch, heads, new tokens, head width)
-    ) -> tuple[torch.Tensor, torch.Tensor]:  # keys and values of all tokens so far
-        """Store the new tokens of one block and return everything that block has seen."""
-        end = self.filled + key.shape[2]
-        self.keys[layer, :, :, self.filled : end] = key
-        self.values[layer, :, :, self.filled : end] = value
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        keys_values: torch.Tensor,  # (2, batch, heads, new tokens, head width)
+    ) -> torch.Tensor:  # (2, batch, heads, tokens so far, head width)
+        """Store the new keys and values of one block and return all that the block has seen."""
+        end = self.filled + keys_values.shape[3]
+        self.stored[:, layer, :, :, self.filled : end] = keys_values
+        return self.stored[:, layer, :, :, :end]
 
-
+# %% ../nbs/02_model.ipynb #ebd6a30b
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
-    def __init__(self, config, layer):
+    def __init__(
+        self,
+        config: ModelConfig,  # sizes
+        layer: int,  # number of the block, its place in the cache
+    ):
         super().__init__()
         self.n_head, self.layer, self.dropout = config.n_head, layer, config.dropout
         self.queries_keys_values = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.projection = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x, cache=None):
-        batch, length, width = x.shape
-        heads = self.queries_keys_values(x).view(batch, length, 3, self.n_head, width // self.n_head)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        if cache is not None:
-            key, value = cache.extend(self.layer, key, value)
-        y = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=self.dropout if self.training else 0.0, is_causal=length > 1
-        )
-        return self.projection(y.transpose(1, 2).reshape(batch, length, width))
+    def forward(
+        self,
+        x: torch.Tensor,  # (batch, length, width)
+        cache: KeyValueCache | None = None,  # what earlier tokens left; takes in the new ones
+    ) -> torch.Tensor:  # (batch, length, width)
+        """What every token gathers from itself and the tokens before it."""
+        heads = self.queries_keys_values(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        keys, values = heads[1:] if cache is None else cache.extend(self.layer, heads[1:])
+        dropout = self.dropout if self.training else 0.0
+        y = F.scaled_dot_product_attention(heads[0], keys, values, dropout_p=dropout, is_causal=x.shape[1] > 1)
+        return self.projection(y.transpose(1, 2).flatten(2))
 
-# %% ../nbs/02_model.ipynb #b7a602b6
+# %% ../nbs/02_model.ipynb #f95f3f06
 class Block(nn.Module):
     """Attention and SwiGLU, each on a normalised copy of the residual stream."""
 
-    def __init__(self, config, layer):
+    def __init__(
+        self,
+        config: ModelConfig,  # sizes
+        layer: int,  # number of the block, from 0
+    ):
         super().__init__()
         inner = int(8 / 3 * config.n_embd)
         self.attention_norm = nn.LayerNorm(config.n_embd, eps=1e-6, bias=config.bias)
@@ -98,12 +104,17 @@ class Block(nn.Module):
         self.down = nn.Linear(inner, config.n_embd, bias=config.bias)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, cache=None):
+    def forward(
+        self,
+        x: torch.Tensor,  # (batch, length, width) residual stream
+        cache: KeyValueCache | None = None,  # of the whole model
+    ) -> torch.Tensor:  # (batch, length, width)
+        """The residual stream after this block."""
         x = x + self.dropout(self.attention(self.attention_norm(x), cache))
         gate, up = self.gate_up(self.feed_forward_norm(x)).chunk(2, dim=-1)
         return x + self.dropout(self.down(F.silu(gate) * up))
 
-
+# %% ../nbs/02_model.ipynb #5c392fe0
 class GPT(nn.Module):
     """Decoder-only transformer without positional encoding."""
 
@@ -144,14 +155,14 @@ class GPT(nn.Module):
             cache.filled = seen
         return self.head(self.norm(x))
 
-# %% ../nbs/02_model.ipynb #50da4525
+# %% ../nbs/02_model.ipynb #47538609
 def count_parameters(
     model: GPT,  # any model
 ) -> int:  # trainable numbers
     """Number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
-
+# %% ../nbs/02_model.ipynb #2c8c674a
 def forward_flops(
     config: ModelConfig,  # sizes
     length: int,  # tokens per sequence

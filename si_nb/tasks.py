@@ -13,14 +13,14 @@ import numpy as np
 
 from .tokenizer import END, EQUALS, PAD, PLUS, decode
 
-# %% ../nbs/01_tasks.ipynb #66052687
+# %% ../nbs/01_tasks.ipynb #fb4e4514
 class Problems(NamedTuple):
     """A batch of problems of one length."""
 
     prompts: np.ndarray  # (N, prompt width) uint8 tokens, ends with EQUALS
     answers: np.ndarray  # (N, answer width) uint8 tokens, the end mark included, filled with PAD
 
-
+# %% ../nbs/01_tasks.ipynb #715df4c2
 @dataclass(frozen=True)
 class Task:
     """A family of problems indexed by length."""
@@ -100,7 +100,7 @@ def problem_class(
     state = (state ^ (state >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
     return (state >> np.uint64(60)).astype(np.uint8)
 
-# %% ../nbs/01_tasks.ipynb #545ea6fa
+# %% ../nbs/01_tasks.ipynb #8cb57795
 def _draw(task, lengths, count, rng):
     """Problems whose operands have the given lengths, from all splits."""
     operands = [rng.integers(0, 10, (count, length), dtype=np.uint8) for length in lengths]
@@ -119,7 +119,7 @@ def _draw(task, lengths, count, rng):
     answers[columns == used[:, None]] = END
     return Problems(prompts, answers)
 
-
+# %% ../nbs/01_tasks.ipynb #ae063523
 def _draw_split(task, lengths, count, rng, split):
     """Problems of one split: rejection sampling on the class of the prompt."""
     if sum(lengths) <= UNSPLIT_DIGITS:
