@@ -11,7 +11,7 @@ from .model import GPT, KeyValueCache
 from .tasks import Problems, is_right
 from .tokenizer import END, PAD
 
-# %% ../nbs/03_generate.ipynb #47d21e71
+# %% ../nbs/03_generate.ipynb #a9b44324
 @torch.inference_mode()
 def generate(
     model: GPT,  # in evaluation mode
@@ -27,14 +27,13 @@ def generate(
         batch[:, : decoded.shape[1]] = decoded
     return answers
 
-
+# %% ../nbs/03_generate.ipynb #a930f532
 def _decode_batch(model, prompts, max_new_tokens):
     """Greedy tokens of one batch, as wide as its longest answer."""
     weight = model.head.weight
     tokens = torch.as_tensor(prompts, device=weight.device).long()
-    cache = KeyValueCache(
-        model.config, len(prompts), prompts.shape[1] + max_new_tokens - 1, weight.device, _activation_type(weight)
-    )
+    room = prompts.shape[1] + max_new_tokens - 1  # the last token chosen is never read
+    cache = KeyValueCache(model.config, len(prompts), room, weight.device, _activation_type(weight))
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=weight.device)
     decoded = []
     while len(decoded) < max_new_tokens and not ended.all():
@@ -51,11 +50,26 @@ def _activation_type(weight):
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
-# %% ../nbs/03_generate.ipynb #16f2457d
+# %% ../nbs/03_generate.ipynb #aee5f510
 NEAR_TIE = 1e-3  # gap between the two best logits, in nats; fp32 rounding moves logits by less than 1e-4
 NEAR_TIE_LOW_PRECISION = 0.25  # the same where activations have 8 to 11 significant bits
 
 
+def _verify_batch(model, prompts, answers):
+    """Right and near-tied items of one batch."""
+    device = model.head.weight.device
+    tokens = torch.as_tensor(np.concatenate([prompts, answers], axis=1), device=device).long()
+    logits = model(tokens[:, :-1])[:, prompts.shape[1] - 1 :].float()
+    target = tokens[:, prompts.shape[1] :]
+    best = logits.topk(2, dim=-1)
+    tolerance = NEAR_TIE_LOW_PRECISION if torch.is_autocast_enabled(device.type) else NEAR_TIE
+    counts = target != PAD
+    wrong = counts & (best.indices[..., 0] != target)
+    close = counts & (best.values[..., 0] - best.values[..., 1] < tolerance)
+    sure_error = wrong & ~close
+    return (~wrong.any(dim=1)).cpu().numpy(), (close.any(dim=1) & ~sure_error.any(dim=1)).cpu().numpy()
+
+# %% ../nbs/03_generate.ipynb #40cc8f36
 @torch.inference_mode()
 def exact_match(
     model: GPT,  # in evaluation mode
@@ -73,18 +87,3 @@ def exact_match(
     if len(again):
         right[again] = is_right(generate(model, prompts[again], answers.shape[1], batch_size), answers[again])
     return right, len(again)
-
-
-def _verify_batch(model, prompts, answers):
-    """Right and near-tied items of one batch."""
-    device = model.head.weight.device
-    tokens = torch.as_tensor(np.concatenate([prompts, answers], axis=1), device=device).long()
-    logits = model(tokens[:, :-1])[:, prompts.shape[1] - 1 :].float()
-    target = tokens[:, prompts.shape[1] :]
-    best = logits.topk(2, dim=-1)
-    counts = target != PAD
-    wrong = counts & (best.indices[..., 0] != target)
-    low_precision = torch.is_autocast_enabled(device.type)
-    close = counts & (best.values[..., 0] - best.values[..., 1] < (NEAR_TIE_LOW_PRECISION if low_precision else NEAR_TIE))
-    sure_error = wrong & ~close
-    return (~wrong.any(dim=1)).cpu().numpy(), (close.any(dim=1) & ~sure_error.any(dim=1)).cpu().numpy()
