@@ -204,7 +204,7 @@ def reproduction_number(
     low, middle, high = np.quantile(np.exp(np.log(tau).mean(1)) * kappa * filters[0] / filters[1], [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
     return dict(value=float(middle), low=float(low), high=float(high))
 
-# %% ../nbs/11_forecast.ipynb #ed5c584a
+# %% ../nbs/11_forecast.ipynb #4c602735
 def _number(value):
     "A float for JSON; None where it is not finite."
     return float(value) if value is not None and np.isfinite(value) else None
@@ -226,10 +226,12 @@ def _measured_entries(series, threshold):
 
 def _round_entries(forecast, series):
     "Predicted and measured accuracy, round by round; measured is pooled over runs."
-    pooled = series.groupby("round")[["successes", "trials"]].sum()
-    measured = (pooled["successes"] / pooled["trials"]).to_dict()
-    return [dict(round=int(row["round"]), accuracy=_number(row["accuracy"]), low=_number(row["low"]), high=_number(row["high"]),
-                 seen=bool(row["seen"]), measured=_number(measured.get(row["round"]))) for row in predicted_accuracy(forecast).to_dict("records")]
+    pooled, entries = series.groupby("round")[["successes", "trials"]].sum(), []
+    for row in predicted_accuracy(forecast).to_dict("records"):
+        successes, trials = map(int, pooled.loc[row["round"]]) if row["round"] in pooled.index else (None, None)
+        entries.append(dict(round=int(row["round"]), accuracy=_number(row["accuracy"]), low=_number(row["low"]), high=_number(row["high"]), seen=bool(row["seen"]),
+                            successes=successes, trials=trials, measured=successes / trials if trials else None))
+    return entries
 
 # %% ../nbs/11_forecast.ipynb #6bd4be4e
 def arm_report(

@@ -303,12 +303,13 @@ def log_likelihood(
     coefficient = gammaln(trials + 1) - gammaln(successes + 1) - gammaln(wrong + 1)
     return coefficient - successes * hazard + wrong * np.log(-np.expm1(-hazard))
 
-# %% ../nbs/10_law.ipynb #eacf4696
+# %% ../nbs/10_law.ipynb #19d0eeab
 def _scoring(law, work, back, rounds, successes, trials, weights):
     "Slope (B, k) and expected curvature (B, k, k) of the weighted log-likelihood in search coordinates."
-    hazard, step = law(rounds, back(work)), 1e-5
-    shifted = [(law(rounds, back(work + step * unit)) - law(rounds, back(work - step * unit))) / (2 * step) for unit in np.eye(work.shape[1])]
-    jacobian, odds = np.stack(shifted, -1), 1 / np.expm1(hazard)
+    k, step = work.shape[1], 1e-5
+    shifts = step * np.concatenate([np.zeros((1, k)), np.eye(k), -np.eye(k)])
+    hazard = law(rounds, back(work + shifts[:, None]))
+    jacobian, odds = np.moveaxis(hazard[1:k + 1] - hazard[k + 1:], 0, -1) / (2 * step), 1 / np.expm1(hazard[0])
     slope = weights * (-successes + (trials - successes) * odds)
     return np.einsum("bp,bpk->bk", slope, jacobian), np.einsum("bp,bpk,bpl->bkl", weights * trials * odds, jacobian, jacobian)
 

@@ -1,0 +1,157 @@
+"""Laws: recovery of what made a run, agreement with a general optimiser, refusal of counts that carry no law."""
+import subprocess
+import sys
+from itertools import product
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.optimize import minimize
+from scipy.stats import betabinom
+
+from si_nb import law as L
+
+TRUTH = dict(constant_hazard=[0.12], weibull=[7.0, 2.5], gompertz=[0.02, 0.35], exponential_floor=[0.6, 0.99, 0.3],
+             generalised_growth=[0.02, 0.5, 0.7], bass=[0.01, 0.8], affine_error_map=[0.01, 0.02, 1.15])
+
+
+def run(counts, trials=1000, run_id="r", seed=0, arm="none"):
+    r = np.arange(1, len(counts) + 1)
+    return pd.DataFrame(dict(run_id=run_id, task="copy", arm=arm, seed=seed, round=r, length=r, successes=counts, trials=trials))
+
+
+def test_truths_cover_the_registry():
+    assert set(TRUTH) == set(L.LAWS)
+    assert all(law.name == name for name, law in {**L.LAWS, **L.RIVALS}.items())
+
+
+@pytest.mark.parametrize("name", L.LAWS)
+def test_exact_rates_are_recovered(name):
+    law, r = L.LAWS[name], np.arange(1, 13)
+    counts = np.round(law.accuracy(r, TRUTH[name]) * 10**7)
+    fit = L.fit_law(law, L.observed(run(counts.astype(int), 10**7)))
+    assert fit.converged
+    assert np.abs(law.accuracy(r, fit.parameters) - law.accuracy(r, TRUTH[name])).max() < 1e-4
+    assert np.isclose(L.crossing_round(law, fit.parameters), L.crossing_round(law, TRUTH[name]), rtol=0.01)
+
+
+@pytest.mark.parametrize("name", ["constant_hazard", "weibull", "gompertz", "bass"])
+def test_parameters_of_noisy_runs_are_recovered_and_covered(name):
+    generator, inside = np.random.default_rng(1), []
+    for _ in range(25):
+        data = L.observed(L.simulate_run(L.LAWS[name], TRUTH[name], 10, 1024, generator, 0.002))
+        fit = L.fit_law(L.LAWS[name], data, 0.002)
+        spread, converged = L.bootstrap(fit, data, 0.002, 200, generator)
+        assert converged.mean() > 0.95
+        low, high = np.quantile(spread, [0.05, 0.95], axis=0)
+        inside.append((low <= TRUTH[name]) & (TRUTH[name] <= high))
+    assert (np.mean(inside, 0) >= 0.72).all()
+
+
+@pytest.mark.parametrize("name", ["weibull", "gompertz", "exponential_floor", "bass", "affine_error_map"])
+def test_batched_refits_equal_scipy(name):
+    law, r, n = L.LAWS[name], np.arange(1.0, 9), 1024
+    scales = [L.SCALES[p.scale] for p in law.parameters]
+    box = [(s[0](p.low), s[0](p.high)) for p, s in zip(law.parameters, scales)]
+    counts = L.beta_binomial(np.tile(law.accuracy(r, TRUTH[name]), (6, 1)), n, 0.002, np.random.default_rng(3)).astype(float)
+    _, value, converged = L.fit_batch(law, r, counts, np.full(8, n), np.ones(8), np.tile(TRUTH[name], (6, 1)))
+    assert converged.all()
+
+    def goal(w, s):
+        H = law(r, [f[1](x) for f, x in zip(scales, w)])
+        return -(-s * H + (n - s) * np.log(-np.expm1(-H))).sum()
+
+    start = [f[0](x) for f, x in zip(scales, TRUTH[name])]
+    for s, ours in zip(counts, value):
+        theirs = -minimize(goal, start, (s,), bounds=box, method="L-BFGS-B", options=dict(ftol=1e-14, maxiter=1000)).fun
+        assert ours > theirs - 1e-3
+
+
+@pytest.mark.parametrize("name", [*L.LAWS, *L.RIVALS])
+def test_crossings_cross_and_batches_agree_with_single_sets(name):
+    law = {**L.LAWS, **L.RIVALS}[name]
+    grid = np.array(list(product(*[p.starts for p in law.parameters])))
+    rounds = np.arange(1, 9)
+    assert np.allclose(law(rounds, grid), [law(rounds, p) for p in grid])
+    for threshold in (0.9, 0.5):
+        found = L.crossing_round(law, grid, threshold)
+        for r, p in zip(found, grid):
+            if np.isinf(r):
+                assert law.accuracy([200.0], p)[0] > threshold - 1e-9 or law.accuracy([900.0], p)[0] > threshold - 1e-9
+            elif 1 < r < 300:
+                assert np.isclose(law.accuracy([r], p)[0], threshold, atol=0.01)
+
+
+def test_beta_binomial_is_the_distribution_of_that_name():
+    draws = L.beta_binomial(np.full(40000, 0.8), 50, 0.05, np.random.default_rng(0))
+    expected = betabinom(50, 0.8 * 19, 0.2 * 19)
+    assert abs(draws.mean() - expected.mean()) < 0.15 and abs(draws.var() / expected.var() - 1) < 0.05
+
+
+REFUSED = {
+    "gap": (run([900, 800, 700, 600]).query("round != 2"), "round 2 is missing"),
+    "repeat": (pd.concat([run([900, 800, 700])] * 2), "appears twice"),
+    "no trials": (run([900, 0, 700]).assign(trials=[1000, 0, 1000]), "round 2 has no trials"),
+    "all right": (run([1000] * 5), "no sign of collapse"),
+    "all wrong": (run([0] * 5), "not one right answer"),
+    "only the base": (run([990]).assign(round=0), "no round after the base"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_counts_without_a_law_get_one_line(name):
+    frame, words = REFUSED[name]
+    with pytest.raises(L.LawError, match=words) as caught:
+        L.fit_laws(frame)
+    assert "\n" not in str(caught.value)
+
+
+def test_laws_with_too_many_parameters_are_left_out_by_name():
+    short = L.fit_laws(run([900, 700]))
+    assert set(short.left_out) == {"exponential_floor", "generalised_growth", "affine_error_map"}
+    two = {n: L.LAWS[n] for n in ("weibull", "gompertz")}
+    with pytest.raises(L.LawError, match="weibull, gompertz"):
+        L.fit_laws(run([900]), laws=two)
+
+
+def test_weights_sum_to_one_and_follow_aicc():
+    fits = list(L.fit_laws(run([982, 936, 777, 518, 264, 86, 35, 4])).fits.values())
+    assert np.isclose(sum(f.weight for f in fits), 1)
+    assert [f.aicc for f in fits] == sorted(f.aicc for f in fits)
+    assert fits[0].law.name in ("bass", "weibull", "generalised_growth")
+
+
+def test_perfect_rounds_before_an_error_are_no_obstacle():
+    fits = L.fit_laws(run([1000, 1000, 999, 1000, 998]))
+    assert all(np.isfinite(f.log_likelihood) for f in fits.fits.values())
+    spread, _ = L.bootstrap(fits.best, fits.data, fits.overdispersion, 100, np.random.default_rng(0))
+    assert np.isfinite(spread).all() and np.ptp(spread, 0).max() > 0
+
+
+def test_runs_are_pooled_by_adding_log_likelihoods():
+    one, two = run([950, 850, 700, 500]), run([940, 860, 690, 520], run_id="s", seed=1)
+    fit = L.fit_law(L.LAWS["weibull"], L.observed(pd.concat([one, two])))
+    added = sum(L.log_likelihood(fit.law(d.rounds, fit.parameters), d.successes, d.trials).sum() for d in map(L.observed, (one, two)))
+    assert np.isclose(fit.log_likelihood, added) and fit.points == 8
+
+
+BLOCK_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "torch": raise ImportError("torch is not installed")
+sys.meta_path.insert(0, NoTorch())
+import si_nb.law, si_nb.forecast, si_nb.figures, si_nb.measurements
+assert "torch" not in sys.modules
+"""
+TIME_IMPORT = "from time import perf_counter as now; import scipy.optimize, scipy.stats; began = now(); import si_nb.law; print(now() - began)"
+
+
+def test_law_needs_no_torch():
+    done = subprocess.run([sys.executable, "-c", BLOCK_TORCH], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_law_costs_less_than_a_second_more_than_scipy():
+    seconds = [float(subprocess.run([sys.executable, "-c", TIME_IMPORT], capture_output=True, text=True).stdout) for _ in range(3)]
+    assert min(seconds) < 1
