@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['DeviceError', 'choose_device', 'choose_precision', 'autocast', 'TrainConfig', 'learning_rate_at', 'Mixture',
-           'token_loss', 'DivergedError', 'train']
+           'next_tokens', 'token_loss', 'DivergedError', 'train']
 
-# %% ../nbs/04_trainer.ipynb #517c4652
+# %% ../nbs/04_trainer.ipynb #d620371c
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .model import GPT
+from .model import GPT, Packing
 from .tokenizer import EQUALS, PAD
 
 # %% ../nbs/04_trainer.ipynb #dadd672b
@@ -93,7 +93,7 @@ def learning_rate_at(
     fall = 0.5 * (1 + math.cos(math.pi * into_decay / config.decay)) if into_decay > 0 else 1.0
     return config.learning_rate * rise * fall
 
-# %% ../nbs/04_trainer.ipynb #284ec366
+# %% ../nbs/04_trainer.ipynb #d646c383
 class Mixture:
     """Rows of tokens from several sources, drawn with given weights."""
 
@@ -117,27 +117,38 @@ class Mixture:
         self,
         batch_size: int,  # rows
         rng: np.random.Generator,  # chooses sources and rows
-    ) -> torch.Tensor:  # (batch_size, longest row of the batch) int64 tokens on the device
+    ) -> tuple[torch.Tensor, Packing]:  # (batch_size, longest row) int64 tokens, and where its inputs are
         """A batch of rows, sources in proportion to their weights."""
         source = rng.choice(len(self.shares), batch_size, p=self.shares)
         rows = self.starts[source] + rng.integers(self.sizes[source])
-        index = torch.as_tensor(rows, device=self.tokens.device)
-        return self.tokens[index, : int(self.lengths[rows].max())].long()
+        inputs = self.lengths[rows].astype(np.int64) - 1
+        length = int(inputs.max())
+        places = np.flatnonzero(np.arange(length) < inputs[:, None])
+        index, places = (torch.as_tensor(array, device=self.tokens.device) for array in (rows, places))
+        return self.tokens[index, : length + 1].long(), Packing(places, batch_size, length)
 
-# %% ../nbs/04_trainer.ipynb #35cfd659
-def token_loss(
-    logits: torch.Tensor,  # (batch, length - 1, vocabulary) for all but the last token
+# %% ../nbs/04_trainer.ipynb #195be1ec
+def next_tokens(
     tokens: torch.Tensor,  # (batch, length) int64
+    packing: Packing,  # where the inputs are
     loss_on: str,  # all or answer
-) -> torch.Tensor:  # scalar, nats per counted token
-    """Mean next-token cross-entropy, padding left out."""
+) -> torch.Tensor:  # (real tokens,) int64, PAD where the loss does not count
+    """The token that follows each input."""
     targets = tokens[:, 1:]
     if loss_on == "answer":
         in_answer = (tokens == EQUALS).cumsum(dim=1)[:, :-1] > 0
         targets = targets.masked_fill(~in_answer, PAD)
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=PAD)
+    return targets.flatten()[packing.places]
 
-# %% ../nbs/04_trainer.ipynb #0baa7933
+
+def token_loss(
+    logits: torch.Tensor,  # (real tokens, vocabulary)
+    targets: torch.Tensor,  # (real tokens,) int64, from next_tokens
+) -> torch.Tensor:  # scalar, nats per counted token
+    """Mean next-token cross-entropy."""
+    return F.cross_entropy(logits.float(), targets, ignore_index=PAD)
+
+# %% ../nbs/04_trainer.ipynb #1e7a7aa5
 def _optimizer(model, config):
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
@@ -147,12 +158,13 @@ def _optimizer(model, config):
     )
 
 
-def _step(model, tokens, config, optimizer, scaler, rate):
+def _step(model, tokens, packing, config, optimizer, scaler, rate):
     """One optimiser step; the loss before it, still on the device."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     with autocast(tokens.device):
-        loss = token_loss(model(tokens[:, :-1]), tokens, config.loss_on)
+        logits = model(tokens[:, :-1], packing=packing)
+        loss = token_loss(logits, next_tokens(tokens, packing, config.loss_on))
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
@@ -161,7 +173,7 @@ def _step(model, tokens, config, optimizer, scaler, rate):
     optimizer.zero_grad(set_to_none=True)
     return loss.detach()
 
-# %% ../nbs/04_trainer.ipynb #aeff928d
+# %% ../nbs/04_trainer.ipynb #741bbbab
 class DivergedError(RuntimeError):
     """Training produced a loss that is not a finite number."""
 
@@ -183,8 +195,8 @@ def train(
     model.train()
     total, since, mean = torch.zeros((), device=device), 0, math.nan
     for step in range(config.steps):
-        tokens = mixture.draw(config.batch_size, rng)
-        total += _step(model, tokens, config, optimizer, scaler, learning_rate_at(step, config))
+        tokens, packing = mixture.draw(config.batch_size, rng)
+        total += _step(model, tokens, packing, config, optimizer, scaler, learning_rate_at(step, config))
         since += 1
         if since == report_every or step == config.steps - 1:
             mean = total.item() / since
