@@ -1,0 +1,246 @@
+"""The command line: what works stays working, and every mistake is one line, exit code 2, nothing written."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from si_nb.cli import main
+
+SMALL = ["--preset", "tiny", "--original_digits", "3", "--base_samples", "2000", "--max_iters", "60", "--si_iter", "10", "--eval_samples", "64",
+         "--num_samples", "64", "--si_rounds", "4"]  # fmt: skip
+COUNTS = {1: 980, 2: 940, 3: 850, 4: 700, 5: 480, 6: 260, 7: 110, 8: 30}
+
+
+def refused(arguments, capsys):
+    """The single line with which a command refuses its arguments."""
+    try:
+        code = main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        code = stop.code
+    said = capsys.readouterr()
+    assert code == 2, said
+    assert said.err.count("\n") == 1 and said.err.startswith("si_nb: ") and "Traceback" not in said.err, said.err
+    assert said.out == ""
+    return said.err
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A small finished run."""
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["run", *SMALL, "--run_dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture
+def counts(tmp_path):
+    """A table with nothing but rounds and counts, as somebody else might have it."""
+    path = tmp_path / "counts.csv"
+    path.write_text("round,successes,trials\n" + "".join(f"{number},{right},1000\n" for number, right in COUNTS.items()))
+    return path
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--task", "division"], "division"),
+        (["--si_method", "hope"], "hope"),
+        (["--preset", "huge"], "huge"),
+        (["--no_such_flag", "1"], "--no_such_flag"),
+        (["--n_embd", "100", "--n_head", "6"], "n_head"),
+        (["--n_layer", "0"], "n_layer"),
+        (["--batch_size", "-4"], "batch_size"),
+        (["--si_rounds", "-1"], "si_rounds"),
+        (["--n_embd", "wide"], "wide"),
+        (["--vote_threshold", "0"], "vote_threshold"),
+        (["--vote_threshold", "1.5"], "vote_threshold"),
+        (["--threshold", "0"], "threshold"),
+        (["--threshold", "1.01"], "threshold"),
+        (["--until_round", "0"], "until_round"),
+        (["--dropout", "1"], "dropout"),
+        (["--learning_rate", "nan"], "learning_rate"),
+        (["--noise_kind", "loud"], "loud"),
+        (["--device", "cuda:7"], "cuda:7"),
+        (["--device", "abacus"], "abacus"),
+        (["--wandb", "maybe"], "maybe"),
+        (["--resume", "perhaps"], "perhaps"),
+        (["--block_size", "20"], "block_size 20 is too small"),
+        (["--voters", "1"], "voters"),
+    ],
+    ids=lambda value: "_".join(value).strip("-") if isinstance(value, list) else None,
+)
+def test_bad_settings_are_refused_before_anything_is_written(flags, named, tmp_path, capsys):
+    """A setting that cannot work costs one line and leaves no folder behind."""
+    error = refused(["run", "--preset", "tiny", "--run_dir", tmp_path / "run", *flags], capsys)
+    assert named in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_block_size_error_names_the_size_needed(tmp_path, capsys):
+    """The remedy is in the message: reversed addition of 10 + 10 digits needs 64 tokens."""
+    assert "64" in refused(["run", "--block_size", "63", "--run_dir", tmp_path / "run"], capsys)
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        (b"", "empty"),
+        (b"name,price\ntea,3\n", "round"),
+        (b"\x89PNG\r\n\x1a\n\x00\x00", "text"),
+        (b"round,successes,trials\n1,5,4\n2,3,4\n", "successes"),
+        (b"round,successes,trials\n1,5,10\n1,5,10\n", "round"),
+        (b"round,successes,trials\n1,990,1000\n2,97", "cut off"),
+        (b"round,successes,trials\n1,0,0\n2,0,0\n3,0,0\n", ""),
+    ],
+    ids=["empty", "foreign", "binary", "impossible", "duplicate", "truncated", "no_trials"],
+)
+def test_bad_tables_are_refused(content, named, tmp_path, capsys):
+    """Whatever is given as a table, the answer is a law or one line that names the file or the reason."""
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    assert named in refused(["law", path], capsys)
+
+
+def test_missing_table_is_refused(tmp_path, capsys):
+    """A path that is not there is named."""
+    assert "absent" in refused(["law", tmp_path / "absent"], capsys)
+
+
+def test_unknown_law_is_refused(counts, capsys):
+    """A law that is not in the registry is named, with those that are."""
+    assert "weibull" in refused(["law", counts, "--law", "gravity"], capsys)
+
+
+def test_laws_with_too_many_parameters_are_left_out_by_name(counts, capsys):
+    """Two rounds carry no law of three parameters, and the report says which were left out."""
+    assert main(["law", str(counts), "--until_round", "2", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert "exponential_floor" in report["left_out"] and "constant_hazard" in {law["name"] for law in report["laws"]}
+
+
+def test_law_json_is_strict_and_complete(counts, capsys):
+    """Programs read this: the fields, and no NaN or infinity, which JSON does not have."""
+    assert main(["law", str(counts), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert {"laws", "chosen", "collapse", "reproduction_number"} <= set(report)
+    fields = {"threshold", "round", "low", "high", "level", "probability_by_last_round", "sustained_probability"}
+    assert fields <= set(report["collapse"])
+    assert report["collapse"]["low"] <= report["collapse"]["round"] <= report["collapse"]["high"]
+    assert report["collapse"]["round"] == 5  # the first round below one half
+
+
+def test_law_needs_no_torch(counts):
+    """Reading tables works on machines without torch."""
+    code = f"import sys; sys.modules['torch'] = None; from si_nb.cli import main; sys.exit(main(['law', {str(counts)!r}]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "collapse" in done.stdout
+
+
+def test_run_reports_and_draws(run_dir, capsys):
+    """A finished run prints its report again, changes nothing and keeps its figures."""
+    before = (run_dir / "measurements.csv").read_bytes()
+    assert main(["run", *SMALL, "--run_dir", str(run_dir)]) == 0
+    said = capsys.readouterr().out
+    assert "measurements.csv" in said and "figures" in said
+    assert (run_dir / "measurements.csv").read_bytes() == before
+    assert list((run_dir / "figures").glob("*.png"))
+
+
+def test_another_configuration_is_refused(run_dir, capsys):
+    """A folder that holds another experiment is named with the setting that differs, and stays as it is."""
+    before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
+    assert "seed" in refused(["run", *SMALL, "--seed", "5", "--run_dir", run_dir], capsys)
+    assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()} == before
+
+
+def test_resume_never_refuses_a_used_folder(run_dir, capsys):
+    """--resume never protects a finished run."""
+    assert "already holds a run" in refused(["run", *SMALL, "--resume", "never", "--run_dir", run_dir], capsys)
+
+
+def test_run_dir_that_is_a_file(tmp_path, capsys):
+    """A file where the run folder should be is named and left alone."""
+    path = tmp_path / "file"
+    path.write_text("precious")
+    assert str(path) in refused(["run", *SMALL, "--run_dir", path], capsys)
+    assert path.read_text() == "precious"
+
+
+def test_run_dir_that_cannot_be_made(capsys):
+    """A folder that the system does not let us make is named."""
+    assert "/proc/" in refused(["run", *SMALL, "--run_dir", "/proc/si_nb_run"], capsys)
+
+
+def test_missing_base_model_is_named(tmp_path, capsys):
+    """Self-improvement without a base model names the file it looked for."""
+    error = refused(["run", *SMALL, "--skip_base_model_train", "--models_dir", tmp_path / "models", "--run_dir", tmp_path / "run"], capsys)
+    assert "base_voter_0.safetensors" in error
+
+
+@pytest.mark.parametrize("damage", ["truncated", "other_shape"])
+def test_unusable_weights_are_refused(damage, run_dir, tmp_path, capsys):
+    """A weights file that is cut or belongs to another model is named, not loaded."""
+    models = tmp_path / "models"
+    models.mkdir()
+    for path in (run_dir / "models").glob("base_*"):
+        content = path.read_bytes()
+        (models / path.name).write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
+    sizes = ["--n_embd", "48"] if damage == "other_shape" else []
+    arguments = ["run", *SMALL, *sizes, "--skip_base_model_train", "--models_dir", models, "--run_dir", tmp_path / "run"]
+    assert "base_voter_0.safetensors" in refused(arguments, capsys)
+
+
+def test_base_only_then_rounds_only(tmp_path, capsys):
+    """--skip_si and --skip_base_model_train are the two halves of a run, through --models_dir."""
+    models = ["--models_dir", str(tmp_path / "models")]
+    assert main(["run", *SMALL, "--skip_si", *models, "--run_dir", str(tmp_path / "base")]) == 0
+    assert not (tmp_path / "base" / "measurements.csv").exists()
+    assert len(list((tmp_path / "models").glob("base_*"))) == 3
+    assert main(["run", *SMALL, "--skip_base_model_train", *models, "--run_dir", str(tmp_path / "rounds")]) == 0
+    assert (tmp_path / "rounds" / "measurements.csv").exists()
+
+
+def test_no_filter_is_another_name_for_none(tmp_path):
+    """The name that the unfiltered arm has elsewhere works here."""
+    assert main(["run", *SMALL, "--si_method", "no_filter", "--si_rounds", "1", "--run_dir", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["si_method"] == ["none"]
+
+
+def test_wandb_offline_writes_inside_the_run_folder(tmp_path):
+    """The mirror works without a network and leaves nothing beside the run folder."""
+    pytest.importorskip("wandb", reason="the mirror is optional")
+    command = [sys.executable, "-m", "si_nb", "run", *SMALL, "--si_rounds", "1", "--wandb", "offline", "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] and list((tmp_path / "run" / "wandb").iterdir())
+
+
+def test_wandb_without_a_key_goes_on(tmp_path):
+    """Online without a key: said once, never asked, and the run is complete."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment.update(HOME=str(tmp_path), WANDB_BASE_URL="http://localhost:9")
+    command = [sys.executable, "-m", "si_nb", "run", *SMALL, "--si_rounds", "1", "--wandb", "online", "--run_dir", str(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Weights & Biases is not available") == 1
+    assert (tmp_path / "run" / "measurements.csv").exists()
+
+
+def test_module_and_command_are_the_same():
+    """python -m si_nb is si_nb."""
+    done = subprocess.run([sys.executable, "-m", "si_nb", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and all(command in done.stdout for command in ("run", "law", "figures"))
+
+
+def test_every_documented_flag_exists(capsys):
+    """People have these flags in their notebooks."""
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    said = capsys.readouterr().out
+    flags = """n_embd n_head n_layer dropout bias batch_size block_size max_iters eval_interval si_rounds si_iter decay si_method
+        original_digits num_samples data_dir models_dir seed device skip_base_model_train skip_si train_multiple_base wandb_project
+        wandb_name task preset voters vote_threshold run_dir resume wandb""".split()
+    assert [flag for flag in flags if f"--{flag}" not in said] == []
