@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from .forecast import collapse_round
 from .measurements import RUN, accuracy_by_length, binomial_interval, check_table, error_budget, trajectory
 
-# %% ../nbs/12_figures.ipynb #d8cabd2e
+# %% ../nbs/12_figures.ipynb #2d503d34
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS, LINES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 STYLE = {
@@ -34,7 +34,8 @@ class Picture(Figure):
     "A figure that a notebook shows by itself."
     def _repr_png_(self): return self.png()
 
-    def png(self): # -> bytes
+    def png(self) -> bytes:
+        "The figure as the content of a PNG file."
         buffer = BytesIO()
         with style(): self.savefig(buffer, format="png")
         return buffer.getvalue()
@@ -83,7 +84,7 @@ def length_figure(
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
-# %% ../nbs/12_figures.ipynb #72d33146
+# %% ../nbs/12_figures.ipynb #f7bbcfaa
 def _points(axis, entries, **look):
     "Measured accuracies with 95% bars."
     entries = [e for e in entries if e["trials"]]
@@ -101,6 +102,7 @@ def _collapse_bar(axis, collapse, last):
     if collapse["high"] is None or collapse["high"] > last + 1: axis.plot([last + 1.0], [collapse["threshold"]], marker=">", color=COLOURS[1], markersize=8, linestyle="none", clip_on=False)
     if collapse["round"] is not None and collapse["round"] <= last + 1: axis.plot([collapse["round"]], [collapse["threshold"]], marker="X", color=COLOURS[1], markersize=9, linestyle="none")
 
+# %% ../nbs/12_figures.ipynb #83f46245
 def law_figure(
     report: dict, # of one arm, as `law_report` makes it under "arms"
 ) -> Picture: # accuracy against round with law, band, origin and continuation
@@ -145,13 +147,25 @@ def arms_figure(
         axis.legend(title="arm", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
-# %% ../nbs/12_figures.ipynb #0cf1a4de
+# %% ../nbs/12_figures.ipynb #e4da69b7
 PANELS = {  # quantity of the error budget -> title of its panel
     "tau": "tau: kept one length on", "label_raw": "g: raw labels right", "kept_right": "phi: right labels kept",
     "kept_wrong": "psi: wrong labels kept", "label_kept": "q: kept labels right", "accuracy": "a: accuracy afterwards",
     "kept_share": "labels kept", "agree_wrong": "voters wrong alike",
 }
 
+# %% ../nbs/12_figures.ipynb #aba7e1f4
+def _panel(axis, budget, quantity):
+    "One step of the budget against the round, a line per run."
+    part = budget[budget["quantity"] == quantity]
+    for i, arm in enumerate(budget["arm"].unique()):
+        for j, (_, run) in enumerate(part[part["arm"] == arm].groupby(RUN)):
+            bars = np.maximum([run["estimate"] - run["low"], run["high"] - run["estimate"]], 0)
+            axis.errorbar(run["round"], run["estimate"], yerr=bars, capsize=1.5, elinewidth=0.7, alpha=0.85, label=arm if j == 0 else None, **_look(i))
+    axis.set(title=PANELS[quantity], ylim=(-0.05, max(1.05, 1.05 * part["estimate"].max())))
+    axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=6))
+
+# %% ../nbs/12_figures.ipynb #54418675
 def budget_figure(
     table: pd.DataFrame, # measurement table with label rows, one or more arms
 ) -> Picture: # one panel per step of the round
@@ -163,14 +177,7 @@ def budget_figure(
     with style():
         figure, axes = _canvas("Where do errors enter?", f"{', '.join(budget['task'].unique())}; {_counted(budget[budget['quantity'] == 'accuracy'])} of a; bars: 95%; one line per run",
                                math.ceil(len(present) / columns), columns, (9.6, 2.3 * math.ceil(len(present) / columns) + 0.8), sharex=True)
-        for axis, quantity in zip(axes, present):
-            part = budget[budget["quantity"] == quantity]
-            for i, arm in enumerate(budget["arm"].unique()):
-                for j, (_, run) in enumerate(part[part["arm"] == arm].groupby(RUN)):
-                    bars = np.maximum([run["estimate"] - run["low"], run["high"] - run["estimate"]], 0)
-                    axis.errorbar(run["round"], run["estimate"], yerr=bars, capsize=1.5, elinewidth=0.7, alpha=0.85, label=arm if j == 0 else None, **_look(i))
-            axis.set(title=PANELS[quantity], ylim=(-0.05, max(1.05, 1.05 * part["estimate"].max())))
-            axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=6))
+        for axis, quantity in zip(axes, present): _panel(axis, budget, quantity)
         for axis in axes[len(present):]: axis.set_visible(False)
         for axis in axes[max(len(present) - columns, 0):len(present)]: axis.set_xlabel("round")
         for axis in axes[::columns]: axis.set_ylabel("share")

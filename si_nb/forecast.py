@@ -38,10 +38,11 @@ def collapse_round(
     earliest = (found["last_round"] + (~found["ended_below"].astype(bool)).astype(int)).where(censored, found["collapse_round"])
     return found.assign(censored=censored, at_least=earliest.astype("int64"))[RUN + ["collapse_round", "censored", "at_least", "last_round"]]
 
-# %% ../nbs/11_forecast.ipynb #9df23652
+# %% ../nbs/11_forecast.ipynb #8669d270
 LEVEL = 0.9  # probability inside every interval of a forecast
 ROUNDS_AHEAD = 5  # how far the predicted accuracies go when nothing later was measured
 
+# %% ../nbs/11_forecast.ipynb #f5a90cdb
 @dataclass(frozen=True)
 class Forecast:
     "What the first rounds of one arm say about the later ones."
@@ -136,7 +137,7 @@ def ranked_probability_score(
     position = (2 * np.arange(1, size + 1) - size - 1)[:, None]
     return np.abs(draws - outcome).mean(0) - (position * ordered).sum(0) / size**2
 
-# %% ../nbs/11_forecast.ipynb #de7243d6
+# %% ../nbs/11_forecast.ipynb #4a1431bc
 def _log_probability(rates, successes, trials, overdispersion):
     "Log-probability of counts (Q,) under a mixture of beta-binomials with mean rates (B, Q)."
     rates, size = np.clip(rates, 1e-6, 1 - 1e-6), 1 / max(overdispersion, 1e-6) - 1
@@ -144,6 +145,7 @@ def _log_probability(rates, successes, trials, overdispersion):
     each = coefficient + betaln(successes + rates * size, trials - successes + (1 - rates) * size) - betaln(rates * size, (1 - rates) * size)
     return logsumexp(each, axis=0) - np.log(len(rates))
 
+# %% ../nbs/11_forecast.ipynb #95e122ec
 def score_forecast(
     forecast: Forecast, # made from the first rounds
     trajectory: pd.DataFrame, # the same arm with its later rounds
@@ -172,9 +174,24 @@ def score_collapse(
     inside = (found["censored"] | (actual >= low)) & (actual <= high)
     return found.assign(forecast=float(guess) if forecast.collapse_round is not None else np.inf, absolute_error=error, inside=inside)
 
-# %% ../nbs/11_forecast.ipynb #74517f19
+# %% ../nbs/11_forecast.ipynb #1ccf352e
 SMALLEST_SPREAD = 0.01  # of the wrong share over the rounds, below which no slope is attempted
 
+def _round_counts(table, until_round):
+    "Successes and trials of every step, a row per run and round; None where a step was not measured."
+    budget = error_budget(table)
+    budget = budget[(budget["round"] >= 1) & (budget["round"] <= (until_round or budget["round"].max())) & (budget["quantity"] != "tau")]
+    counts = budget.pivot(index=RUN + ["round"], columns="quantity", values=["successes", "trials"]).fillna(0)
+    needed = ["accuracy", "label_raw", "label_kept", "kept_right", "kept_wrong"]
+    enough = all(q in counts["trials"] and counts["trials"][q].sum() > 0 for q in needed) and len(counts) >= 3
+    return counts if enough else None
+
+def _gain(error, wrong_share):
+    "Slope (draws,) of the error after training on the wrong share of the kept labels, not below 0."
+    centred = wrong_share - wrong_share.mean(1, keepdims=True)
+    return np.maximum((centred * error).sum(1) / (centred**2).sum(1), 0)
+
+# %% ../nbs/11_forecast.ipynb #62292114
 def reproduction_number(
     table: pd.DataFrame, # measurement table of one arm, with label rows
     until_round: int = None, # leave later rounds out
@@ -182,29 +199,21 @@ def reproduction_number(
     generator: np.random.Generator = None, # source of chance; None: default_rng(0)
 ) -> dict: # value, low, high (LEVEL interval); None when the table cannot say
     "How many later errors one error brings about: R = tau kappa psi / phi, pooled over rounds and runs."
-    generator, nothing = np.random.default_rng(0) if generator is None else generator, dict(value=None, low=None, high=None)
-    budget = error_budget(table)
-    budget = budget[(budget["round"] >= 1) & (budget["round"] <= (until_round or budget["round"].max()))]
-    counts = budget[budget["quantity"] != "tau"].pivot(index=RUN + ["round"], columns="quantity", values=["successes", "trials"])
-    needed = ["accuracy", "label_raw", "label_kept", "kept_right", "kept_wrong"]
-    if any(q not in counts["trials"] for q in needed) or len(counts) < 3: return nothing
-    counts = counts.fillna(0)
-    wrong, right = counts["trials"]["kept_wrong"].sum(), counts["trials"]["kept_right"].sum()
-    if wrong == 0 or right == 0: return nothing
-    beta = lambda s, n: generator.beta(s.to_numpy() + 0.5, (n - s).to_numpy() + 0.5, size=(draws, len(s)))
-    rate = {q: beta(counts["successes"][q], counts["trials"][q]) for q in ("accuracy", "label_raw", "label_kept")}
-    filters = [generator.beta(counts["successes"][q].sum() + 0.5, (counts["trials"][q] - counts["successes"][q]).sum() + 0.5, draws) for q in ("kept_wrong", "kept_right")]
-    error, wrong_share = 1 - rate["accuracy"], 1 - rate["label_kept"]
-    if np.ptp(wrong_share.mean(0)) < SMALLEST_SPREAD: return nothing
-    centred = wrong_share - wrong_share.mean(1, keepdims=True)
-    kappa = np.maximum((centred * error).sum(1) / (centred**2).sum(1), 0)
+    generator, counts = np.random.default_rng(0) if generator is None else generator, _round_counts(table, until_round)
+    if counts is None: return dict(value=None, low=None, high=None)
+    right, tried = counts["successes"], counts["trials"]
+    beta = lambda q: generator.beta(right[q] + 0.5, tried[q] - right[q] + 0.5, size=(draws, len(counts)))
+    pooled = lambda q: generator.beta(right[q].sum() + 0.5, (tried[q] - right[q]).sum() + 0.5, size=draws)
+    accuracy, raw, kept = beta("accuracy"), beta("label_raw"), beta("label_kept")
+    if np.ptp(kept.mean(0)) < SMALLEST_SPREAD: return dict(value=None, low=None, high=None)
     index = counts.index.to_frame(index=False)
-    follows = ((index["round"].diff() == 1) & (index[RUN] == index[RUN].shift()).all(axis=1)).to_numpy()
-    tau = rate["label_raw"][:, follows] / rate["accuracy"][:, np.flatnonzero(follows) - 1]
-    low, middle, high = np.quantile(np.exp(np.log(tau).mean(1)) * kappa * filters[0] / filters[1], [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
+    follows = np.flatnonzero((index["round"].diff() == 1) & (index[RUN] == index[RUN].shift()).all(axis=1))
+    tau = np.exp(np.log(raw[:, follows] / accuracy[:, follows - 1]).mean(1))
+    number = tau * _gain(1 - accuracy, 1 - kept) * pooled("kept_wrong") / pooled("kept_right")
+    low, middle, high = np.quantile(number, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
     return dict(value=float(middle), low=float(low), high=float(high))
 
-# %% ../nbs/11_forecast.ipynb #4c602735
+# %% ../nbs/11_forecast.ipynb #92c1f90a
 def _number(value):
     "A float for JSON; None where it is not finite."
     return float(value) if value is not None and np.isfinite(value) else None
@@ -224,6 +233,7 @@ def _measured_entries(series, threshold):
                  censored=bool(row["censored"]), at_least=int(row["at_least"]), last_round=int(row["last_round"]))
             for row in collapse_round(series, threshold).to_dict("records")]
 
+# %% ../nbs/11_forecast.ipynb #c714ad26
 def _round_entries(forecast, series):
     "Predicted and measured accuracy, round by round; measured is pooled over runs."
     pooled, entries = series.groupby("round")[["successes", "trials"]].sum(), []
@@ -249,7 +259,7 @@ def arm_report(
                 measured=_measured_entries(series, forecast.threshold), rounds=_round_entries(forecast, series),
                 reproduction_number=reproduction or dict(value=None, low=None, high=None))
 
-# %% ../nbs/11_forecast.ipynb #0a7c2ac9
+# %% ../nbs/11_forecast.ipynb #5d05bf58
 def _no_law(series, threshold, line):
     "The report of an arm to which no law could be fitted."
     return dict(task=str(series["task"].iloc[0]), arm=str(series["arm"].iloc[0]), runs=int(series.groupby(RUN).ngroups), until_round=None,
@@ -257,6 +267,7 @@ def _no_law(series, threshold, line):
                 collapse=dict(threshold=float(threshold), round=None, low=None, high=None, level=LEVEL, probability_by_last_round=None, sustained_probability=None),
                 measured=_measured_entries(series, threshold), rounds=[], reproduction_number=dict(value=None, low=None, high=None))
 
+# %% ../nbs/11_forecast.ipynb #44e6bf7a
 def law_report(
     table: pd.DataFrame, # measurement table, a table of round, successes, trials, or a trajectory
     until_round: int = None, # fit rounds 1..until_round; None: all
@@ -303,7 +314,7 @@ def measured_line(
     each = [f"not before round {m['at_least']}" if m["censored"] else f"at round {m['collapse_round']}" for m in report["measured"]]
     return "measured: collapse " + ", ".join(each)
 
-# %% ../nbs/11_forecast.ipynb #a65e21d2
+# %% ../nbs/11_forecast.ipynb #34e07f62
 def _laws_table(report):
     "The fitted laws of one arm as a rich table."
     shown = Table(title=f"{report['task']}, arm {report['arm']}: {report['runs']} run{'s' if report['runs'] > 1 else ''}, rounds 1-{report['until_round']}", title_justify="left")
@@ -323,6 +334,7 @@ def _rounds_table(report):
     for r in later: shown.add_row(str(r["round"]), f"{r['accuracy']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}", f"{r['measured']:.3f}")
     return shown if later else None
 
+# %% ../nbs/11_forecast.ipynb #86c53b23
 def print_report(
     report: dict, # as `law_report` makes it
     console: Console = None, # where to print; None: standard output
