@@ -53,7 +53,7 @@ def _agreed(proposal, lengths, threshold):
     # the small slack keeps 3 of 5 votes at a threshold of 0.6, which is not exact in binary
     return proposal.votes >= threshold * proposal.voters - 1e-9
 
-# %% ../nbs/05_voting.ipynb #f9d10233
+# %% ../nbs/05_voting.ipynb #7409ac67
 @dataclass(frozen=True)
 class KeepRule:
     """A way of choosing labels without knowing the truth."""
@@ -61,13 +61,14 @@ class KeepRule:
     name: str  # key in KEEP_RULES
     vote: bool  # needs several voters
     keep: Callable  # (proposal, admissible lengths, threshold) -> (N,) bool
+    tries: int = 6  # problems tried at most for each label wanted
 
 
 KEEP_RULES = {
     rule.name: rule
     for rule in (
-        KeepRule("none", False, lambda proposal, lengths, threshold: np.ones(len(proposal.votes), dtype=bool)),
-        KeepRule("length_filter", False, _possible_length),
+        KeepRule("none", False, lambda proposal, lengths, threshold: np.ones(len(proposal.votes), dtype=bool), tries=1),
+        KeepRule("length_filter", False, _possible_length, tries=2),
         KeepRule("mv", True, _agreed),
         KeepRule("mv_length", True, lambda *seen: _agreed(*seen) & _possible_length(*seen)),
     )
