@@ -11,22 +11,6 @@ from .model import GPT, KeyValueCache
 from .tasks import Problems, is_right
 from .tokenizer import END, PAD
 
-# %% ../nbs/03_generate.ipynb #a9b44324
-@torch.inference_mode()
-def generate(
-    model: GPT,  # in evaluation mode
-    prompts: np.ndarray,  # (N, prompt width) uint8 tokens
-    max_new_tokens: int,  # room for the answer, end mark included
-    batch_size: int = 1024,  # sequences decoded together
-) -> np.ndarray:  # (N, max_new_tokens) uint8 tokens, PAD after the end mark
-    """Greedy answers to equally long prompts."""
-    answers = np.full((len(prompts), max_new_tokens), PAD, dtype=np.uint8)
-    for start in range(0, len(prompts), batch_size):
-        batch = answers[start : start + batch_size]
-        decoded = _decode_batch(model, prompts[start : start + batch_size], max_new_tokens)
-        batch[:, : decoded.shape[1]] = decoded
-    return answers
-
 # %% ../nbs/03_generate.ipynb #a930f532
 def _decode_batch(model, prompts, max_new_tokens):
     """Greedy tokens of one batch, as wide as its longest answer."""
@@ -49,6 +33,22 @@ def _activation_type(weight):
     """Type in which keys and values arrive: autocast's while it is on, else the weights' own."""
     kind = weight.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+# %% ../nbs/03_generate.ipynb #a9b44324
+@torch.inference_mode()
+def generate(
+    model: GPT,  # in evaluation mode
+    prompts: np.ndarray,  # (N, prompt width) uint8 tokens
+    max_new_tokens: int,  # room for the answer, end mark included
+    batch_size: int = 1024,  # sequences decoded together
+) -> np.ndarray:  # (N, max_new_tokens) uint8 tokens, PAD after the end mark
+    """Greedy answers to equally long prompts."""
+    answers = np.full((len(prompts), max_new_tokens), PAD, dtype=np.uint8)
+    for start in range(0, len(prompts), batch_size):
+        batch = answers[start : start + batch_size]
+        decoded = _decode_batch(model, prompts[start : start + batch_size], max_new_tokens)
+        batch[:, : decoded.shape[1]] = decoded
+    return answers
 
 # %% ../nbs/03_generate.ipynb #aee5f510
 NEAR_TIE = 1e-3  # gap between the two best logits, in nats; fp32 rounding moves logits by less than 1e-4

@@ -84,7 +84,15 @@ class Packing(NamedTuple):
         padded = x.new_zeros(self.batch * self.length, x.shape[-1])
         return padded.index_copy(0, self.places, x).unflatten(0, (self.batch, self.length))
 
-# %% ../nbs/02_model.ipynb #c27785d3
+# %% ../nbs/02_model.ipynb #c075d9cc
+def _padded(x, packing):
+    return x if packing is None else packing.unpack(x)
+
+
+def _packed(x, packing):
+    return x if packing is None else packing.pack(x)
+
+# %% ../nbs/02_model.ipynb #0a542178
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
@@ -105,14 +113,11 @@ class Attention(nn.Module):
         packing: Packing | None = None,  # where packed tokens belong
     ) -> torch.Tensor:  # shape of x
         """What every token gathers from itself and the tokens before it."""
-        projected = self.queries_keys_values(x)
-        projected = projected if packing is None else packing.unpack(projected)
-        heads = projected.unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        heads = _padded(self.queries_keys_values(x), packing).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
         keys, values = heads[1:] if cache is None else cache.extend(self.layer, heads[1:])
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout * self.training
         y = F.scaled_dot_product_attention(heads[0], keys, values, dropout_p=dropout, is_causal=heads.shape[3] > 1)
-        y = y.transpose(1, 2).flatten(2)
-        return self.projection(y if packing is None else packing.pack(y))
+        return self.projection(_packed(y.transpose(1, 2).flatten(2), packing))
 
 # %% ../nbs/02_model.ipynb #656e3341
 class Block(nn.Module):
