@@ -92,7 +92,7 @@ def _padded(x, packing):
 def _packed(x, packing):
     return x if packing is None else packing.pack(x)
 
-# %% ../nbs/02_model.ipynb #0a542178
+# %% ../nbs/02_model.ipynb #7e1bbf9f
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
@@ -115,8 +115,7 @@ class Attention(nn.Module):
         """What every token gathers from itself and the tokens before it."""
         heads = _padded(self.queries_keys_values(x), packing).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
         keys, values = heads[1:] if cache is None else cache.extend(self.layer, heads[1:])
-        dropout = self.dropout * self.training
-        y = F.scaled_dot_product_attention(heads[0], keys, values, dropout_p=dropout, is_causal=heads.shape[3] > 1)
+        y = F.scaled_dot_product_attention(heads[0], keys, values, dropout_p=self.dropout * self.training, is_causal=heads.shape[3] > 1)
         return self.projection(_packed(y.transpose(1, 2).flatten(2), packing))
 
 # %% ../nbs/02_model.ipynb #656e3341
