@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'DRIVE', 'ConfigError', 'RunConfig', 'base_training', 'round_training', 'make_config', 'identity',
-           'run_name', 'write_whole', 'save_model', 'load_model', 'RunFolder', 'describe_environment', 'open_run',
-           'runs_home', 'open_tracker']
+           'run_name', 'write_whole', 'save_model', 'load_model', 'RunFolder', 'describe_environment', 'locate_run',
+           'open_run', 'runs_home', 'check_tracker_mode', 'open_tracker']
 
 # %% ../nbs/08_runs.ipynb #02efbec9
 import hashlib
@@ -349,33 +349,44 @@ def _make_folders(folder):
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written to ({error.strerror}); choose another folder") from None
 
-# %% ../nbs/08_runs.ipynb #d784d950
-def open_run(
+# %% ../nbs/08_runs.ipynb #8dd0ef46
+def locate_run(
     config: RunConfig,  # the experiment
-    run_dir: str | Path,  # the run's folder, made when it is not there
+    run_dir: str | Path,  # the run's folder
     models_dir: str | Path | None = None,  # base models, and a folder of this run's weights; default: in run_dir
     data_dir: str | Path | None = None,  # gets a folder of this run's kept labels; default: in run_dir
     resume: str = "auto",  # auto: go on with what is there; never: refuse a folder that has a run
-) -> RunFolder:  # ready to write to
-    """Make or reopen a run's folder.
+) -> RunFolder:  # nothing in it has been touched
+    """Where the parts of a run are or will be.
 
-    Raises: ConfigError when it cannot be written, is no folder, or belongs to another configuration."""
+    Raises: ConfigError when the folder belongs to another configuration, or holds a run that must not be continued."""
     if resume not in ("auto", "never"):
         raise ConfigError(f"resume is {resume!r}: choose auto or never")
     path, name = Path(run_dir), run_name(config)
     models, rounds = (Path(models_dir), Path(models_dir) / name) if models_dir else (path / "models", path / "models")
-    folder = RunFolder(path, models, rounds, Path(data_dir) / name if data_dir else path / "data")
     stored = path / "config.json"
-    known = os.path.exists(stored)  # False, and no error, in a folder that may not be read
-    if known and resume == "never":
-        raise ConfigError(f"{path} already holds a run: choose another run_dir, or resume auto to go on with it")
-    if known:
+    if os.path.exists(stored):  # False, and no error, in a folder that may not be read
+        if resume == "never":
+            raise ConfigError(f"{path} already holds a run: choose another run_dir, or resume auto to go on with it")
         _check_same(config, stored)
+    return RunFolder(path, models, rounds, Path(data_dir) / name if data_dir else path / "data")
+
+
+def open_run(
+    config: RunConfig,  # the experiment
+    *where,  # run_dir, models_dir, data_dir, resume of locate_run
+    **more_where,  # the same by name
+) -> RunFolder:  # ready to write to
+    """Make or reopen a run's folder.
+
+    Raises: ConfigError as locate_run does, or when it cannot be written or is no folder."""
+    folder = locate_run(config, *where, **more_where)
     _make_folders(folder)
-    if not known:
+    stored = folder.path / "config.json"
+    if not stored.exists():
         settings = {**identity(config), "device": config.device}
         environment = describe_environment(choose_device(config.device))
-        write_whole(path / "environment.json", lambda file: file.write_text(json.dumps(environment, indent=1) + "\n"))
+        write_whole(folder.path / "environment.json", lambda file: file.write_text(json.dumps(environment, indent=1) + "\n"))
         write_whole(stored, lambda file: file.write_text(json.dumps(settings, indent=1) + "\n"))
     return folder
 
@@ -413,7 +424,7 @@ def _say_mirror_is_off(error):
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     print(f"Weights & Biases is not available ({reason}); the run goes on, its table is complete", file=sys.stderr)
 
-# %% ../nbs/08_runs.ipynb #c55c5485
+# %% ../nbs/08_runs.ipynb #aaca10d8
 def _start_wandb(mode, folder, config, project, name):
     import wandb
 
@@ -422,6 +433,16 @@ def _start_wandb(mode, folder, config, project, name):
     settings = wandb.Settings(init_timeout=30, silent=True)
     name = name or folder.path.name
     return wandb.init(project=project, name=name, dir=folder.path, config=identity(config), mode=mode, settings=settings)
+
+
+def check_tracker_mode(
+    mode: str,  # off, offline or online
+) -> None:
+    """Refuse an unknown mode, before anything is written.
+
+    Raises: ConfigError for an unknown mode."""
+    if mode not in ("off", "offline", "online"):
+        raise ConfigError(f"wandb is {mode!r}: choose off, offline or online")
 
 
 def open_tracker(
@@ -434,8 +455,7 @@ def open_tracker(
     """What mirrors numbers to Weights & Biases.
 
     Raises: ConfigError for an unknown mode."""
-    if mode not in ("off", "offline", "online"):
-        raise ConfigError(f"wandb is {mode!r}: choose off, offline or online")
+    check_tracker_mode(mode)
     if mode == "off":
         return _Mirror()
     try:

@@ -90,7 +90,7 @@ def test_block_size_error_names_the_size_needed(tmp_path, capsys):
         (b"name,price\ntea,3\n", "round"),
         (b"\x89PNG\r\n\x1a\n\x00\x00", "text"),
         (b"round,successes,trials\n1,5,4\n2,3,4\n", "successes"),
-        (b"round,successes,trials\n1,5,10\n1,5,10\n", "round"),
+        (b"round,successes,trials\n1,5,10\n1,5,10\n", "line 3"),
         (b"round,successes,trials\n1,990,1000\n2,97", "cut off"),
         (b"round,successes,trials\n1,0,0\n2,0,0\n3,0,0\n", ""),
     ],
