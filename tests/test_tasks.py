@@ -1,0 +1,121 @@
+"""Problems: right answers at any length, splits that share nothing, and arrays that stay small."""
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from si_nb.tasks import SPLITS, TASKS, UNSPLIT_DIGITS, add_reversed, is_right, make_base_data, make_problems, problem_class
+from si_nb.tokenizer import PAD, decode, encode
+
+LENGTHS = (1, 2, 3, 5, 9, 18, 19, 20, 33, 64, 100)  # 18 to 20 digits is where 63 and 64 bits end
+
+
+def plain_answer(name, prompt):
+    """The answer to a prompt, computed from its text with Python's own strings and integers."""
+    operands = prompt.removesuffix("=").split("+")
+    if name == "reverse_addition":
+        return str(sum(int(operand[::-1]) for operand in operands))[::-1] + "$"
+    return {"copy": operands[0], "reverse": operands[0][::-1]}[name] + "$"
+
+
+def generator(*seed):
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_answers_agree_with_plain_python(name):
+    """Every task's answers, at every length and in every split, are those of a plain implementation."""
+    for length in LENGTHS:
+        for split in SPLITS:
+            problems = make_problems(TASKS[name], length, 100, generator(length), split)
+            prompts, answers = map(decode, problems)
+            assert answers == [plain_answer(name, prompt) for prompt in prompts]
+            assert {len(operand) for prompt in prompts for operand in prompt[:-1].split("+")} == {length}
+            assert {len(answer) - 1 for answer in answers} <= set(TASKS[name].answer_lengths(length))
+            assert problems.prompts.shape == (100, TASKS[name].prompt_width(length)) and problems.prompts.dtype == np.uint8
+            assert problems.prompts.shape[1] + problems.answers.shape[1] == TASKS[name].width(length)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_base_data_agrees_with_plain_python(name):
+    """Base examples of unequal operand lengths are right too, and all lengths occur about equally often."""
+    texts = decode(make_base_data(TASKS[name], 6, 3_600, generator(0)))
+    prompts = [text[: text.index("=") + 1] for text in texts]
+    assert texts == [prompt + plain_answer(name, prompt) for prompt in prompts]
+    lengths = [tuple(map(len, prompt[:-1].split("+"))) for prompt in prompts]
+    counts = np.array([lengths.count(group) for group in sorted(set(lengths))])
+    expected = 3_600 / 6 ** TASKS[name].operands
+    assert len(counts) == 6 ** TASKS[name].operands and (abs(counts - expected) < 6 * expected**0.5).all()
+
+
+@pytest.mark.parametrize("left, right", [(1, 7), (7, 1), (19, 20), (64, 3), (120, 120)])
+def test_sums_of_unequal_lengths(left, right):
+    """Column addition equals Python's integers for any pair of lengths, leading zeros included."""
+    rng = generator(left, right)
+    digits = [rng.integers(0, 10, (200, length), dtype=np.uint8) for length in (left, right)]
+    total, used = add_reversed(*digits)
+    for row, count, *operands in zip(total, used, *digits):
+        numbers = [int("".join(map(str, operand[::-1]))) for operand in operands]
+        assert int("".join(map(str, row[::-1]))) == sum(numbers)
+        assert (row[count:] == 0).all() and count in (max(left, right), max(left, right) + 1)
+
+
+@pytest.mark.parametrize("carry", [True, False])
+def test_the_longest_carry(carry):
+    """A carry may run through every digit: 99...9 + 1."""
+    left = np.full((1, 90), 9, dtype=np.uint8)
+    right = np.array([[int(carry)]], dtype=np.uint8)
+    total, used = add_reversed(left, right)
+    assert used[0] == 90 + carry and decode(total[:, : used[0]])[0] == str(10**90 - 1 + carry)[::-1]
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("length", [2, 3, 4, 5, 8, 30])
+def test_splits_share_nothing(name, length):
+    """No evaluation or selection problem is ever drawn for another split, wherever the split applies."""
+    prompts = {split: set(decode(make_problems(TASKS[name], length, 4_000, generator(length), split).prompts)) for split in SPLITS}
+    if TASKS[name].operands * length <= UNSPLIT_DIGITS:
+        assert prompts["train"] & prompts["evaluate"]  # too few problems to leave some out
+    else:
+        assert sum(map(len, prompts.values())) == len(set.union(*prompts.values()))
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_base_data_holds_no_evaluation_problem(name):
+    """Base examples come from the training split in every combination of operand lengths that is split."""
+    texts = decode(make_base_data(TASKS[name], 5, 20_000, generator(1)))
+    prompts = {text[: text.index("=") + 1] for text in texts}
+    split = [prompt for prompt in prompts if sum(symbol.isdigit() for symbol in prompt) > UNSPLIT_DIGITS]
+    by_width = {width: [prompt for prompt in split if len(prompt) == width] for width in set(map(len, split))}
+    assert len(split) > 1_000
+    for same_width in by_width.values():
+        assert (problem_class(encode(same_width)) >= SPLITS["train"][0]).all()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_seed_decides_the_problems(name):
+    """The same generator state gives the same problems, another one gives others."""
+    first, again, other = (make_problems(TASKS[name], 12, 50, generator(seed)) for seed in (1, 1, 2))
+    assert all((a == b).all() for a, b in zip(first, again)) and (first.prompts != other.prompts).any()
+    base, base_again = (make_base_data(TASKS[name], 4, 500, generator(3)) for _ in range(2))
+    assert (base == base_again).all()
+
+
+@pytest.mark.parametrize("name", ["copy", "reverse_addition"])
+def test_two_million_base_examples_fit(name):
+    """The full-size base data are made in less than 150 MB, temporary arrays included."""
+    tracemalloc.start()
+    try:
+        tokens = make_base_data(TASKS[name], 10, 2_000_000, generator(0))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(tokens) == 2_000_000 and tokens.nbytes < peak < 150e6
+
+
+def test_a_label_is_right_only_as_a_whole():
+    """One wrong digit, a missing or an early end, or anything after the end makes a label wrong."""
+    answers = encode(["123$", "123$", "123$", "123$", "12$", "123$"])
+    labels = encode(["123$", "124$", "1234$", "12$", "123$", "123$4"])
+    assert is_right(labels, answers).tolist() == [True, False, False, False, False, False]
+    assert is_right(answers, np.pad(answers, ((0, 0), (0, 3)), constant_values=PAD)).all()
