@@ -166,7 +166,7 @@ def round_training(
     steps = config.si_iter + config.vote_iter_growth * (round_number - 1) * KEEP_RULES[method].vote
     return TrainConfig(steps, 0, steps, config.batch_size, config.learning_rate, loss_on=config.loss_on)
 
-# %% ../nbs/08_runs.ipynb #0b40964b
+# %% ../nbs/08_runs.ipynb #725f3c26
 _SMALL = dict(task="copy", si_method=("none", "mv_length"), n_head=2)
 PRESETS = {
     "paper": dict(si_method=("none", "mv_length")),
@@ -176,9 +176,9 @@ PRESETS = {
         eval_samples=512, voters=3, vote_threshold=1.0,
     ),
     "tiny": dict(
-        _SMALL, original_digits=6, si_rounds=5, n_layer=3, n_embd=32, base_samples=20_000, batch_size=64, learning_rate=3e-3,
-        max_iters=1_500, decay=300, warmup=150, si_iter=60, vote_iter_growth=0, num_samples=500, eval_samples=500, voters=3,
-        vote_threshold=1.0,
+        _SMALL, original_digits=6, si_rounds=5, n_layer=3, n_embd=32, base_samples=20_000, batch_size=64, learning_rate=2e-3,
+        max_iters=2_500, decay=500, warmup=250, si_iter=60, vote_iter_growth=0, num_samples=500, eval_samples=300,
+        eval_interval=20, voters=3, vote_threshold=1.0,
     ),
 }  # fmt: skip
 
