@@ -1,7 +1,7 @@
 """Symbols and tokens: what goes in comes out, and nothing else gets in."""
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from si_nb.tokenizer import END, EQUALS, PAD, PLUS, SYMBOLS, VOCAB_SIZE, decode, encode
@@ -9,6 +9,7 @@ from si_nb.tokenizer import END, EQUALS, PAD, PLUS, SYMBOLS, VOCAB_SIZE, decode,
 texts = st.lists(st.text(alphabet=SYMBOLS[:PAD], max_size=40), max_size=20)
 
 
+@settings(deadline=None)
 @given(texts)
 def test_decode_undoes_encode(batch):
     """Every batch of texts comes back, empty texts and empty batches included."""
@@ -17,6 +18,7 @@ def test_decode_undoes_encode(batch):
     assert decode(tokens) == batch
 
 
+@settings(deadline=None)
 @given(texts)
 def test_padding_fills_the_right(batch):
     """A row holds its text's symbols, then padding only."""
@@ -25,6 +27,7 @@ def test_padding_fills_the_right(batch):
         assert (row[len(text) :] == PAD).all()
 
 
+@settings(deadline=None)
 @given(texts, st.characters(exclude_characters=SYMBOLS[:PAD]), st.integers(0, 20))
 def test_foreign_symbols_are_refused(batch, foreign, place):
     """A character that is no symbol, the padding mark included, is an error that shows it, never a wrong token."""

@@ -1,0 +1,428 @@
+"""The self-improvement loop: what it stores, what it never looks at, and that no interruption changes a byte of it."""
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import si_nb.rounds
+from si_nb.evaluate import derive_rng, derive_seed
+from si_nb.generate import generate
+from si_nb.measurements import QUANTITIES, read_table
+from si_nb.rounds import evaluation_lengths, next_lengths, run_experiment, side_by_side
+from si_nb.runs import ConfigError, load_model, make_config, open_run
+from si_nb.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
+from si_nb.tokenizer import decode
+from si_nb.trainer import DivergedError
+from si_nb.voting import KEEP_RULES, KeepRule
+
+CPU = torch.device("cpu")
+ROUNDS, VOTERS = 2, 3
+SETTINGS = dict(
+    task="copy", si_method=tuple(KEEP_RULES), original_digits=3, si_rounds=ROUNDS, n_layer=2, n_head=2, n_embd=32,
+    base_samples=3_000, max_iters=400, decay=80, warmup=20, batch_size=64, learning_rate=5e-3, si_iter=20, vote_iter_growth=4,
+    eval_interval=10, eval_samples=64, num_samples=80, voters=VOTERS, vote_threshold=0.6, device="cpu",
+)  # fmt: skip
+
+
+def config_of(**changes):
+    return make_config(**{**SETTINGS, **changes})
+
+
+def small(**changes):
+    """Two arms and few steps, for what does not depend on a good model."""
+    return config_of(**{**dict(si_method=("none", "mv_length"), max_iters=40, base_samples=1_000, si_iter=10, num_samples=40), **changes})
+
+
+def contents(folder):
+    """Every byte of the table, the kept labels and the weights, by file name."""
+    files = [folder.measurements, *folder.data.glob("*"), *folder.models.rglob("*.safetensors"), *folder.rounds.glob("*.safetensors")]
+    return {path.name: path.read_bytes() for path in files}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run with all four rules, never interrupted."""
+    return run_experiment(config_of(), tmp_path_factory.mktemp("whole") / "run", progress=False, workers=VOTERS)
+
+
+@pytest.fixture(scope="module")
+def table(folder):
+    return read_table(folder.measurements)
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory):
+    """Base models of the small configuration, and no round."""
+    return run_experiment(small(), tmp_path_factory.mktemp("base") / "run", progress=False, skip_si=True).models
+
+
+# --- what a run stores
+
+
+def test_every_quantity_is_measured(table):
+    """All arms, rounds, voters, lengths and quantities are in the table, and nothing else is."""
+    config = config_of()
+    assert set(table["arm"]) == set(KEEP_RULES) and set(table["quantity"]) == set(QUANTITIES)
+    for arm, rule in KEEP_RULES.items():
+        voters = VOTERS if rule.vote else 1
+        for number in range(ROUNDS + 1):
+            rows = table[(table["arm"] == arm) & (table["round"] == number)]
+            counts = rows.groupby("quantity").size().to_dict()
+            expected = {"accuracy": voters * len(evaluation_lengths(config)), "accuracy_select": voters}
+            if number:
+                expected |= {"label_raw": voters, "label_kept": 1, "kept_right": 1, "kept_wrong": 1}
+                expected |= {"agree_wrong": 1} if rule.vote else {}
+            assert counts == expected
+            assert set(rows[rows["quantity"] == "accuracy"]["length"]) == set(range(1, 3 + ROUNDS + 5 + 1))
+            assert set(rows[rows["quantity"].str.contains("label|kept|select")]["length"]) == {3 + number}
+    pooled = table["quantity"].isin(["label_kept", "kept_right", "kept_wrong", "agree_wrong"])
+    assert (table[pooled]["voter"] == -1).all() and (table[~pooled]["voter"] >= 0).all()
+
+
+def test_kept_labels_are_what_the_counts_say(folder, table):
+    """Labels on disk, checked by eye of a plain rule, are as many and as right as the table says, and none is for evaluation."""
+    for arm in KEEP_RULES:
+        for number in range(1, ROUNDS + 1):
+            rows = np.load(folder.kept_labels(arm, number))
+            rows_text = decode(rows)
+            right = sum(text == f"{text[: 3 + number]}={text[: 3 + number]}$" for text in rows_text)
+            (kept,) = table[(table["arm"] == arm) & (table["round"] == number) & (table["quantity"] == "label_kept")].itertuples()
+            assert (kept.successes, kept.trials) == (right, len(rows)) and len(rows) <= SETTINGS["num_samples"]
+            assert (problem_class(rows[:, : 4 + number]) >= SPLITS["train"][0]).all()
+            if "length" in arm:
+                assert all(text.index("$") == 2 * (3 + number) + 1 for text in rows_text)
+
+
+def test_counts_of_one_round_agree(table):
+    """Kept right and kept wrong make up the kept; right and wrong proposals make up what was tried."""
+    counts = table[table["round"] > 0].set_index(["arm", "round", "quantity", "voter"])[["successes", "trials"]].sort_index()
+    for arm in KEEP_RULES:
+        for number in range(1, ROUNDS + 1):
+            kept, right, wrong, raw = (counts.loc[(arm, number, name)] for name in ("label_kept", "kept_right", "kept_wrong", "label_raw"))
+            assert kept["trials"].item() == right["successes"].item() + wrong["successes"].item()
+            assert kept["successes"].item() == right["successes"].item()
+            assert set(raw["trials"]) == {right["trials"].item() + wrong["trials"].item()}
+
+
+def test_nothing_is_dropped_without_a_filter(table):
+    """The arm without a filter keeps as many labels as it was asked for, right and wrong alike."""
+    rows = table[(table["arm"] == "none") & (table["quantity"].str.startswith("kept"))]
+    assert (rows["successes"] == rows["trials"]).all()
+    assert (table[(table["arm"] == "none") & (table["quantity"] == "label_kept")]["trials"] == SETTINGS["num_samples"]).all()
+
+
+def test_arms_share_their_base_models(folder, table):
+    """One base model per voter, and in round 0 the same voter has the same counts in every arm."""
+    assert sorted(path.name for path in folder.models.glob("base*")) == [f"base_voter_{voter}.safetensors" for voter in range(VOTERS)]
+    start = table[(table["round"] == 0) & (table["quantity"] == "accuracy")]
+    assert (start.groupby(["voter", "length"])["successes"].nunique() == 1).all()
+    assert len(start.groupby("length")["successes"].unique().map(len).pipe(lambda n: n[n > 1])) > 0  # but voters differ
+
+
+def test_a_single_arm_starts_from_the_best_voter(folder, table):
+    """Arms without a vote take the base model that answers most selection problems, counted here by decoding them."""
+    config, task = config_of(), TASKS["copy"]
+    seed, scores = derive_seed(config.seed, "best voter"), []
+    for voter in range(VOTERS):
+        model, right = load_model(folder.base_model(voter), config.model, CPU), 0
+        for length in (3, 4):
+            problems = make_problems(task, length, config.eval_samples, derive_rng(seed, "select", length), "select")
+            right += is_right(generate(model, problems.prompts, problems.answers.shape[1]), problems.answers).sum()
+        scores.append(int(right))
+    chosen = table[table["arm"].isin(["none", "length_filter"]) & (table["voter"] >= 0)]["voter"].unique()
+    assert chosen.tolist() == [int(np.argmax(scores))] and len(set(scores)) > 1, scores
+
+
+def test_weights_of_two_rounds_are_kept(folder):
+    """Every base model and the last two rounds of every voter are there; what went before is gone."""
+    names = {path.name for path in folder.rounds.glob("*_round_*")}
+    assert len(names) == 2 * (1 + 1 + VOTERS + VOTERS) and all(f"_round_{number:03d}" in " ".join(names) for number in (1, 2))
+
+
+# --- the same numbers whatever happens
+
+
+def test_workers_do_not_show(folder, tmp_path):
+    """One worker writes the same bytes as three, from base training to the last count."""
+    alone = run_experiment(config_of(), tmp_path / "run", progress=False, workers=1)
+    assert contents(alone) == contents(folder)
+
+
+def test_dropout_does_not_depend_on_workers(tmp_path):
+    """With dropout, whose random numbers are the process's own, two runs still agree in every byte."""
+    config = small(dropout=0.1, si_rounds=1)
+    first, again = (run_experiment(config, tmp_path / name, progress=False) for name in ("a", "b"))
+    torch.rand(3)
+    assert contents(first) == contents(again)
+
+
+KILLED = """
+import json, os, signal, sys
+import si_nb.rounds as rounds, si_nb.runs as runs
+
+place, count = sys.argv[2], int(sys.argv[3])
+def tick():
+    global count
+    count -= 1
+    if count == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def before(function):
+    def replacement(*arguments, **named):
+        tick()
+        return function(*arguments, **named)
+    return replacement
+
+if place == "report":
+    plain_train = rounds.train
+    rounds.train = lambda model, mixture, training, rng, report, every: plain_train(
+        model, mixture, training, rng, before(report), every)
+elif place == "replace":
+    runs.os.replace = before(runs.os.replace)
+elif place:
+    setattr(rounds, place, before(getattr(rounds, place)))
+rounds.run_experiment(runs.make_config(**json.loads(sys.argv[4])), sys.argv[1], progress=False)
+"""
+
+
+def start(folder, place="", count=0, **changes):
+    settings = json.dumps({**SETTINGS, **changes})
+    command = [sys.executable, "-c", KILLED, str(folder), place, str(count), settings]
+    return subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+
+
+def test_a_killed_run_goes_on(folder, tmp_path):
+    """Killed in the middle of base training, saving, labelling, training and measuring, at random calls, a run ends in the same bytes."""
+    seed = random.randrange(10**6)
+    rng, run = random.Random(seed), tmp_path / "run"
+    moments = [("report", rng.randint(5, 40)), ("replace", rng.randint(1, 3)), ("count_right", rng.randint(2, 12)),
+               ("generate", rng.randint(2, 12)), ("report", rng.randint(2, 14)), ("append_rows", 1), ("save_model", rng.randint(2, 8))]  # fmt: skip
+    for place, count in moments:
+        child = start(run, place, count)
+        _, said = child.communicate(timeout=120)
+        assert child.returncode == -signal.SIGKILL, f"seed {seed}: {place} {count}: {child.returncode} {said.decode()}"
+    again = run_experiment(config_of(), run, progress=False)
+    assert contents(again) == contents(folder), f"seed {seed}"
+
+
+def test_a_run_killed_from_outside_goes_on(folder, tmp_path):
+    """The same when the signal comes from elsewhere, at whatever moment it is."""
+    seed = random.randrange(10**6)
+    rng, run = random.Random(seed), tmp_path / "run"
+    for _ in range(2):
+        child = start(run)
+        deadline = time.monotonic() + 60
+        while not (run / "config.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.2, 3))
+        child.kill()
+        child.communicate(timeout=60)
+    again = run_experiment(config_of(), run, progress=False)
+    assert contents(again) == contents(folder), f"seed {seed}"
+
+
+def test_a_finished_run_is_left_alone(folder):
+    """Started again, a finished run changes nothing; asked not to resume, it is refused."""
+    before = {path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file()}
+    assert run_experiment(config_of(), folder.path, progress=False) == folder
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run_experiment(config_of(), folder.path, progress=False, resume="never")
+    assert {path: path.stat().st_mtime_ns for path in folder.path.rglob("*") if path.is_file()} == before
+
+
+def test_a_changed_configuration_is_refused(folder):
+    """Another configuration in the same folder is one line that names what differs, and touches nothing."""
+    before = contents(folder)
+    with pytest.raises(ConfigError) as error:
+        run_experiment(config_of(si_rounds=3, learning_rate=1e-3), folder.path, progress=False)
+    message = str(error.value)
+    assert "si_rounds (was 2, now 3)" in message and "learning_rate (was 0.005, now 0.001)" in message
+    assert "n_embd" not in message and "\n" not in message and contents(folder) == before
+
+
+@pytest.mark.parametrize("victim, named", [("round_002.safetensors", "damaged weights"), ("round_001.npy", "damaged labels")])
+def test_damaged_files_are_named(victim, named, models_dir, tmp_path):
+    """A truncated file that is needed to go on is one line that names it, not a traceback and not a wrong run."""
+    run = run_experiment(small(), tmp_path / "run", models_dir=models_dir, progress=False)
+    lines = run.measurements.read_text().splitlines(keepends=True)
+    run.measurements.write_text("".join(line for line in lines if ",2," not in line or line.split(",")[5] != "2"))
+    files = [path for path in (*run.rounds.glob("*"), *run.data.glob("*")) if path.name.endswith(victim.replace("002", "001"))]
+    for path in files:
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ConfigError, match=named) as error:
+        run_experiment(small(), tmp_path / "run", models_dir=models_dir, progress=False)
+    assert files and any(str(path) in str(error.value) for path in files) and "\n" not in str(error.value)
+
+
+# --- options
+
+
+def claims(monkeypatch, longest):
+    """Let every model seem perfect up to a length."""
+    def count_right(model, task, lengths, items, seed, split="evaluate"):
+        return {length: items if length <= longest else 0 for length in lengths}
+
+    monkeypatch.setattr(si_nb.rounds, "count_right", count_right)
+
+
+def test_accelerated_rounds_take_in_what_is_mastered(monkeypatch, models_dir, tmp_path):
+    """Lengths are added while the models score 99%, all of them are labelled, and the newest one is measured."""
+    claims(monkeypatch, 6)
+    config = small(accelerated=True)
+    run = run_experiment(config, tmp_path / "run", models_dir=models_dir, progress=False)
+    table = read_table(run.measurements)
+    lengths = table[table["quantity"] == "label_raw"].groupby("round")["length"].unique().map(sorted).to_dict()
+    assert lengths == {1: [4, 5, 6, 7], 2: [8]}
+    rows = np.load(run.kept_labels("none", 1))
+    assert [sum(text.index("=") == length for text in decode(rows)) for length in (4, 5, 6, 7)] == [10, 10, 10, 10]
+    assert set(table[(table["round"] == 2) & (table["quantity"] == "accuracy")]["length"]) == set(range(1, 8 + 5 + 1))
+
+
+def test_accelerated_rounds_end_with_the_block(monkeypatch, models_dir, tmp_path):
+    """An arm that has come to the end of the block stays there instead of asking for problems that do not fit."""
+    claims(monkeypatch, 99)
+    config = small(accelerated=True, block_size=20, si_rounds=2)  # 9 digits take 20 tokens
+    run = run_experiment(config, tmp_path / "run", progress=False)
+    table = read_table(run.measurements)
+    lengths = table[table["quantity"] == "label_raw"].groupby("round")["length"].unique().map(sorted).to_dict()
+    assert lengths == {1: [4, 5, 6, 7, 8, 9], 2: [9]} and table["length"].max() == 9
+
+
+def test_the_99_percent_are_counted_over_all_voters(monkeypatch):
+    """A length is taken in when the voters' mean reaches 99%, not before."""
+    config, models = small(accelerated=True), [object(), object()]
+    experiment = type("Experiment", (), {"config": config})
+    for right, expected in (((2048, 2008), [4, 5]), ((2048, 2006), [4])):  # 99% of 2 * 2048 is 4055.04
+        counts = dict(zip(models, right))
+        monkeypatch.setattr(si_nb.rounds, "count_right", lambda model, task, lengths, *rest: {n: counts[model] if n == 4 else 0 for n in lengths})
+        assert next_lengths(experiment, models, 3, 1) == expected
+
+
+NOISE = dict(si_method=("none", "mv"), si_iter=30, num_samples=300)
+
+
+@pytest.fixture(scope="module")
+def without_noise(folder, tmp_path_factory):
+    return run_experiment(config_of(**NOISE), tmp_path_factory.mktemp("noise") / "run", models_dir=folder.models, progress=False)
+
+
+@pytest.mark.parametrize("kind", ["uniform", "moved", "dropped"])
+def test_injected_noise_starts_in_its_round(kind, folder, without_noise, tmp_path):
+    """Noise in round 2 leaves round 1 as it was; in round 2 it changes the given fraction of labels, no prompt and no raw count."""
+    config = config_of(**NOISE, noise_round=2, noise_fraction=0.5, noise_kind=kind)
+    noisy = run_experiment(config, tmp_path / "noisy", models_dir=folder.models, progress=False)
+    for arm in NOISE["si_method"]:
+        assert without_noise.kept_labels(arm, 1).read_bytes() == noisy.kept_labels(arm, 1).read_bytes()
+    before, after = (np.load(run.kept_labels("none", 2)) for run in (without_noise, noisy))
+    assert (before[:, :6] == after[:, :6]).all() and abs((before != after).any(axis=1).mean() - 0.5) < 0.1
+    tables = [read_table(run.measurements).drop(columns="run_id") for run in (without_noise, noisy)]
+    untouched = ["label_raw", "kept_right", "kept_wrong", "agree_wrong"]
+    same = [t[(t["round"] < 2) | ((t["round"] == 2) & t["quantity"].isin(untouched))] for t in tables]
+    assert same[0].equals(same[1]) and not tables[0].equals(tables[1])
+    kept = [t[(t["arm"] == "none") & (t["round"] == 2) & (t["quantity"] == "label_kept")]["successes"].item() for t in tables]
+    assert kept[0] > kept[1] == sum(text[:5] + "=" + text[:5] + "$" == text for text in decode(after))
+
+
+def test_a_rule_that_keeps_nothing_starves_its_arm(monkeypatch, models_dir, tmp_path):
+    """An arm without labels is recorded as such, trains nothing, keeps its weights, and can take up again later."""
+    keep = {"never": lambda lengths: False, "later": lambda lengths: 4 not in lengths}
+    for name, condition in keep.items():
+        rule = KeepRule(name, False, lambda proposal, lengths, _, condition=condition: np.full(len(proposal.votes), condition(lengths)), tries=1)
+        monkeypatch.setitem(KEEP_RULES, name, rule)
+    run = run_experiment(small(si_method=("never", "later", "mv")), tmp_path / "run", models_dir=models_dir, progress=False)
+    table = read_table(run.measurements)
+    kept = table[table["quantity"] == "label_kept"].set_index(["arm", "round"])["trials"]
+    assert kept["never"].tolist() == [0, 0] and kept["later"].tolist() == [0, 40]
+    assert (table[table["quantity"] == "kept_right"].set_index("arm").loc["never", "successes"] == 0).all()
+    (voter,) = table[(table["arm"] == "never") & (table["voter"] >= 0)]["voter"].unique()
+    base = load_file(run.base_model(voter))
+    for arm, number, same in (("never", 2, True), ("later", 1, True), ("later", 2, False)):
+        weights = load_file(run.round_model(arm, voter, number))
+        assert all(torch.equal(weights[name], base[name]) for name in base) == same, (arm, number)
+    assert (table[(table["quantity"] == "accuracy") & (table["round"] == 2)]["trials"] == SETTINGS["eval_samples"]).all()
+
+
+# --- stages, and folders that are shared
+
+
+def test_base_only_and_rounds_only(models_dir, tmp_path):
+    """skip_si stops after the base models; skip_base_model_train starts from them; together they are one whole run."""
+    stamps = {path: path.stat().st_mtime_ns for path in models_dir.glob("base*")}
+    assert len(stamps) == VOTERS and not (models_dir.parent / "measurements.csv").exists()
+    parts = run_experiment(small(), tmp_path / "parts", models_dir=models_dir, progress=False, skip_base_model_train=True)
+    whole = run_experiment(small(), tmp_path / "whole", progress=False)
+    assert parts.measurements.read_bytes() == whole.measurements.read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in models_dir.glob("base*")} == stamps
+
+
+def test_absent_base_models_are_named(tmp_path):
+    """skip_base_model_train without base models is one line that names the missing file, before anything is computed."""
+    with pytest.raises(ConfigError, match="base_voter_0.safetensors: no such base model"):
+        run_experiment(small(), tmp_path / "run", models_dir=tmp_path / "empty", progress=False, skip_base_model_train=True)
+
+
+def test_foreign_base_models_are_refused(models_dir, tmp_path):
+    """Base models of other training are used only when asked for; of another task or size, never."""
+    with pytest.raises(ConfigError, match="max_iters 40 instead of 50"):
+        run_experiment(small(max_iters=50), tmp_path / "a", models_dir=models_dir, progress=False)
+    for changes, named in ((dict(task="reverse"), "task copy instead of reverse"), (dict(n_embd=48), "n_embd 32 instead of 48")):
+        with pytest.raises(ConfigError, match=named):
+            run_experiment(small(**changes), tmp_path / "b", models_dir=models_dir, progress=False, skip_base_model_train=True)
+    run = run_experiment(small(max_iters=50, si_rounds=1), tmp_path / "c", models_dir=models_dir, progress=False, skip_base_model_train=True)
+    assert read_table(run.measurements)["round"].max() == 1
+
+
+def test_runs_that_share_folders_stay_apart(models_dir, tmp_path):
+    """Two runs with common folders for weights and labels write the same tables as two runs with folders of their own."""
+    for number, config in enumerate((small(), small(si_iter=14))):
+        shared = run_experiment(config, tmp_path / f"shared{number}", models_dir, tmp_path / "data", progress=False)
+        own = run_experiment(config, tmp_path / f"own{number}", models_dir=models_dir, progress=False)
+        assert shared.measurements.read_bytes() == own.measurements.read_bytes()
+        assert shared.data.parent == tmp_path / "data" and len(list(shared.data.iterdir())) == 2 * ROUNDS
+    assert len(list((tmp_path / "data").iterdir())) == 2
+
+
+def test_a_table_of_the_last_round_only_needs_its_own_weights(models_dir, tmp_path):
+    """A run that is past its first round goes on without its base models, and does not train them again."""
+    run = run_experiment(small(si_rounds=2), tmp_path / "run", progress=False)
+    text = run.measurements.read_text().splitlines(keepends=True)
+    complete = "".join(text)
+    run.measurements.write_text("".join(line for line in text if line.split(",")[5] != "2"))
+    for path in run.models.glob("base*"):
+        path.unlink()
+    run_experiment(small(si_rounds=2), tmp_path / "run", progress=False)
+    assert run.measurements.read_text() == complete and not list(run.models.glob("base*"))
+
+
+# --- errors on the way
+
+
+def test_a_failing_job_stops_the_others():
+    """The first error is raised, and the others are told to stop."""
+    stop = threading.Event()
+    with pytest.raises(KeyError):
+        side_by_side([lambda: {}["absent"], lambda: stop.wait(60)], 2, stop)
+    assert stop.is_set()
+
+
+def test_divergence_ends_a_run(tmp_path):
+    """A voter that diverges ends the run with its own error, and no half-trained weights are left as a base model."""
+    with pytest.raises(DivergedError, match="learning_rate"):
+        run_experiment(small(learning_rate=1e30), tmp_path / "run", progress=False)
+    assert not list((tmp_path / "run" / "models").glob("base*"))
+
+
+def test_an_open_folder_is_ready(tmp_path):
+    """What identifies a run and its surroundings is on disk before anything is computed."""
+    run = open_run(small(), tmp_path / "run")
+    assert json.loads((run.path / "config.json").read_text())["max_iters"] == 40
+    assert {"torch", "device", "commit", "python"} <= set(json.loads((run.path / "environment.json").read_text()))

@@ -1,0 +1,203 @@
+"""The trainer: schedule, batches, loss and precision, and that a seed decides every bit."""
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from si_nb.model import GPT, ModelConfig
+from si_nb.tasks import TASKS, make_base_data
+from si_nb.tokenizer import EQUALS, PAD, encode
+from si_nb.trainer import DeviceError, DivergedError, Mixture, TrainConfig, autocast, choose_device, choose_precision
+from si_nb.trainer import learning_rate_at, next_tokens, token_loss, train
+
+CPU = torch.device("cpu")
+
+
+def new_model(seed=0, **settings):
+    return GPT(ModelConfig(**{**dict(n_layer=1, n_head=2, n_embd=32), **settings}), torch.Generator().manual_seed(seed))
+
+
+def rows_of(lengths, width, seed=0):
+    """Rows of digits with one equals sign, of the given lengths, filled with padding."""
+    rows = np.random.default_rng(seed).integers(0, 10, (len(lengths), width), dtype=np.uint8)
+    rows[np.arange(width) >= np.array(lengths)[:, None]] = PAD
+    rows[:, 1] = EQUALS
+    return rows
+
+
+# --- schedule
+
+
+@settings(deadline=None)
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))
+def test_the_schedule_is_warmup_stable_decay(warmup, stable, decay):
+    """Linear rise to the full rate, constant, half a cosine towards zero, for any lengths of the three parts."""
+    config = TrainConfig(max(1, warmup + stable + decay), warmup, decay, learning_rate=0.01)
+    rates = [learning_rate_at(step, config) for step in range(config.steps)]
+    stable = config.steps - warmup - decay
+    expected = [0.01 * (step + 1) / warmup for step in range(warmup)] + [0.01] * stable
+    expected += [0.01 * (1 + math.cos(math.pi * step / decay)) / 2 for step in range(decay)]
+    assert np.allclose(rates, expected, rtol=1e-12) and min(rates) > 0 and max(rates) <= 0.01
+
+
+@pytest.mark.parametrize(
+    "mistake", [dict(steps=0), dict(batch_size=0), dict(warmup=-1), dict(warmup=6, decay=5), dict(loss_on="prompt")]
+)
+def test_impossible_training_is_refused(mistake):
+    """A schedule longer than the run, a size below one or an unknown loss is one line."""
+    with pytest.raises(ValueError) as error:
+        TrainConfig(**{**dict(steps=10, warmup=0, decay=0), **mistake})
+    assert "\n" not in str(error.value)
+
+
+# --- batches
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(2, 15), min_size=1, max_size=12), st.integers(1, 20), st.integers(0, 99))
+def test_no_padding_beyond_the_longest_row(lengths, batch_size, seed):
+    """A batch is exactly as wide as its longest row, and its packing lists exactly the inputs that are no padding."""
+    rows = rows_of(lengths, 15)
+    batch, packing = Mixture([rows], [1], CPU).draw(batch_size, np.random.default_rng(seed))
+    real = batch != PAD
+    assert batch.shape == (batch_size, real.sum(1).max()) and batch.dtype == torch.int64
+    given_rows = {tuple(row[row != PAD]) for row in rows}
+    assert all(tuple(row[row != PAD].tolist()) in given_rows for row in batch)
+    assert torch.equal(packing.places, real[:, 1:].flatten().nonzero()[:, 0])
+    assert (packing.batch, packing.length) == (batch_size, batch.shape[1] - 1)
+
+
+def test_weights_are_shares_of_the_batch():
+    """A source's share of the batch is its weight, whatever its size and its width."""
+    sources = [np.full((rows, width), digit, dtype=np.uint8) for digit, (rows, width) in enumerate([(5, 9), (3_000, 4), (70, 6)])]
+    batch, _ = Mixture(sources, [1, 1, 2], CPU).draw(20_000, np.random.default_rng(0))
+    shares = torch.bincount(batch[:, 0], minlength=3) / 20_000
+    assert (abs(shares - torch.tensor([0.25, 0.25, 0.5])) < 0.02).all()
+
+
+# --- loss
+
+
+@pytest.mark.parametrize("loss_on", ["all", "answer"])
+def test_the_loss_counts_the_right_tokens(loss_on):
+    """Mean cross-entropy over real next tokens, or over what follows the equals sign, end mark included, by a plain loop."""
+    tokens = torch.as_tensor(encode(["12=12$", "3=3$", "45+6=15$"])).long()
+    batch, packing = Mixture([tokens.numpy().astype(np.uint8)], [1], CPU).draw(50, np.random.default_rng(0))
+    logits = torch.randn(50, batch.shape[1] - 1, 14, generator=torch.Generator().manual_seed(0))
+    terms = []
+    for row, row_logits in zip(batch.tolist(), logits.log_softmax(-1)):
+        for place, following in enumerate(row[1:]):
+            counts = following != PAD and (loss_on == "all" or EQUALS in row[: place + 1])
+            terms += [-row_logits[place, following].item()] if counts else []
+    loss = token_loss(logits.flatten(0, 1)[packing.places], next_tokens(batch, packing, loss_on))
+    assert math.isclose(loss.item(), sum(terms) / len(terms), rel_tol=1e-5)
+
+
+def test_learning_the_answer_only():
+    """With the loss on the answer, prompts leave no trace: only their answers are learned."""
+    rows = encode([f"{digit}=7$" for digit in range(10)])
+    model = new_model()
+    loss = train(model, Mixture([rows], [1], CPU), TrainConfig(80, 5, 10, 32, 5e-3, loss_on="answer"), np.random.default_rng(0))
+    with torch.no_grad():
+        logits = model(torch.as_tensor(rows).long())
+    assert loss < 0.1 and (logits[:, 1].argmax(-1) == 7).all()
+    start = logits[:, 0].log_softmax(-1)  # what follows a first digit was never taught: the equals sign is nothing special
+    assert (start.argmax(-1) != EQUALS).all()
+
+
+# --- device and precision
+
+
+def test_a_cpu_computes_in_fp32():
+    """On a CPU, weights, activations and gradients are float32 throughout training."""
+    model, seen = new_model(), set()
+    for module in model.modules():
+        module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+    train(model, Mixture([rows_of([9, 5], 9)], [1], CPU), TrainConfig(3, 0, 0, 8), np.random.default_rng(0))
+    with autocast(CPU):
+        model(torch.zeros(1, 4, dtype=torch.int64))
+    assert seen == {torch.float32} == {parameter.dtype for parameter in model.parameters()}
+    assert choose_precision(CPU) is torch.float32 and choose_precision(torch.device("mps")) is torch.float16
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cpu:1", "abacus", "", "cuda:-1", "cuda:x"])
+def test_absent_devices_are_refused(name):
+    """A device that is not there is one line that names it and what there is."""
+    with pytest.raises(DeviceError, match="this machine has .*cpu") as error:
+        choose_device(name)
+    assert repr(name) in str(error.value) and "\n" not in str(error.value) and isinstance(error.value, ValueError)
+
+
+def test_the_best_device_is_chosen(monkeypatch):
+    """auto takes CUDA before MPS before the CPU."""
+    for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        assert choose_device("auto").type == choose_device().type == expected
+
+
+@pytest.mark.parametrize("capability, precision", [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
+def test_old_gpus_get_fp16(capability, precision, monkeypatch):
+    """bfloat16 from compute capability 8, float16 with a loss scaler below."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert choose_precision(torch.device("cuda")) is precision
+
+
+@pytest.mark.cuda(reason="trains on a GPU in its own precision")
+def test_a_gpu_learns_too():
+    """Training on a GPU in reduced precision learns what a CPU learns."""
+    device = choose_device("cuda")
+    model = new_model().to(device)
+    loss = train(model, Mixture([encode(["12=12$"])], [1], device), TrainConfig(100, 5, 20, 32, 5e-3), np.random.default_rng(0))
+    assert loss < 0.1 and {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+# --- the loop
+
+
+def test_matrices_decay_and_vectors_do_not():
+    """Weight decay shrinks matrices by learning rate times weight decay in a step, and leaves gains and biases alone."""
+    from si_nb.trainer import _optimizer
+
+    model = new_model(bias=True)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    _optimizer(model, TrainConfig(1, 0, 0, learning_rate=0.01, weight_decay=0.1)).step()
+    for name, parameter in model.named_parameters():
+        assert torch.allclose(parameter, before[name] * (1 - 0.001 * (parameter.dim() > 1)), rtol=1e-6, atol=0), name
+
+
+def test_divergence_is_an_error():
+    """A loss that is not finite stops the run at the next report and names the step."""
+    mixture = Mixture([make_base_data(TASKS["copy"], 3, 500, np.random.default_rng(0))], [1], CPU)
+    config = TrainConfig(50, 0, 0, 32, learning_rate=1e30, gradient_clip=1e30)
+    with pytest.raises(DivergedError, match="step 10: lower learning_rate"):
+        train(new_model(), mixture, config, np.random.default_rng(0), report_every=10)
+
+
+def test_reports_add_up():
+    """Reports come at equal distances and at the end, each with the mean loss since the one before."""
+    mixture = Mixture([make_base_data(TASKS["copy"], 3, 500, np.random.default_rng(0))], [1], CPU)
+    config, single, grouped = TrainConfig(10, 0, 0, 16), [], []
+    train(new_model(), mixture, config, np.random.default_rng(0), lambda *report: single.append(report), report_every=1)
+    last = train(new_model(), mixture, config, np.random.default_rng(0), lambda *report: grouped.append(report), report_every=4)
+    assert [step for step, _ in grouped] == [4, 8, 10]
+    losses = [loss for _, loss in single]
+    expected = [np.mean(losses[:4]), np.mean(losses[4:8]), np.mean(losses[8:])]
+    assert np.allclose([loss for _, loss in grouped], expected, rtol=1e-5) and last == grouped[-1][1]
+
+
+def test_a_seed_decides_every_bit():
+    """Same generators, same weights to the last bit, whatever else draws random numbers and however often it reports."""
+    mixture = Mixture([make_base_data(TASKS["copy"], 4, 2_000, np.random.default_rng(0))], [1], CPU)
+    config = TrainConfig(30, 3, 6, 32, 3e-3)
+    models = [new_model() for _ in range(3)]
+    for number, (model, seed, report_every) in enumerate(zip(models, (1, 1, 2), (50, 7, 50))):
+        torch.manual_seed(number)
+        train(model, mixture, config, np.random.default_rng(seed), report_every=report_every)
+    first, again, other = (torch.cat([parameter.flatten() for parameter in model.parameters()]) for model in models)
+    assert torch.equal(first, again) and not torch.equal(first, other) and not models[0].training
