@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'DRIVE', 'ConfigError', 'RunConfig', 'base_training', 'round_training', 'make_config', 'identity',
            'run_name', 'write_whole', 'save_model', 'load_model', 'RunFolder', 'describe_environment', 'locate_run',
-           'open_run', 'runs_home', 'check_tracker_mode', 'open_tracker']
+           'open_run', 'runs_home', 'describe_place', 'check_tracker_mode', 'open_tracker']
 
 # %% ../nbs/08_runs.ipynb #02efbec9
 import hashlib
@@ -390,13 +390,18 @@ def open_run(
         write_whole(stored, lambda file: file.write_text(json.dumps(settings, indent=1) + "\n"))
     return folder
 
-# %% ../nbs/08_runs.ipynb #dbaf3dfe
+# %% ../nbs/08_runs.ipynb #0ed37ddb
 DRIVE = Path("/content/drive/MyDrive")
 
 
 def runs_home() -> Path:  # the folder in which run folders are made
     """Where runs are kept by default: on a mounted Google Drive, else in `runs` under the current folder."""
     return DRIVE / "si_nb_runs" if DRIVE.is_dir() else Path("runs")
+
+
+def describe_place() -> str:  # one line
+    """Which device was found, and where runs are kept."""
+    return f"device: {choose_device()} | runs are kept in: {runs_home()}"
 
 # %% ../nbs/08_runs.ipynb #985bda2c
 class _Mirror:
