@@ -142,6 +142,22 @@ def test_a_single_arm_starts_from_the_best_voter(folder, table):
     assert chosen.tolist() == [int(np.argmax(scores))] and len(set(scores)) > 1, scores
 
 
+def test_the_choice_never_sees_the_reported_problems(monkeypatch, models_dir, tmp_path):
+    """Models that are the better on selection problems the worse they are on the reported ones: selection decides."""
+    config = small(si_rounds=1)
+    sums = [load_model(models_dir / f"base_voter_{voter}.safetensors", config.model, CPU).head.weight.sum().item() for voter in range(VOTERS)]
+
+    def count_right(model, task, lengths, items, seed, split="evaluate"):
+        rank = sorted(sums).index(model.head.weight.sum().item())
+        return {length: rank if split == "select" else VOTERS - rank for length in lengths}
+
+    monkeypatch.setattr(si_nb.rounds, "count_right", count_right)
+    monkeypatch.setattr(si_nb.rounds, "run_round", lambda *arguments: None)
+    run = run_experiment(config, tmp_path / "run", models_dir=models_dir, progress=False)
+    table = read_table(run.measurements)
+    assert table[table["arm"] == "none"]["voter"].unique().tolist() == [int(np.argmax(sums))]
+
+
 def test_weights_of_two_rounds_are_kept(folder):
     """Every base model and the last two rounds of every voter are there; what went before is gone."""
     names = {path.name for path in folder.rounds.glob("*_round_*")}
