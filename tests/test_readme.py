@@ -7,6 +7,9 @@ import sys
 import pytest
 from conftest import ROOT
 
+from si_nb.forecast import law_report
+from si_nb.measurements import read_table
+
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -46,3 +49,27 @@ def test_python_example_runs(user_folder):
     (block,) = blocks("python")
     assert "collapse" in run([sys.executable, "-c", block], user_folder)
     assert list(user_folder.glob("runs/*seed1*/figures/*.png"))
+
+
+def say(number):
+    return "never" if number is None else str(number)
+
+
+def measured_rows():
+    """The rows of README's table of results, from the committed tables."""
+    rows = []
+    for task, origin in (("copy", 4), ("reverse_addition", 3)):
+        reports = [law_report(read_table(path), origin)["arms"] for path in sorted((ROOT / "results" / task).glob("seed*"))]
+        for arm in ("none", "mv_length"):
+            arms = [report[arm] for report in reports]
+            found = [arm["measured"][0] for arm in arms]
+            measured = ", ".join(f"after {run['last_round']}" if run["censored"] else str(run["collapse_round"]) for run in found)
+            calls = [arm["collapse"] for arm in arms]
+            forecast = ", ".join(f"{say(call['round'])} ({say(call['low'])} to {say(call['high'])})" for call in calls)
+            rows.append(f"| {task} | `{arm}` | {measured} | {forecast} | 1-{origin} |")
+    return rows
+
+
+def test_measured_table_is_that_of_the_committed_runs():
+    """No number in README's table of results was typed by hand."""
+    assert [line for line in TEXT.splitlines() if line.startswith(("| copy |", "| reverse_addition |"))] == measured_rows()
