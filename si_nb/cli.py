@@ -143,27 +143,25 @@ def law_command(
     report = law_report(read_table(*args.paths), args.until_round, args.threshold, args.law)
     print(json.dumps(report, indent=1)) if args.json else print_report(report)
 
-# %% ../nbs/13_cli.ipynb #2b6c62bf
+# %% ../nbs/13_cli.ipynb #f2e92b7b
 def figures_command(
     args: argparse.Namespace,  # paths, until_round, threshold, out
 ) -> None:
     """Draw the figures of tables."""
     _check_law_flags(args)
     table = read_table(*args.paths)
-    _draw(table, args.until_round, args.threshold, Path(args.out))
+    _draw(table, law_report(table, args.until_round, args.threshold), Path(args.out), args.threshold)
 
 
-def _draw(table, until_round, threshold, out):
-    """Report of a table, with its figures in a folder."""
-    report = law_report(table, until_round, threshold)
+def _draw(table, report, out, threshold):
+    """Save the figures of a table and name them."""
     try:
-        paths = save_figures(table, report, out)
+        paths = save_figures(table, report, out, threshold)
     except OSError as error:
         raise CommandError(f"{out}: cannot be written to ({error.strerror}); choose another folder") from None
     print("figures:", ", ".join(str(path) for path in paths))
-    return report
 
-# %% ../nbs/13_cli.ipynb #563a5d0a
+# %% ../nbs/13_cli.ipynb #36d86bf9
 def _config_from(args):
     from si_nb.runs import RunConfig, make_config
 
@@ -172,13 +170,14 @@ def _config_from(args):
 
 
 def _report_run(table, until_round, threshold, folder):
-    """Forecast beside measurement; a run with too few rounds for a law says so and is still a run."""
+    """Forecast beside measurement; a run that carries no law says why, and still has figures."""
+    report = {"arms": {}}
     try:
-        report = _draw(table, until_round, threshold, folder.path / "figures")
+        report = law_report(table, until_round, threshold)
     except LawError as error:
         print(f"no law: {error}")
-    else:
-        print_report(report)
+    print_report(report)
+    _draw(table, report, folder.path / "figures", threshold)
 
 # %% ../nbs/13_cli.ipynb #a308eb32
 _WHERE = (

@@ -194,23 +194,24 @@ def budget_figure(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", title="arm")
     return figure
 
-# %% ../nbs/12_figures.ipynb #c516a5a4
+# %% ../nbs/12_figures.ipynb #b6106f00
 def save_figures(
     table: pd.DataFrame, # measurement table
-    report: dict, # as `law_report` makes it
+    report: dict, # as `law_report` makes it; {"arms": {}} when the table carries no law
     folder: str, # where the PNG files go; made when it is not there
+    threshold: float = 0.5, # accuracy that defines collapse
 ) -> list: # paths of the files written
     "Save every figure that the table can show."
     table, folder, pictures = check_table(table), Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)
+    several = table["task"].nunique() > 1
+    for (task, arm), rows in table.groupby(["task", "arm"]):
+        if rows.loc[rows["quantity"] == "accuracy"].groupby("round")["length"].nunique().max() > 1:
+            pictures[f"accuracy_by_length_{task}_{arm}" if several else f"accuracy_by_length_{arm}"] = length_figure(rows)
     for name, arm in report["arms"].items():
-        safe = name.replace("/", "_")
-        rows = table[(table["arm"] == arm["arm"]) & (table["task"] == arm["task"])]
-        if rows.loc[rows["quantity"] == "accuracy"].groupby("round")["length"].nunique().max() > 1: pictures[f"accuracy_by_length_{safe}"] = length_figure(rows)
-        if arm["rounds"]: pictures[f"law_{safe}"] = law_figure(arm)
+        if arm["rounds"]: pictures[f"law_{name.replace('/', '_')}"] = law_figure(arm)
     for task, rows in table.groupby("task"):
-        part = "" if table["task"].nunique() == 1 else f"_{task}"
-        threshold = next(iter(report["arms"].values()))["collapse"]["threshold"]
+        part = f"_{task}" if several else ""
         pictures[f"arms{part}"] = arms_figure(rows, threshold)
         if rows["quantity"].eq("label_kept").any(): pictures[f"error_budget{part}"] = budget_figure(rows)
     for name, picture in pictures.items(): (folder/f"{name}.png").write_bytes(picture.png())
