@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'KEY', 'RUN', 'MINIMAL', 'QUANTITIES', 'RULES', 'TableError', 'check_table', 'measurement_table',
-           'append_rows', 'read_table', 'results_folder', 'binomial_interval', 'accuracy_by_length', 'trajectory',
-           'error_budget']
+           'write_whole', 'append_rows', 'read_table', 'results_folder', 'binomial_interval', 'accuracy_by_length',
+           'trajectory', 'error_budget']
 
-# %% ../nbs/06_measurements.ipynb #d9464e90
+# %% ../nbs/06_measurements.ipynb #0069826b
 import os
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from statistics import NormalDist
@@ -138,7 +139,18 @@ def _read_file(path):
     table.attrs["first_line"] = 2
     return check_table(table, path)
 
-# %% ../nbs/06_measurements.ipynb #dbdccbec
+# %% ../nbs/06_measurements.ipynb #2679bf00
+def write_whole(
+    path: Path, # final name
+    write: Callable[[Path], None], # writes the content to the path it is given
+) -> None:
+    "Write a file so that it is seen complete or not at all."
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    with open(partial, "rb") as file: os.fsync(file.fileno())
+    os.replace(partial, path)
+
+# %% ../nbs/06_measurements.ipynb #73c15824
 def append_rows(
     path: str, # CSV file, made when it is not there
     table: pd.DataFrame, # rows to add, as `measurement_table` makes them
@@ -154,12 +166,7 @@ def append_rows(
             row = repeated.iloc[0]
             raise TableError(f"{path}: round {row['round']} already has {row['quantity']} of voter {row['voter']} at length {row['length']}; nothing was added")
         table = pd.concat([old, table], ignore_index=True)
-    beside = path.with_name(path.name + ".partial")
-    with open(beside, "w", encoding="utf-8", newline="") as file:
-        table.to_csv(file, index=False, lineterminator="\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    write_whole(path, lambda partial: table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8"))
     return path
 
 # %% ../nbs/06_measurements.ipynb #fec01dff

@@ -5,7 +5,7 @@ __all__ = ['SIDE_BY_SIDE_WIDTH', 'count_workers', 'count_threads', 'side_by_side
            'evaluation_lengths', 'measure', 'Labelled', 'make_labels', 'mix', 'next_lengths', 'run_round',
            'training_steps', 'run_experiment']
 
-# %% ../nbs/09_rounds.ipynb #b2fed96f
+# %% ../nbs/09_rounds.ipynb #3e69bfd8
 import os
 import threading
 from collections.abc import Callable
@@ -21,10 +21,10 @@ from tqdm.auto import tqdm
 
 from .evaluate import count_right, derive_rng, derive_seed
 from .generate import generate
-from .measurements import append_rows, measurement_table, read_table
+from .measurements import append_rows, measurement_table, read_table, write_whole
 from .model import GPT
 from .runs import ConfigError, RunConfig, RunFolder, base_training, check_tracker_mode, load_model, locate_run
-from .runs import open_run, open_tracker, round_training, run_name, runs_home, save_model, write_whole
+from .runs import open_run, open_tracker, round_training, run_name, runs_home, save_model
 from .tasks import TASKS, is_right, make_base_data, make_problems
 from .tokenizer import PAD
 from .trainer import Mixture, autocast, choose_device, train
@@ -423,14 +423,14 @@ def _measure_base(experiment):
     }
     return measurement_table(measure(experiment, chosen, 0, dict.fromkeys(config.si_method, config.original_digits)))
 
-# %% ../nbs/09_rounds.ipynb #43627965
+# %% ../nbs/09_rounds.ipynb #fdcd458c
 def _start(experiment):
     """Models and newest length of every arm after the last round that is in the table."""
     config, folder = experiment.config, experiment.folder
     if folder.rounds_done() < 0:
         append_rows(folder.measurements, _measure_base(experiment))
     table = read_table(folder.measurements)
-    done = folder.rounds_done()
+    done = int(table["round"].max())
     measured = table[(table["round"] == done) & (table["voter"] >= 0)]
     voters = measured.groupby("arm")["voter"].unique()
     models = {}

@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'DRIVE', 'ConfigError', 'RunConfig', 'base_training', 'round_training', 'make_config', 'identity',
-           'run_name', 'write_whole', 'save_model', 'load_model', 'RunFolder', 'describe_environment', 'locate_run',
-           'open_run', 'runs_home', 'describe_place', 'check_tracker_mode', 'open_tracker']
+           'run_name', 'save_model', 'load_model', 'RunFolder', 'describe_environment', 'locate_run', 'open_run',
+           'runs_home', 'describe_place', 'check_tracker_mode', 'open_tracker']
 
-# %% ../nbs/08_runs.ipynb #02efbec9
+# %% ../nbs/08_runs.ipynb #ba4865db
 import hashlib
 import json
 import os
@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from . import __version__
-from .measurements import read_table
+from .measurements import read_table, write_whole
 from .model import GPT, ModelConfig
 from .tasks import TASKS
 from .trainer import TrainConfig, choose_device
@@ -213,18 +213,6 @@ def run_name(
     """Name of a run: task, seed and a hash of everything else."""
     text = json.dumps(identity(config), sort_keys=True)
     return f"{config.task}-seed{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-# %% ../nbs/08_runs.ipynb #f7b35cd3
-def write_whole(
-    path: Path,  # final name
-    write: Callable[[Path], None],  # writes the content to the path it is given
-) -> None:
-    """Write a file so that it is seen complete or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 # %% ../nbs/08_runs.ipynb #b95a01b6
 def save_model(
