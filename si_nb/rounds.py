@@ -211,11 +211,14 @@ def _answer(experiment, voters, problems):
 
     return np.stack(_for_voters(experiment, job, [(model,) for model in voters]))
 
-# %% ../nbs/09_rounds.ipynb #e3099a15
+# %% ../nbs/09_rounds.ipynb #888d6846
 def _keep(config, arm, numbers, answers, problems, length, room):
     """At most `room` kept labels of one chunk, and its counts."""
     rule, lengths = KEEP_RULES[arm], TASKS[config.task].answer_lengths(length)
-    kept = rule.keep(propose(answers), lengths, config.vote_threshold)
+    proposal = propose(answers)
+    kept = rule.keep(proposal, lengths, config.vote_threshold)
+    if rule.oracle:
+        kept &= is_right(proposal.labels, problems.answers)
     needed = len(kept) if kept.sum() <= room else int(np.searchsorted(kept.cumsum(), room)) + 1
     answers, kept, truth = answers[:, :needed], kept[:needed], problems.answers[:needed]
     proposal = propose(answers)

@@ -50,7 +50,7 @@ def contents(folder):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run with all four rules, never interrupted."""
+    """A run with all rules, never interrupted."""
     return run_experiment(config_of(), tmp_path_factory.mktemp("whole") / "run", progress=False, workers=VOTERS)
 
 
@@ -118,6 +118,14 @@ def test_nothing_is_dropped_without_a_filter(table):
     rows = table[(table["arm"] == "none") & (table["quantity"].str.startswith("kept"))]
     assert (rows["successes"] == rows["trials"]).all()
     assert (table[(table["arm"] == "none") & (table["quantity"] == "label_kept")]["trials"] == SETTINGS["num_samples"]).all()
+
+
+def test_oracle_keeps_only_right_labels(table):
+    """The ceiling: no wrong label is kept and no right one is dropped, while other arms do keep wrong ones."""
+    rates = table.groupby(["arm", "quantity"])[["successes", "trials"]].sum()
+    kept, right, wrong = (rates.loc["oracle", name] for name in ("label_kept", "kept_right", "kept_wrong"))
+    assert kept["successes"] == kept["trials"] > 0 and right["successes"] == right["trials"]
+    assert wrong["successes"] == 0 < wrong["trials"] and rates.loc[("none", "kept_wrong"), "successes"] > 0
 
 
 def test_arms_share_their_base_models(folder, table):
