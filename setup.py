@@ -30,9 +30,10 @@ setup(
     packages=["si_nb"],
     # si_nb/results is a link to results/: the measured tables are found beside the code in a checkout and in a wheel alike
     package_data={"si_nb": ["results/**/*.csv", "results/**/*.json", "results/**/*.md"]},
+    exclude_package_data={"si_nb": ["results/*/runs/*", "results/*/bases/*", "results/*/jobs/*"]},  # working folders of sweeps
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split()},
+    extras_require={"dev": settings["dev_requirements"].split(), "cluster": settings["cluster_requirements"].split()},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )

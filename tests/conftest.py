@@ -72,7 +72,7 @@ def distributions(tmp_path_factory):
     """Folder with the sdist and the wheel made from it, built from a copy so that the checkout stays as it was."""
     copy, built = tmp_path_factory.mktemp("checkout") / "si_nb", tmp_path_factory.mktemp("dist")
     not_source = shutil.ignore_patterns(
-        ".git", "build", "dist", "*.egg-info", "__pycache__", ".venv", "runs", "wandb", "_proc", "_docs", ".hypothesis"
+        ".git", "build", "dist", "*.egg-info", "__pycache__", ".venv", "runs", "bases", "jobs", "wandb", "_proc", "_docs", ".hypothesis"
     )
     shutil.copytree(ROOT, copy, symlinks=True, ignore=not_source)
     run(sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check", "--outdir", built, copy, cwd=built)

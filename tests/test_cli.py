@@ -232,7 +232,7 @@ def test_wandb_without_a_key_goes_on(tmp_path):
 def test_module_and_command_are_the_same():
     """python -m si_nb is si_nb."""
     done = subprocess.run([sys.executable, "-m", "si_nb", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and all(command in done.stdout for command in ("run", "law", "figures"))
+    assert done.returncode == 0 and all(command in done.stdout for command in ("run", "sweep", "law", "figures"))
 
 
 def test_every_documented_flag_exists(capsys):
@@ -244,3 +244,23 @@ def test_every_documented_flag_exists(capsys):
         original_digits num_samples data_dir models_dir seed device skip_base_model_train skip_si train_multiple_base wandb_project
         wandb_name task preset voters vote_threshold run_dir resume wandb""".split()
     assert [flag for flag in flags if f"--{flag}" not in said] == []
+
+
+def test_help_of_sweep_shows_an_example(capsys):
+    """A grid can be written from the help alone."""
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    said = capsys.readouterr().out
+    assert all(word in said for word in ("--out", "--executor", "--jobs", "[[group]]", "seeds = ", "grid = {", "si_nb sweep grid.toml"))
+
+
+def test_example_of_sweep_help_is_a_grid(tmp_path, capsys):
+    """The grid in the help is read as it stands, and names its runs."""
+    from si_nb.sweep import read_grid
+
+    with pytest.raises(SystemExit):
+        main(["sweep", "--help"])
+    lines = capsys.readouterr().out.split("a file grid.toml:\n")[1].split("\n\n")[0].splitlines()
+    (tmp_path / "grid.toml").write_text("\n".join(lines))
+    grid = read_grid(tmp_path / "grid.toml")
+    assert len(grid.runs) == 12 and grid.slurm

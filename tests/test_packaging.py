@@ -20,7 +20,8 @@ from packaging.utils import canonicalize_name
 SETTINGS = read_settings()
 RUNTIME = [Requirement(text) for text in SETTINGS["requirements"].split()]
 MODULES = sorted(path.stem for path in (ROOT / "si_nb").glob("*.py"))
-DISTRIBUTION_OF = {"IPython": "ipython", "google": "google-colab"}  # import name -> distribution, where they differ
+CLUSTER = [Requirement(text) for text in SETTINGS["cluster_requirements"].split()]
+DISTRIBUTION_OF = {"IPython": "ipython", "google": "google-colab", "tomllib": "tomli"}  # import name -> distribution, where they differ
 AWAY_FROM_NETWORK = {name: None for name in os.environ if name.startswith("PIP_")} | {"PIP_CONFIG_FILE": os.devnull}
 
 
@@ -29,7 +30,8 @@ AWAY_FROM_NETWORK = {name: None for name in os.environ if name.startswith("PIP_"
 
 def tables():
     """Committed measured tables and what describes them, as paths below results/."""
-    return {path.relative_to(ROOT / "results").as_posix() for kind in ("csv", "json", "md") for path in (ROOT / "results").rglob(f"*.{kind}")}
+    files = [path.relative_to(ROOT / "results") for kind in ("csv", "json", "md") for path in (ROOT / "results").rglob(f"*.{kind}")]
+    return {path.as_posix() for path in files if not {"runs", "bases", "jobs"} & set(path.parts)}  # working folders of sweeps
 
 
 def test_wheel_holds_the_modules_and_the_tables_and_nothing_else(wheel):
@@ -175,11 +177,12 @@ def test_constraints_cover_the_requirements():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     constraints = {r.name: r.specifier for r in (Requirement(line) for line in lines if line and not line.startswith("#"))}
     assert str(constraints["torch"]) == "<2.14"
-    needed = [*RUNTIME, *(Requirement(text) for text in SETTINGS["dev_requirements"].split())]
+    needed = [*RUNTIME, *CLUSTER, *(Requirement(text) for text in SETTINGS["dev_requirements"].split())]
     missing = [r.name for r in needed if r.name not in constraints]
     assert not missing, f"constraints.txt says nothing of {missing}"
     from importlib.metadata import version
 
+    needed = [r for r in needed if r.marker is None or r.marker.evaluate()]
     outside = [r.name for r in needed if not (constraints[r.name] & r.specifier).contains(version(r.name), prereleases=True)]
     assert not outside, f"installed versions outside of constraints.txt: {outside}"
 
@@ -268,8 +271,8 @@ def test_tracker_is_imported_only_when_asked_for():
 
 
 def undeclared(names):
-    """Imported names that are neither Python's own, nor ours, nor a runtime requirement."""
-    declared = {canonicalize_name(requirement.name) for requirement in RUNTIME}
+    """Imported names that are neither Python's own, nor ours, nor a requirement at run time or on a cluster."""
+    declared = {canonicalize_name(requirement.name) for requirement in (*RUNTIME, *CLUSTER)}
     foreign = {name for name in names if name not in sys.stdlib_module_names and not name.startswith("si_nb")}
     return {name for name in foreign if canonicalize_name(DISTRIBUTION_OF.get(name, name)) not in declared}
 
