@@ -2,12 +2,10 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'KEY', 'RUN', 'MINIMAL', 'QUANTITIES', 'RULES', 'TableError', 'check_table', 'measurement_table',
-           'write_whole', 'append_rows', 'read_table', 'results_folder', 'binomial_interval', 'accuracy_by_length',
-           'trajectory', 'error_budget']
+           'append_rows', 'read_table', 'results_folder', 'binomial_interval', 'accuracy_by_length', 'trajectory',
+           'error_budget']
 
-# %% ../nbs/06_measurements.ipynb #0069826b
-import os
-from collections.abc import Callable
+# %% ../nbs/06_measurements.ipynb #9ef68246
 from io import StringIO
 from pathlib import Path
 from statistics import NormalDist
@@ -17,6 +15,7 @@ import pandas as pd
 from scipy.special import betaincinv
 
 import si_nb
+from .storage import DamagedError, read_sealed, write_sealed
 
 # %% ../nbs/06_measurements.ipynb #bd2e95a9
 COLUMNS = ("run_id", "task", "arm", "seed", "voter", "round", "length", "quantity", "successes", "trials")
@@ -121,11 +120,11 @@ def measurement_table(
     except ValueError: raise TableError(f"rows: every row needs the {len(COLUMNS)} fields {','.join(COLUMNS)}") from None
     return check_table(table, "rows")
 
-# %% ../nbs/06_measurements.ipynb #9ee6adf6
+# %% ../nbs/06_measurements.ipynb #6dc5dfdc
 def _read_file(path):
     "One CSV file as a checked table."
-    try: text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error: raise TableError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from None
+    try: text = read_sealed(Path(path)).decode("utf-8-sig")
+    except DamagedError as error: raise TableError(str(error)) from None
     except UnicodeDecodeError: raise TableError(f"{path}: not a text file; give a measurements.csv") from None
     if "\0" in text: raise TableError(f"{path}: not a text file; give a measurements.csv")
     if not text.strip(): raise TableError(f"{path}: the file is empty; nothing was measured yet")
@@ -139,25 +138,15 @@ def _read_file(path):
     table.attrs["first_line"] = 2
     return check_table(table, path)
 
-# %% ../nbs/06_measurements.ipynb #2679bf00
-def write_whole(
-    path: Path, # final name
-    write: Callable[[Path], None], # writes the content to the path it is given
-) -> None:
-    "Write a file so that it is seen complete or not at all."
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    with open(partial, "rb") as file: os.fsync(file.fileno())
-    os.replace(partial, path)
-
-# %% ../nbs/06_measurements.ipynb #73c15824
+# %% ../nbs/06_measurements.ipynb #69284088
 def append_rows(
     path: str, # CSV file, made when it is not there
     table: pd.DataFrame, # rows to add, as `measurement_table` makes them
 ) -> Path: # the file
     """Add rows to a table on disk, all of them or none, even if the power fails.
 
-    Raises: TableError when a row is already there, or the file is not a whole table; the file is then untouched."""
+    Raises: TableError when a row is already there, or the file is not a whole table; StorageError when it cannot be written.
+    The file is then untouched."""
     path, table = Path(path), check_table(table, "new rows")
     if path.exists():
         old = _read_file(path)
@@ -166,7 +155,7 @@ def append_rows(
             row = repeated.iloc[0]
             raise TableError(f"{path}: round {row['round']} already has {row['quantity']} of voter {row['voter']} at length {row['length']}; nothing was added")
         table = pd.concat([old, table], ignore_index=True)
-    write_whole(path, lambda partial: table.to_csv(partial, index=False, lineterminator="\n", encoding="utf-8"))
+    write_sealed(path, table.to_csv(index=False, lineterminator="\n").encode())
     return path
 
 # %% ../nbs/06_measurements.ipynb #fec01dff

@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'DRIVE', 'ConfigError', 'RunConfig', 'base_training', 'round_training', 'make_config', 'identity',
-           'run_name', 'save_model', 'load_model', 'RunFolder', 'describe_environment', 'locate_run', 'open_run',
-           'runs_home', 'describe_place', 'check_tracker_mode', 'open_tracker']
+           'run_name', 'save_tensors', 'load_tensors', 'save_model', 'load_model', 'say', 'checkpoints',
+           'save_checkpoint', 'load_checkpoint', 'RunFolder', 'describe_environment', 'locate_run', 'open_run',
+           'recover_table', 'runs_home', 'describe_place', 'check_tracker_mode', 'open_tracker']
 
-# %% ../nbs/08_runs.ipynb #ba4865db
+# %% ../nbs/08_runs.ipynb #56163e96
 import hashlib
 import json
 import os
@@ -18,15 +19,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from . import __version__
-from .measurements import read_table, write_whole
+from .measurements import TableError, read_table
 from .model import GPT, ModelConfig
+from .storage import DamagedError, read_sealed, remove_sealed, write_sealed
 from .tasks import TASKS
-from .trainer import TrainConfig, choose_device
+from .trainer import TrainConfig, TrainState, choose_device
 from .voting import KEEP_RULES, NOISE_KINDS
 
 # %% ../nbs/08_runs.ipynb #221a5179
@@ -214,18 +217,50 @@ def run_name(
     text = json.dumps(identity(config), sort_keys=True)
     return f"{config.task}-seed{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
-# %% ../nbs/08_runs.ipynb #b95a01b6
+# %% ../nbs/08_runs.ipynb #4b6bc297
+def save_tensors(
+    path: Path,  # a .safetensors file in an existing folder
+    tensors: dict[str, torch.Tensor],  # on any device
+    **about,  # what the header says of them, JSON types
+) -> None:
+    """Write tensors and what they are for.
+
+    Raises: StorageError when the file cannot be written."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_sealed(path, save(stored, {"about": json.dumps(about, sort_keys=True)}))
+
+
+def load_tensors(
+    path: Path,  # written by save_tensors
+    **about,  # what its header must say
+) -> tuple[dict[str, torch.Tensor], dict]:  # tensors on the CPU, and the whole header
+    """Read tensors of which the header says what it should.
+
+    Raises: DamagedError when the file is missing or damaged, ConfigError when it is for something else; both name it."""
+    content = read_sealed(path)
+    try:
+        tensors = load(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        stored = dict(json.loads(header["__metadata__"]["about"]))
+    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise DamagedError(f"{path}: damaged file of tensors ({str(error).splitlines()[0]})") from None
+    differing = [f"{name} {stored.get(name)} instead of {wanted}" for name, wanted in about.items() if stored.get(name) != wanted]
+    if differing:
+        raise ConfigError(f"{path} is of something else ({', '.join(differing)}); name another folder")
+    return tensors, stored
+
+# %% ../nbs/08_runs.ipynb #33cfc055
 def save_model(
     model: GPT,  # on any device
     path: Path,  # a .safetensors file in an existing folder
     **about,  # what else to write into the header, JSON types
 ) -> None:
-    """Write a model's weights, its sizes and where it comes from."""
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    header = {"model": json.dumps({**asdict(model.config), **about}, sort_keys=True)}
-    write_whole(path, lambda partial: save_file(weights, partial, metadata=header))
+    """Write a model's weights, its sizes and where it comes from.
 
-# %% ../nbs/08_runs.ipynb #01be5bf0
+    Raises: StorageError when the file cannot be written."""
+    save_tensors(path, model.state_dict(), **asdict(model.config), **about)
+
+
 def load_model(
     path: Path,  # written by save_model
     config: ModelConfig,  # sizes that it must have
@@ -234,24 +269,62 @@ def load_model(
 ) -> GPT:  # in evaluation mode
     """Read a model's weights.
 
-    Raises: ConfigError naming the file when it is missing, damaged or of other sizes."""
-    if not path.is_file():
-        raise ConfigError(f"{path}: no such weights file; train the model first or name the folder that has it")
+    Raises: DamagedError when the file is missing or damaged, ConfigError when it is of another model; both name it."""
+    weights, _ = load_tensors(path, **asdict(config), **about)
+    model = GPT(config, torch.Generator())
     try:
-        with safe_open(path, framework="pt") as file:
-            stored = json.loads((file.metadata() or {}).get("model", "{}"))
-            wanted = {**asdict(config), **about}
-            differing = [f"{name} {stored.get(name)} instead of {wanted[name]}" for name in wanted if stored.get(name) != wanted[name]]
-            if differing:
-                raise ConfigError(f"{path}: weights of another model ({', '.join(differing)}); name another folder for models")
-            weights = {name: file.get_tensor(name) for name in file.keys()}
-        model = GPT(config, torch.Generator())
         model.load_state_dict(weights)
-    except (SafetensorError, OSError, RuntimeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{path}: damaged weights file ({str(error).splitlines()[0]}); delete it to train again") from None
+    except RuntimeError as error:
+        raise DamagedError(f"{path}: other tensors than its header says ({str(error).splitlines()[0]})") from None
     return model.to(device).eval()
 
-# %% ../nbs/08_runs.ipynb #427f81db
+# %% ../nbs/08_runs.ipynb #333ef510
+def say(
+    message: str,  # one line
+) -> None:
+    """Tell whoever watches, without disturbing what is printed as a result."""
+    print(f"si_nb: {message}", file=sys.stderr)
+
+
+def checkpoints(
+    folder: Path,  # where they are
+    name: str,  # of the training
+) -> list[Path]:  # oldest first
+    """Checkpoints of a training that are on disk."""
+    return sorted(folder.glob(f"{name}.step_*.safetensors"))
+
+
+def save_checkpoint(
+    folder: Path,  # where it goes
+    name: str,  # of the training
+    state: TrainState,  # from train
+    **about,  # what its header says besides, JSON types
+) -> None:
+    """Store a training on its way, and forget all but the last two of its checkpoints.
+
+    Raises: StorageError when it cannot be written."""
+    save_tensors(folder / f"{name}.step_{state.facts['step']:09d}.safetensors", state.tensors, facts=state.facts, **about)
+    for path in checkpoints(folder, name)[:-2]:
+        remove_sealed(path)
+
+# %% ../nbs/08_runs.ipynb #c35722ae
+def load_checkpoint(
+    folder: Path,  # where they are
+    name: str,  # of the training
+    **about,  # what its header must say
+) -> TrainState | None:  # None when there is none that can be used
+    """The newest checkpoint that is whole; damaged ones are named and passed over.
+
+    Raises: ConfigError when it is of another training."""
+    for path in reversed(checkpoints(folder, name)):
+        try:
+            tensors, header = load_tensors(path, **about)
+            return TrainState(tensors, header["facts"])
+        except DamagedError as error:
+            say(f"{error}; going on from the one before it")
+    return None
+
+# %% ../nbs/08_runs.ipynb #735141ba
 @dataclass(frozen=True)
 class RunFolder:
     """Where the parts of a run are."""
@@ -265,6 +338,11 @@ class RunFolder:
     def measurements(self) -> Path:
         """The table of counts."""
         return self.path / "measurements.csv"
+
+    @property
+    def previous(self) -> Path:
+        """The table as it was before the last round."""
+        return self.path / "previous.csv"
 
     def base_model(
         self,
@@ -286,15 +364,11 @@ class RunFolder:
         self,
         arm: str,  # keep rule
         round_number: int,  # from 1
-    ) -> Path:  # numpy file of uint8 tokens
+    ) -> Path:  # file of uint8 tokens
         """Where the labels kept in a round are."""
-        return self.data / f"{arm}_round_{round_number:03d}.npy"
+        return self.data / f"{arm}_round_{round_number:03d}.safetensors"
 
-    def rounds_done(self) -> int:  # -1 when not even the base models have been measured
-        """The last round whose measurements are in the table."""
-        return int(read_table(self.measurements)["round"].max()) if self.measurements.exists() else -1
-
-# %% ../nbs/08_runs.ipynb #7aba3771
+# %% ../nbs/08_runs.ipynb #5b4c654c
 def _commit():
     """The commit of the checkout that this code is in, when it is in one."""
     here = Path(__file__).parent if "__file__" in globals() else Path.cwd()
@@ -302,6 +376,9 @@ def _commit():
         return "unknown"
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return git.stdout.strip() if git.returncode == 0 else "unknown"
+
+
+_REPEATABLE = {"cpu": "same seed, same table; for models of width 256 or more with the same number of threads"}
 
 
 def describe_environment(
@@ -312,19 +389,31 @@ def describe_environment(
     return {
         "si_nb": __version__, "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
         "platform": platform.system(), "device": f"{device.type} ({name})", "cpu_cores": str(os.cpu_count()),
-        "commit": _commit(),
+        "commit": _commit(), "repeatable": _REPEATABLE.get(device.type, "not promised: this device adds in no fixed order"),
     }  # fmt: skip
 
-# %% ../nbs/08_runs.ipynb #51f6fd75
+# %% ../nbs/08_runs.ipynb #f0c08b8b
 def _check_same(config, stored):
     try:
-        settings = json.loads(stored.read_text())
-        before = {name: settings.get(name) for name in identity(config)}
-    except (OSError, ValueError, AttributeError) as error:
-        raise ConfigError(f"{stored}: unreadable configuration ({error}); choose another run_dir") from None
+        settings = dict(json.loads(read_sealed(stored)))
+    except (ValueError, TypeError, RecursionError):  # damaged: open_run writes it again
+        return
+    before = {name: settings.get(name) for name in identity(config)}
     differing = [f"{name} (was {before[name]}, now {now})" for name, now in identity(config).items() if before[name] != now]
     if differing:
         raise ConfigError(f"{stored.parent} belongs to another configuration: {', '.join(differing)}; choose another run_dir")
+
+
+def _write_facts(path, facts):
+    """Write a JSON file, unless it is there and whole."""
+    if path.exists():
+        try:
+            dict(json.loads(read_sealed(path)))
+            return
+        except (ValueError, TypeError, RecursionError):
+            say(f"{path}: damaged; written again")
+            remove_sealed(path)
+    write_sealed(path, (json.dumps(facts, indent=1) + "\n").encode())
 
 
 def _make_folders(folder):
@@ -337,7 +426,7 @@ def _make_folders(folder):
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written to ({error.strerror}); choose another folder") from None
 
-# %% ../nbs/08_runs.ipynb #8dd0ef46
+# %% ../nbs/08_runs.ipynb #09af3470
 def locate_run(
     config: RunConfig,  # the experiment
     run_dir: str | Path,  # the run's folder
@@ -370,13 +459,40 @@ def open_run(
     Raises: ConfigError as locate_run does, or when it cannot be written or is no folder."""
     folder = locate_run(config, *where, **more_where)
     _make_folders(folder)
-    stored = folder.path / "config.json"
-    if not stored.exists():
-        settings = {**identity(config), "device": config.device}
-        environment = describe_environment(choose_device(config.device))
-        write_whole(folder.path / "environment.json", lambda file: file.write_text(json.dumps(environment, indent=1) + "\n"))
-        write_whole(stored, lambda file: file.write_text(json.dumps(settings, indent=1) + "\n"))
+    _write_facts(folder.path / "environment.json", describe_environment(choose_device(config.device)))
+    _write_facts(folder.path / "config.json", {**identity(config), "device": config.device})
     return folder
+
+# %% ../nbs/08_runs.ipynb #736d9801
+def _own_table(config, path):
+    table = read_table(path)
+    foreign = sorted(set(table["run_id"]) - {run_name(config)})
+    if foreign:
+        raise ConfigError(f"{path} is the table of {', '.join(foreign)}, not of {run_name(config)}; choose another run_dir")
+    return table
+
+
+def recover_table(
+    config: RunConfig,  # the experiment
+    folder: RunFolder,  # its folder
+) -> pd.DataFrame | None:  # None when nothing has been measured yet, or no table is whole
+    """The run's measurements, or those before its last round where the newer ones are lost; damaged files are put aside.
+
+    Raises: ConfigError when a table is another run's."""
+    for path in (folder.measurements, folder.previous):
+        if path.exists():
+            try:
+                table = _own_table(config, path)
+            except TableError as error:
+                say(f"{error}; kept as {path.name}.damaged, and what it held is measured again")
+                os.replace(path, path.with_name(path.name + ".damaged"))
+                remove_sealed(path)
+                continue
+            if path == folder.previous:
+                say(f"{folder.measurements}: lost; going on from {path.name}")
+                write_sealed(folder.measurements, read_sealed(path))
+            return table
+    return None
 
 # %% ../nbs/08_runs.ipynb #0ed37ddb
 DRIVE = Path("/content/drive/MyDrive")

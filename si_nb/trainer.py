@@ -2,13 +2,14 @@
 
 # %% auto #0
 __all__ = ['DeviceError', 'choose_device', 'choose_precision', 'autocast', 'TrainConfig', 'learning_rate_at', 'Mixture',
-           'next_tokens', 'token_loss', 'DivergedError', 'train']
+           'next_tokens', 'token_loss', 'TrainState', 'DivergedError', 'train']
 
-# %% ../nbs/04_trainer.ipynb #d620371c
+# %% ../nbs/04_trainer.ipynb #5fc1030b
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -148,7 +149,7 @@ def token_loss(
     """Mean next-token cross-entropy."""
     return F.cross_entropy(logits.float(), targets, ignore_index=PAD)
 
-# %% ../nbs/04_trainer.ipynb #1e7a7aa5
+# %% ../nbs/04_trainer.ipynb #78cadfd9
 def _optimizer(model, config):
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
@@ -159,7 +160,7 @@ def _optimizer(model, config):
 
 
 def _step(model, tokens, packing, config, optimizer, scaler, rate):
-    """One optimiser step; the loss before it, still on the device."""
+    """One optimiser step; the loss and the gradient norm before it, still on the device."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     with autocast(tokens.device):
@@ -167,17 +168,66 @@ def _step(model, tokens, packing, config, optimizer, scaler, rate):
         loss = token_loss(logits, next_tokens(tokens, packing, config.loss_on))
     scaler.scale(loss).backward()
     scaler.unscale_(optimizer)
-    torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach()
+    return loss.detach(), norm.detach()
 
-# %% ../nbs/04_trainer.ipynb #741bbbab
+# %% ../nbs/04_trainer.ipynb #b6fddab9
+class TrainState(NamedTuple):
+    """Everything that training needs to go on as if it had never stopped."""
+
+    tensors: dict  # name -> tensor: weights, optimiser moments, loss since the last report
+    facts: dict  # JSON types: steps done, steps since the last report, state of the generator, loss scale
+
+
+def _capture(model, optimizer, scaler, rng, device, progress):
+    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    for index, moments in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+    tensors |= {"loss": progress["loss"], "random": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random_cuda"] = torch.cuda.get_rng_state(device)
+    facts = {"step": progress["step"], "since": progress["since"], "generator": rng.bit_generator.state, "scaler": scaler.state_dict()}
+    return TrainState({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, facts)
+
+# %% ../nbs/04_trainer.ipynb #c79f6e3c
+def _restore(state, model, optimizer, scaler, rng, device):
+    """Put a state back; the loss since the last report, the steps done, and those since the last report."""
+    tensors, facts = state
+    model.load_state_dict({name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    moments = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            moments.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    scaler.load_state_dict(facts["scaler"])
+    rng.bit_generator.state = facts["generator"]
+    if model.config.dropout > 0:
+        torch.set_rng_state(tensors["random"])
+    if model.config.dropout > 0 and device.type == "cuda":
+        torch.cuda.set_rng_state(tensors["random_cuda"], device)
+    return {"loss": tensors["loss"].to(device), "step": facts["step"], "since": facts["since"]}
+
+# %% ../nbs/04_trainer.ipynb #fb4a4007
 class DivergedError(RuntimeError):
-    """Training produced a loss that is not a finite number."""
+    """Training produced a loss or a gradient that is not finite."""
 
 
+def _note_divergence(diverged, loss, norm, step, scaler):
+    """The first step that was not finite, 0 for none; a loss scale looks after infinite gradients by itself."""
+    sound = torch.isfinite(loss) if scaler.is_enabled() else torch.isfinite(loss) & torch.isfinite(norm)
+    return torch.where((diverged == 0) & ~sound, step, diverged)
+
+
+def _check_divergence(diverged, config):
+    step = int(diverged)
+    if step:
+        raise DivergedError(f"the loss or its gradient is not finite at step {step}: lower learning_rate {config.learning_rate}")
+
+# %% ../nbs/04_trainer.ipynb #58a59368
 def train(
     model: GPT,  # changed in place
     mixture: Mixture,  # on the model's device
@@ -185,25 +235,40 @@ def train(
     rng: np.random.Generator,  # draws the batches
     report: Callable[[int, float], None] | None = None,  # called with steps done and mean loss since the last call
     report_every: int = 50,  # steps between reports
+    state: TrainState | None = None,  # go on from here; model and rng are then set to what they were
+    after_step: Callable[[Callable[[], TrainState]], None] | None = None,  # called with a function that gives the state
 ) -> float:  # mean loss of the last steps reported, nats per token
     """Train for the given number of steps.
 
-    Raises: DivergedError when the loss stops being finite."""
-    device = mixture.tokens.device
+    Raises: DivergedError naming the step at which loss or gradient stopped being finite."""
+    device, mean = mixture.tokens.device, math.nan
     optimizer = _optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=choose_precision(device) is torch.float16)
     model.train()
-    total, since, mean = torch.zeros((), device=device), 0, math.nan
-    for step in range(config.steps):
+    progress = {"loss": torch.zeros((), device=device), "step": 0, "since": 0}
+    if state is not None:
+        progress = _restore(state, model, optimizer, scaler, rng, device)
+    diverged = torch.zeros((), dtype=torch.int64, device=device)
+
+    def capture():
+        _check_divergence(diverged, config)
+        return _capture(model, optimizer, scaler, rng, device, progress)
+
+    while progress["step"] < config.steps:
         tokens, packing = mixture.draw(config.batch_size, rng)
-        total += _step(model, tokens, packing, config, optimizer, scaler, learning_rate_at(step, config))
-        since += 1
-        if since == report_every or step == config.steps - 1:
-            mean = total.item() / since
-            if not math.isfinite(mean):
-                raise DivergedError(f"the loss is {mean} at step {step + 1}: lower learning_rate {config.learning_rate}")
+        rate = learning_rate_at(progress["step"], config)
+        loss, norm = _step(model, tokens, packing, config, optimizer, scaler, rate)
+        progress = {"loss": progress["loss"] + loss, "step": progress["step"] + 1, "since": progress["since"] + 1}
+        diverged = _note_divergence(diverged, loss, norm, progress["step"], scaler)
+        due = progress["since"] == report_every or progress["step"] == config.steps
+        if due or device.type == "cpu":
+            _check_divergence(diverged, config)
+        if due:
+            mean = progress["loss"].item() / progress["since"]
             if report is not None:
-                report(step + 1, mean)
-            total, since = torch.zeros((), device=device), 0
+                report(progress["step"], mean)
+            progress |= {"loss": torch.zeros((), device=device), "since": 0}
+        if after_step is not None:
+            after_step(capture)
     model.eval()
     return mean

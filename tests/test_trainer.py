@@ -172,11 +172,28 @@ def test_matrices_decay_and_vectors_do_not():
 
 
 def test_divergence_is_an_error():
-    """A loss that is not finite stops the run at the next report and names the step."""
+    """A loss that is not finite stops the run and names the very step, and no state is handed out from then on."""
     mixture = Mixture([make_base_data(TASKS["copy"], 3, 500, np.random.default_rng(0))], [1], CPU)
     config = TrainConfig(50, 0, 0, 32, learning_rate=1e30, gradient_clip=1e30)
-    with pytest.raises(DivergedError, match="step 10: lower learning_rate"):
-        train(new_model(), mixture, config, np.random.default_rng(0), report_every=10)
+    steps = []
+    with pytest.raises(DivergedError, match="step 2: lower learning_rate"):
+        train(new_model(), mixture, config, np.random.default_rng(0), report_every=10, after_step=lambda capture: steps.append(capture().facts["step"]))
+    assert steps == [1]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+@pytest.mark.parametrize("stop", [1, 6, 10, 19])
+def test_a_state_is_everything(stop, dropout):
+    """A training taken up from a state, by a model and generators that know nothing of it, reports and ends like the one that ran through."""
+    mixture = Mixture([make_base_data(TASKS["copy"], 4, 2_000, np.random.default_rng(0))], [1], CPU)
+    config, states, losses = TrainConfig(20, 3, 6, 32, 3e-3), [], {"whole": [], "again": []}
+    torch.manual_seed(7)
+    whole, again = new_model(dropout=dropout), new_model(1, dropout=dropout)
+    train(whole, mixture, config, np.random.default_rng(1), lambda *report: losses["whole"].append(report), 5, after_step=lambda capture: states.append(capture()))
+    torch.manual_seed(8)
+    train(again, mixture, config, np.random.default_rng(2), lambda *report: losses["again"].append(report), 5, state=states[stop - 1])
+    assert losses["again"] == [report for report in losses["whole"] if report[0] > stop]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
 
 
 def test_reports_add_up():
