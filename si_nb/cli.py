@@ -4,10 +4,11 @@
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'make_parser', 'CommandError', 'forecast_origin',
            'law_command', 'figures_command', 'run_command', 'sweep_command', 'main']
 
-# %% ../nbs/14_cli.ipynb #14281220
+# %% ../nbs/14_cli.ipynb #5797e335
 import argparse
 import json
 import os
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from .figures import save_figures
 from .forecast import law_report, print_report
 from .law import LawError
 from .measurements import TableError, read_table
+from .storage import DamagedError, LockedError, StorageError
 
 # %% ../nbs/14_cli.ipynb #7ff80e8c
 class OneLineParser(argparse.ArgumentParser):
@@ -58,24 +60,25 @@ def add_config_flags(
             kind = keep_rule_names if setting.name == "si_method" else setting.type
             parser.add_argument(flag, type=kind, help=text, metavar=getattr(setting.type, "__name__", "name").upper())
 
-# %% ../nbs/14_cli.ipynb #3e4d3d08
+# %% ../nbs/14_cli.ipynb #13e793ec
 def _add_place_flags(run):
     run.add_argument("--run_dir", help="folder of the run (default: runs/ and a name made from the settings)")
     run.add_argument("--models_dir", help="folder of the weights (default: models in the run folder)")
     run.add_argument("--data_dir", help="folder of the kept labels (default: data in the run folder)")
     run.add_argument("--resume", default="auto", help="auto: go on with the run in the folder; never: refuse it")
+    run.add_argument("--checkpoint_minutes", type=float, default=5, help="training that an interruption may cost at most (default: 5)")
     run.add_argument("--skip_base_model_train", action="store_true", help="take the base models from models_dir")
     run.add_argument("--skip_si", action="store_true", help="stop after the base models")
     run.add_argument("--wandb", default="off", help="mirror to Weights & Biases: off, offline or online (default: off)")
     run.add_argument("--wandb_project", default="si_nb", help="Weights & Biases project")
     run.add_argument("--wandb_name", help="Weights & Biases run name")
 
-# %% ../nbs/14_cli.ipynb #09643d94
+# %% ../nbs/14_cli.ipynb #c69b7775
 def _add_law_flags(parser):
     parser.add_argument("--until_round", type=int, help="last round the law may see (default: law: all; run: two fifths of them)")
     parser.add_argument("--threshold", type=float, default=0.5, help="accuracy below which a run has collapsed (default: 0.5)")
 
-
+# %% ../nbs/14_cli.ipynb #2d697882
 def _add_table_command(commands, name, meaning):
     command = commands.add_parser(name, help=meaning, description=meaning)
     command.add_argument("paths", nargs="+", metavar="PATH", help="tables, run folders, or folders of run folders")
@@ -99,7 +102,7 @@ def _add_run(commands):
     _add_place_flags(run)
     _add_law_flags(run)
 
-# %% ../nbs/14_cli.ipynb #b06b99b9
+# %% ../nbs/14_cli.ipynb #60a8b6db
 _SWEEP_EXAMPLES = """example, a file grid.toml:
   preset = "quick"
   [settings]                      # for all runs
@@ -113,7 +116,7 @@ _SWEEP_EXAMPLES = """example, a file grid.toml:
 
   si_nb sweep grid.toml --out results/filters --jobs 2"""
 
-
+# %% ../nbs/14_cli.ipynb #094c6347
 def _add_sweep(commands):
     meaning = "carry out every run of a grid; finished ones are skipped, interrupted ones go on, failed ones are tried again"
     sweep = commands.add_parser("sweep", help="carry out every run of a grid", description=meaning, epilog=_SWEEP_EXAMPLES)
@@ -139,7 +142,7 @@ def make_parser(
     figures.add_argument("--out", default="figures", help="folder for the pictures (default: figures)")
     return parser
 
-# %% ../nbs/14_cli.ipynb #df502042
+# %% ../nbs/14_cli.ipynb #6c2fa5ce
 class CommandError(Exception):
     """A mistake of the person at the keyboard, in one line."""
 
@@ -150,7 +153,7 @@ def forecast_origin(
     """Where `run` forecasts from: after two fifths of the rounds, and after three at least."""
     return max(3, 2 * rounds // 5)
 
-
+# %% ../nbs/14_cli.ipynb #1f5c4903
 def _check_law_flags(args):
     """Before an hour of training, not after it."""
     if not 0 < args.threshold <= 1:
@@ -203,9 +206,10 @@ def _report_run(table, until_round, threshold, folder):
     print_report(report)
     _draw(table, report, folder.path / "figures", threshold)
 
-# %% ../nbs/14_cli.ipynb #a308eb32
+# %% ../nbs/14_cli.ipynb #4840582b
 _WHERE = (
-    "run_dir", "models_dir", "data_dir", "resume", "skip_base_model_train", "skip_si", "wandb", "wandb_project", "wandb_name"
+    "run_dir", "models_dir", "data_dir", "resume", "checkpoint_minutes", "skip_base_model_train", "skip_si", "wandb",
+    "wandb_project", "wandb_name",
 )  # fmt: skip
 
 
@@ -249,7 +253,7 @@ def sweep_command(
         print("table:", Path(args.out) / "measurements.csv")
     return int(len(failed) > 0)
 
-# %% ../nbs/14_cli.ipynb #32566996
+# %% ../nbs/14_cli.ipynb #1e020928
 COMMANDS = {"run": run_command, "sweep": sweep_command, "law": law_command, "figures": figures_command}
 
 
@@ -261,12 +265,12 @@ def main(
     args = make_parser(arguments[0] if arguments else None).parse_args(arguments)
     try:
         return COMMANDS[args.command](args) or 0
-    except (CommandError, TableError, LawError) as error:
+    except (CommandError, TableError, LawError, StorageError, DamagedError, LockedError) as error:
         print(f"si_nb: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("si_nb: interrupted; the same command goes on from the last finished piece", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        print("si_nb: interrupted; the same command goes on from here", file=sys.stderr)
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

@@ -5,7 +5,8 @@ __all__ = ['BASE_SETTINGS', 'EXECUTORS', 'SweepError', 'PlannedRun', 'Grid', 're
            'train_base', 'carry_out', 'run_job', 'LocalJob', 'LocalExecutor', 'ClusterJob', 'ClusterExecutor', 'Sweep',
            'collect', 'next_job', 'runs_table', 'write_tables', 'count_steps', 'run_sweep']
 
-# %% ../nbs/13_sweep.ipynb #66760917
+# %% ../nbs/13_sweep.ipynb #99f4d2d0
+import getpass
 import hashlib
 import importlib.util
 import itertools
@@ -14,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
@@ -22,7 +24,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
+from functools import lru_cache, partial
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
@@ -31,35 +33,40 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .measurements import TableError, read_table, write_whole
+from .measurements import TableError, read_table
 from .rounds import run_experiment, training_steps
 from .runs import ConfigError, RunConfig, RunFolder, identity, locate_run, make_config, run_name
+from .storage import DamagedError, LockedError, StorageError, write_whole
 from .trainer import DeviceError, DivergedError, choose_device
 
-# %% ../nbs/13_sweep.ipynb #471ce7e5
+# %% ../nbs/13_sweep.ipynb #e5b93156
 class SweepError(ValueError):
     """A grid, or a place for a sweep, that cannot work."""
 
-
+# %% ../nbs/13_sweep.ipynb #c6f2eb67
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _SETTINGS = {setting.name: setting.type for setting in fields(RunConfig)}
 
 
+def _keep_rules(value):
+    methods = [value] if isinstance(value, str) else value
+    if not isinstance(methods, list) or not all(isinstance(method, str) for method in methods):
+        raise SweepError(f"si_method is {value!r}: write a keep rule, or a list of keep rules")
+    return tuple(methods)
+
+# %% ../nbs/13_sweep.ipynb #7d10ed92
 def _setting_value(name, value):
     """A value from a grid as the configuration wants it."""
     kind = _SETTINGS.get(name)
     if name == "si_method":
-        methods = [value] if isinstance(value, str) else value
-        if not isinstance(methods, list) or not all(isinstance(method, str) for method in methods):
-            raise SweepError(f"si_method is {value!r}: write a keep rule, or a list of keep rules")
-        return tuple(methods)
+        return _keep_rules(value)
     if kind is float and type(value) is int:
         return float(value)
     if kind is not None and type(value) is not kind:
         raise SweepError(f"{name} is {value!r}: write {_KINDS[kind]}")
     return value
 
-# %% ../nbs/13_sweep.ipynb #aa26e9ef
+# %% ../nbs/13_sweep.ipynb #b232215b
 def _table_of(group, key, what):
     found = group.get(key, {})
     if not isinstance(found, dict):
@@ -67,22 +74,25 @@ def _table_of(group, key, what):
     return found
 
 
+def _check_values(name, values):
+    if not isinstance(values, list) or not values:
+        raise SweepError(f"{name} is {values!r}: write a list of values")
+    if any(value in values[:position] for position, value in enumerate(values)):
+        raise SweepError(f"{name} has a value twice: {values}")
+
+# %% ../nbs/13_sweep.ipynb #d1113ccd
 def _axes(group, given):
     """Settings that take several values in a group: {setting: values}, seeds first."""
     grid = _table_of(group, "grid", "settings, each with a list of values")
     axes = {"seed": group["seeds"], **grid} if "seeds" in group else grid
     for name, values in axes.items():
-        shown = "seeds" if name == "seed" and "seeds" in group else name
-        if not isinstance(values, list) or not values:
-            raise SweepError(f"{shown} is {values!r}: write a list of values")
-        if any(value in values[:position] for position, value in enumerate(values)):
-            raise SweepError(f"{shown} has a value twice: {values}")
+        _check_values("seeds" if name == "seed" and "seeds" in group else name, values)
     twice = [name for name in axes if name in given] + ["seed"] * ("seeds" in group and "seed" in grid)
     if twice:
         raise SweepError(f"{twice[0]} is given twice: write it in one place, seeds, settings or grid")
     return axes
 
-
+# %% ../nbs/13_sweep.ipynb #e060afc2
 def _configs(group, preset, common):
     """Configurations of a group, in order."""
     given = _table_of(group, "settings", "settings with a value each")
@@ -91,14 +101,14 @@ def _configs(group, preset, common):
         settings = {**common, **given, **dict(zip(axes, values))}
         yield make_config(preset, **{name: _setting_value(name, value) for name, value in settings.items()})
 
-# %% ../nbs/13_sweep.ipynb #b00e1256
+# %% ../nbs/13_sweep.ipynb #23f946d0
 class PlannedRun(NamedTuple):
     """One run of a sweep."""
 
     config: RunConfig  # effective configuration
     groups: tuple[str, ...]  # names of the groups that it belongs to
 
-
+# %% ../nbs/13_sweep.ipynb #b2c9f4a8
 class Grid(NamedTuple):
     """What a sweep is to carry out."""
 
@@ -106,7 +116,7 @@ class Grid(NamedTuple):
     runs: dict[str, PlannedRun]  # run name -> run, in order
     slurm: dict  # parameters for the cluster
 
-
+# %% ../nbs/13_sweep.ipynb #290a6f6f
 def _parse(path):
     """Text and content of a TOML file."""
     if sys.version_info >= (3, 11):
@@ -121,7 +131,7 @@ def _parse(path):
     except ValueError as error:
         raise SweepError(f"{path}: not TOML ({' '.join(str(error).split())})") from None
 
-
+# %% ../nbs/13_sweep.ipynb #69aaff3a
 def _check_keys(found, known, what):
     unknown = [key for key in found if key not in known]
     if unknown:
@@ -137,16 +147,32 @@ def _group_name(group, number, names):
     _check_keys(group, ("name", "seeds", "settings", "grid"), f"group {name!r}")
     return name
 
-# %% ../nbs/13_sweep.ipynb #06dea2ea
+# %% ../nbs/13_sweep.ipynb #c1a251ba
 def _add_run(runs, name, config):
     """A further run; one that is there already gets the group's name."""
-    key = run_name(config)
+    key = run_name(config)  # a hash of everything but the device
     known = runs.get(key, PlannedRun(config, ()))
     if known.config.device != config.device:
         raise SweepError(f"device is {config.device}, but {known.config.device} for the same run in group {known.groups[0]!r}")
     runs[key] = known._replace(groups=tuple(dict.fromkeys((*known.groups, name))))
 
+# %% ../nbs/13_sweep.ipynb #125cf102
+def _plan(content):
+    """Runs of all groups."""
+    common, groups = _table_of(content, "settings", "settings with a value each"), content.get("group")
+    if not isinstance(groups, list) or not groups:
+        raise SweepError("no group: write at least one [[group]] with a name")
+    runs, names = {}, []
+    for number, group in enumerate(groups, 1):
+        names.append(_group_name(group, number, names))
+        try:
+            for config in _configs(group, content.get("preset"), common):
+                _add_run(runs, names[-1], config)
+        except ValueError as error:
+            raise SweepError(f"group {names[-1]!r}: {error}") from None
+    return runs
 
+# %% ../nbs/13_sweep.ipynb #dcacb22d
 def read_grid(
     path: str | Path,  # TOML file
 ) -> Grid:  # every run of every group, checked
@@ -154,32 +180,20 @@ def read_grid(
 
     Raises: SweepError, one line naming the file, the group and the setting."""
     text, content = _parse(path)
-    runs, names = {}, []
     try:
         _check_keys(content, ("preset", "settings", "group", "slurm"), "a grid")
-        common = _table_of(content, "settings", "settings with a value each")
         slurm = _table_of(content, "slurm", "parameters for the cluster")
-        groups = content.get("group")
-        if not isinstance(groups, list) or not groups:
-            raise SweepError("no group: write at least one [[group]] with a name")
-        for number, group in enumerate(groups, 1):
-            names.append(_group_name(group, number, names))
-            try:
-                for config in _configs(group, content.get("preset"), common):
-                    _add_run(runs, names[-1], config)
-            except ValueError as error:
-                raise SweepError(f"group {names[-1]!r}: {error}") from None
+        return Grid(text, _plan(content), slurm)
     except SweepError as error:
         raise SweepError(f"{path}: {error}") from None
-    return Grid(text, runs, slurm)
 
-# %% ../nbs/13_sweep.ipynb #45a1d4fa
+# %% ../nbs/13_sweep.ipynb #92b9144a
 BASE_SETTINGS = (
     "task", "original_digits", "seed", "base_samples", "max_iters", "decay", "warmup", "batch_size", "learning_rate", "loss_on",
     "n_layer", "n_head", "n_embd", "block_size", "bias", "dropout",
 )  # fmt: skip
 
-
+# %% ../nbs/13_sweep.ipynb #7fd08087
 def base_key(
     config: RunConfig,  # any configuration
 ) -> str:  # 8 hexadecimal digits, the same for runs that can share base models
@@ -187,7 +201,7 @@ def base_key(
     settings = {name: getattr(config, name) for name in BASE_SETTINGS}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
-
+# %% ../nbs/13_sweep.ipynb #2e9311cc
 def base_config(
     configs: list[RunConfig],  # runs that share base models
 ) -> RunConfig:  # trains as many base models as the most demanding of them needs
@@ -196,7 +210,7 @@ def base_config(
     voters = max(config.base_voters for config in configs)
     return RunConfig(**settings, si_rounds=0, voters=voters, train_multiple_base=True, device=configs[0].device)
 
-# %% ../nbs/13_sweep.ipynb #2a2394cd
+# %% ../nbs/13_sweep.ipynb #e299f435
 def sweep_run(
     config: RunConfig,  # a run of the sweep
     out: Path,  # the sweep's folder
@@ -205,7 +219,7 @@ def sweep_run(
     path, models, name = out / "runs" / run_name(config), out / "bases" / base_key(config), run_name(config)
     return RunFolder(path, models, models / name, path / "data")
 
-
+# %% ../nbs/13_sweep.ipynb #35763cae
 def train_base(
     config: RunConfig,  # from base_config
     out: Path,  # the sweep's folder
@@ -219,9 +233,9 @@ def train_base(
         shutil.rmtree(models / "run")
     run_experiment(config, models / "run", models, skip_si=True, progress=False, workers=workers)
 
-
+# %% ../nbs/13_sweep.ipynb #db125066
 def _write_text(path, text):
-    write_whole(path, lambda file: file.write_bytes(text.encode()))
+    write_whole(path, text.encode())
 
 
 def carry_out(
@@ -236,15 +250,15 @@ def carry_out(
     if anew:
         _write_text(folder.path / "seconds.txt", f"{time.monotonic() - start:.1f}\n")
 
-# %% ../nbs/13_sweep.ipynb #2201a89a
-_EXPECTED = (ConfigError, DeviceError, DivergedError, TableError)
+# %% ../nbs/13_sweep.ipynb #c38ed86d
+_EXPECTED = (ConfigError, DeviceError, DivergedError, TableError, DamagedError, LockedError, StorageError)
 
 
 def _one_line(error):
     text = " ".join(str(error).split())
     return text if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {text}"[:300]
 
-
+# %% ../nbs/13_sweep.ipynb #9033ab40
 def run_job(
     job: Callable,  # train_base or carry_out
     config: RunConfig,  # its configuration
@@ -260,7 +274,7 @@ def run_job(
         return _one_line(error)
     return ""
 
-# %% ../nbs/13_sweep.ipynb #997976b5
+# %% ../nbs/13_sweep.ipynb #93127b70
 _PRELOADED = ["__main__", "si_nb.rounds"]
 
 
@@ -275,7 +289,7 @@ def _send_result(sender, function, arguments):
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sender.send_bytes(function(*arguments).encode())
 
-
+# %% ../nbs/13_sweep.ipynb #223916c4
 class LocalJob:
     """A function that runs in a process of its own."""
 
@@ -301,7 +315,7 @@ class LocalJob:
             return self.receiver.recv_bytes().decode()
         if code < 0:
             return f"killed by signal {-code}; if that was for want of memory, use fewer jobs or a smaller batch_size"
-        return f"stopped with exit code {code}"
+        return f"stopped with exit code {code}; what it said is above"
 
     def cancel(
         self,
@@ -337,8 +351,16 @@ class LocalExecutor:
         """Start a job."""
         return LocalJob(self.context, function, arguments)
 
-# %% ../nbs/13_sweep.ipynb #4cb98723
-_CLUSTER_MINUTES = 24 * 60  # a job's time limit unless the grid's [slurm] has timeout_min; submitit's own is 5
+# %% ../nbs/13_sweep.ipynb #77bdd907
+@lru_cache(maxsize=1)
+def _queue(when):
+    """Slurm's jobs of this user that are not over yet; None when it does not say. Asked once for each `when`."""
+    command = ["squeue", "--noheader", "--format=%A", f"--user={getpass.getuser()}"]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    return set(asked.stdout.split()) if asked.returncode == 0 else None
+
+# %% ../nbs/13_sweep.ipynb #d41cc4dd
+_ASK_EVERY, _RESULT_SEEN_WITHIN = 30, 15  # seconds
 
 
 class ClusterJob:
@@ -347,26 +369,35 @@ class ClusterJob:
     def __init__(
         self,
         job,  # submitit.Job
+        queued: bool = False,  # whether Slurm's queue can be asked about it
     ):
-        self.job = job
+        self.job, self.queued, self.since = job, queued, time.monotonic()
 
     def done(self) -> bool:  # ended, well or not
         """Whether it has ended."""
-        return self.job.done()
+        if self.job.done() or not self.queued or time.monotonic() - self.since < 2 * _ASK_EVERY:
+            return self.job.done()
+        queue = _queue(time.monotonic() // _ASK_EVERY)
+        return queue is not None and self.job.job_id not in queue
 
     def reason(self) -> str:  # in one line; empty when all went well
         """Why an ended job failed."""
-        error = self.job.exception()
-        if error is None:
+        result, end = self.job.paths.result_pickle, time.monotonic() + _RESULT_SEEN_WITHIN
+        while not result.exists() and time.monotonic() < end:
+            time.sleep(1)
+        if result.exists() and self.job.exception() is None:
             return self.job.result()
-        last = [line for line in str(error).splitlines() if line.strip()][-1]
-        return f"{last.strip()} (job {self.job.job_id}, log: {self.job.paths.stderr})"
+        why = "failed" if result.exists() else "ended without a result, perhaps cancelled or out of time or memory"
+        return f"job {self.job.job_id} {why}; its log is {self.job.paths.stderr}"
 
     def cancel(self) -> None:
         """Stop it, or take it out of the queue."""
         self.job.cancel(check=False)
 
-# %% ../nbs/13_sweep.ipynb #f1bf3d42
+# %% ../nbs/13_sweep.ipynb #08312130
+_MINUTES = 24 * 60  # a job's time limit unless the grid's [slurm] has timeout_min; submitit's own is 5
+
+
 class ClusterExecutor:
     """Runs jobs through submitit.
 
@@ -385,7 +416,7 @@ class ClusterExecutor:
         if cluster == "slurm" and shutil.which("srun") is None:
             raise SweepError("no Slurm on this machine (no srun): start the sweep on a login node, or choose executor local")
         self.cluster, self.folder, self.shares_machine = cluster, out / "jobs", cluster == "local"
-        self.parameters = {"timeout_min": _CLUSTER_MINUTES, "name": "si_nb", **parameters}
+        self.parameters = {"timeout_min": _MINUTES, "name": "si_nb", **parameters}
         try:
             with tempfile.TemporaryDirectory() as folder:  # nothing is written in the sweep's folder yet
                 self._open(folder)
@@ -405,12 +436,12 @@ class ClusterExecutor:
         *arguments,  # its arguments
     ) -> ClusterJob:  # submitted
         """Hand a job in."""
-        return ClusterJob(self._open(self.folder).submit(function, *arguments))
+        return ClusterJob(self._open(self.folder).submit(function, *arguments), self.cluster == "slurm")
 
-
+# %% ../nbs/13_sweep.ipynb #cb8004f0
 EXECUTORS = {"local": LocalExecutor, "slurm": partial(ClusterExecutor, "slurm"), "submitit": partial(ClusterExecutor, "local")}
 
-# %% ../nbs/13_sweep.ipynb #d674cfbd
+# %% ../nbs/13_sweep.ipynb #e1deeda4
 @dataclass
 class Sweep:
     """A grid, its folder, and how far it is."""
@@ -428,7 +459,7 @@ class Sweep:
             shared.setdefault(base_key(run.config), []).append(run.config)
         return shared
 
-
+# %% ../nbs/13_sweep.ipynb #7ea69822
 def _own_table(folder):
     """A run's table; None when there is none, or a damaged one, which the run's job will complain about."""
     try:
@@ -440,7 +471,7 @@ def _own_table(folder):
 def _is_finished(table, config):
     return int(table["round"].max()) >= config.si_rounds
 
-
+# %% ../nbs/13_sweep.ipynb #0b526cdb
 def collect(
     sweep: Sweep,  # its tables are filled in
     name: str,  # a run of its grid
@@ -456,7 +487,7 @@ def collect(
         shutil.rmtree(folder.data, ignore_errors=True)
     return name in sweep.tables
 
-# %% ../nbs/13_sweep.ipynb #d06370a8
+# %% ../nbs/13_sweep.ipynb #b7974930
 def _has_base(sweep, config):
     folder = sweep_run(config, sweep.out)
     return all(folder.base_model(voter).exists() for voter in range(config.base_voters))
@@ -467,7 +498,7 @@ def _open_runs(sweep):
     settled = (sweep.tables, sweep.failed, sweep.running)
     return {name: run.config for name, run in sweep.grid.runs.items() if not any(name in group for group in settled)}
 
-
+# %% ../nbs/13_sweep.ipynb #fad3f263
 def next_job(
     sweep: Sweep,  # how far it is; runs that lack failed base models are marked as failed
 ) -> tuple[str, Callable, RunConfig] | None:  # run or base key, function, configuration; None when none can start now
@@ -485,7 +516,7 @@ def next_job(
             return key, train_base, base_config(bases[key])
     return None
 
-# %% ../nbs/13_sweep.ipynb #fc114ff5
+# %% ../nbs/13_sweep.ipynb #548b24ec
 def _seconds(folder):
     path = folder.path / "seconds.txt"
     return float(path.read_text()) if path.exists() else None
@@ -503,7 +534,7 @@ def runs_table(
         rows.append({**about, "seconds": _seconds(sweep_run(run.config, sweep.out)), **settings})
     return pd.DataFrame(rows)
 
-
+# %% ../nbs/13_sweep.ipynb #3cfb9c81
 def write_tables(
     sweep: Sweep,  # how far it is
 ) -> pd.DataFrame:  # what runs_table gives
@@ -521,7 +552,7 @@ def write_tables(
 def _write_csv(table, path):
     _write_text(path, table.to_csv(index=False, lineterminator="\n"))
 
-# %% ../nbs/13_sweep.ipynb #a1194a45
+# %% ../nbs/13_sweep.ipynb #b244f2f0
 def _run_steps(sweep, name):
     """Training steps that a run has behind it after its base models."""
     config = sweep.grid.runs[name].config
@@ -532,7 +563,7 @@ def _run_steps(sweep, name):
     done = 0 if table is None else int(table["round"].max())
     return whole - training_steps(config, done + 1, base_models=0)
 
-
+# %% ../nbs/13_sweep.ipynb #1e450b87
 def _base_steps(sweep, key, configs):
     """Training steps of base models that need not be made any more."""
     config = base_config(configs)
@@ -540,7 +571,7 @@ def _base_steps(sweep, key, configs):
     unneeded = key in sweep.failed or all(run_name(c) in sweep.tables for c in configs)
     return config.max_iters * (config.base_voters if unneeded else there)
 
-
+# %% ../nbs/13_sweep.ipynb #a3fd52ec
 def count_steps(
     sweep: Sweep,  # how far it is
 ) -> tuple[int, int]:  # training steps behind it, and in all
@@ -551,7 +582,7 @@ def count_steps(
     done = sum(_run_steps(sweep, name) for name in sweep.grid.runs)
     return done + sum(_base_steps(sweep, key, configs) for key, configs in bases.items()), total
 
-# %% ../nbs/13_sweep.ipynb #3a2db051
+# %% ../nbs/13_sweep.ipynb #74a82d84
 _LINE = "{desc}{percentage:.0f}% of the steps, {elapsed} gone, {remaining} left"
 
 
@@ -561,7 +592,7 @@ def _make_bar(sweep):
     where = dict(dynamic_ncols=True) if terminal else dict(file=StringIO(), bar_format=_LINE)
     return tqdm(total=total, initial=done, unit="step", smoothing=0, **where)
 
-
+# %% ../nbs/13_sweep.ipynb #5188a968
 def _show(sweep, bar, event=""):
     """Bring the bar up to date; without a terminal, print it as a line when something has happened."""
     failed, runs = sum(name in sweep.failed for name in sweep.grid.runs), len(sweep.grid.runs)
@@ -572,17 +603,17 @@ def _show(sweep, bar, event=""):
     elif event:
         print(f"{bar} | {event}", file=sys.stderr, flush=True)
 
-# %% ../nbs/13_sweep.ipynb #ee837eef
+# %% ../nbs/13_sweep.ipynb #9092b115
 _FILES_SEEN_WITHIN, _TABLES_EVERY, _PROGRESS_EVERY = 60, 10, 5  # seconds
 
-
+# %% ../nbs/13_sweep.ipynb #797d0bcc
 def _has_delivered(sweep, name):
     """Whether what a job was to make is there."""
     if name in sweep.grid.runs:
         return collect(sweep, name)
     return _has_base(sweep, base_config(sweep.bases()[name]))
 
-
+# %% ../nbs/13_sweep.ipynb #56b09088
 def _settle(sweep, name, patience):
     """Note what became of a job that has ended; say it in a line."""
     reason, end = sweep.running.pop(name).reason(), time.monotonic() + patience
@@ -595,7 +626,7 @@ def _settle(sweep, name, patience):
     what = name if name in sweep.grid.runs else f"base models {name}"
     return f"{what}: {reason or 'done'}"
 
-
+# %% ../nbs/13_sweep.ipynb #580631ef
 def _fill(sweep, executor, jobs):
     """Start jobs while there is room."""
     while len(sweep.running) < jobs and (found := next_job(sweep)) is not None:
@@ -606,7 +637,7 @@ def _fill(sweep, executor, jobs):
         except Exception as error:  # no process to be had, or the cluster refuses the job
             sweep.failed[name] = f"could not be started: {_one_line(error)}"
 
-
+# %% ../nbs/13_sweep.ipynb #45a39164
 def _work(sweep, executor, jobs, bar):
     """Carry out every job there is."""
     written = shown = time.monotonic()
@@ -626,7 +657,7 @@ def _work(sweep, executor, jobs, bar):
             _show(sweep, bar)
             shown = time.monotonic()
 
-# %% ../nbs/13_sweep.ipynb #940081ec
+# %% ../nbs/13_sweep.ipynb #1f18f357
 def _finished_before(grid, out):
     """Tables of finished runs from the table that is there."""
     if not (out / "measurements.csv").exists():
@@ -638,7 +669,7 @@ def _finished_before(grid, out):
         raise SweepError(f"{out}: its table has runs that are not in this grid ({foreign[0]}); choose another folder or move measurements.csv away")
     return {name: rows for name, rows in tables.items() if _is_finished(rows, grid.runs[name].config)}
 
-
+# %% ../nbs/13_sweep.ipynb #14acbc2b
 def _check_sweep(grid, out, executor, jobs):
     if executor not in EXECUTORS:
         raise SweepError(f"executor {executor!r} is unknown: choose {', '.join(EXECUTORS)}")
@@ -654,7 +685,7 @@ def _check_sweep(grid, out, executor, jobs):
     if not there:
         raise SweepError(f"{out}: cannot be used as a folder; choose another")
 
-# %% ../nbs/13_sweep.ipynb #6b86f4f4
+# %% ../nbs/13_sweep.ipynb #b45d1c58
 @contextmanager
 def _terminable():
     """SIGTERM interrupts as Ctrl-C does."""
@@ -671,7 +702,7 @@ def _terminable():
     finally:
         signal.signal(signal.SIGTERM, before)
 
-
+# %% ../nbs/13_sweep.ipynb #bf63c3d3
 def _cancel_all(sweep):
     """Stop every job that runs."""
     handles = list(sweep.running.values())
@@ -679,7 +710,7 @@ def _cancel_all(sweep):
     with ThreadPoolExecutor(max(1, len(handles))) as pool:
         list(pool.map(lambda handle: handle.cancel(), handles))
 
-
+# %% ../nbs/13_sweep.ipynb #48b4a23c
 def _open_folder(sweep):
     try:
         sweep.out.mkdir(parents=True, exist_ok=True)
