@@ -267,7 +267,15 @@ def _no_law(series, threshold, line):
                 collapse=dict(threshold=float(threshold), round=None, low=None, high=None, level=LEVEL, probability_by_last_round=None, sustained_probability=None),
                 measured=_measured_entries(series, threshold), rounds=[], reproduction_number=dict(value=None, low=None, high=None))
 
-# %% ../nbs/11_forecast.ipynb #44e6bf7a
+# %% ../nbs/11_forecast.ipynb #82b6e7ba
+def _subjects(series):
+    "What each fit is of: an arm's runs as repeats of each other, or each run alone where a seed occurs twice."
+    runs = series[RUN].drop_duplicates()
+    differ = runs.duplicated(["task", "arm", "seed"], keep=False).groupby([runs["task"], runs["arm"]]).any()
+    for (task, arm), part in series.groupby(["task", "arm"]):
+        if differ[task, arm]: yield from part.groupby("run_id")
+        else: yield (arm if series["task"].nunique() == 1 else f"{task}/{arm}"), part
+
 def law_report(
     table: pd.DataFrame, # measurement table, a table of round, successes, trials, or a trajectory
     until_round: int = None, # fit rounds 1..until_round; None: all
@@ -276,7 +284,7 @@ def law_report(
     resamples: int = 1000, # bootstrap refits per law
     seed: int = 0, # of the bootstrap
 ) -> dict: # arms: name -> report; for a single arm its fields as well; strictly JSON
-    """Fit, compare and forecast every arm of a table.
+    """Fit, compare and forecast every arm of a table; runs of an arm that differ in more than the seed each by themselves.
 
     Raises: TableError for a table that is none; LawError when no arm can be fitted. One line each."""
     if not 0 < threshold <= 1: raise LawError(f"threshold {threshold} is outside (0, 1]; give an accuracy such as 0.5")
@@ -284,11 +292,10 @@ def law_report(
     is_table = "quantity" in table or set(table.columns) == set(MINIMAL)
     table = check_table(table) if is_table else table
     series, generator, arms = trajectory(table) if is_table else table, np.random.default_rng(seed), {}
-    for (task, arm), part in series.groupby(["task", "arm"]):
-        name = arm if series["task"].nunique() == 1 else f"{task}/{arm}"
+    for name, part in _subjects(series):
         try: found = forecast(part, until_round, threshold, law, resamples, generator)
         except LawError as error: arms[name] = _no_law(part, threshold, str(error)); continue
-        rows = table[(table["task"] == task) & (table["arm"] == arm)] if is_table else None
+        rows = table.merge(part[RUN].drop_duplicates(), on=RUN) if is_table else None
         arms[name] = arm_report(found, part, reproduction_number(rows, found.until_round, generator=generator) if is_table else None)
     if all(a["note"] for a in arms.values()): raise LawError("; ".join(f"{name}: {a['note']}" for name, a in arms.items()))
     return {**(next(iter(arms.values())) if len(arms) == 1 else {}), "arms": arms}
@@ -314,10 +321,11 @@ def measured_line(
     each = [f"not before round {m['at_least']}" if m["censored"] else f"at round {m['collapse_round']}" for m in report["measured"]]
     return "measured: collapse " + ", ".join(each)
 
-# %% ../nbs/11_forecast.ipynb #34e07f62
+# %% ../nbs/11_forecast.ipynb #ce09d909
 def _laws_table(report):
     "The fitted laws of one arm as a rich table."
-    shown = Table(title=f"{report['task']}, arm {report['arm']}: {report['runs']} run{'s' if report['runs'] > 1 else ''}, rounds 1-{report['until_round']}", title_justify="left")
+    who = f"{report['runs']} runs" if report["runs"] > 1 else report["measured"][0]["run_id"]
+    shown = Table(title=f"{report['task']}, arm {report['arm']}: {who}, rounds 1-{report['until_round']}", title_justify="left")
     for column in ("law", f"parameters ({LEVEL:.0%} interval)"): shown.add_column(column, overflow="fold")
     for column in ("log-lik.", "AICc", "weight"): shown.add_column(column, justify="right")
     for law in report["laws"]:
