@@ -5,7 +5,7 @@ __all__ = ['BASE_SETTINGS', 'EXECUTORS', 'SweepError', 'PlannedRun', 'Grid', 're
            'train_base', 'carry_out', 'run_job', 'LocalJob', 'LocalExecutor', 'ClusterJob', 'ClusterExecutor', 'Sweep',
            'collect', 'next_job', 'runs_table', 'write_tables', 'count_steps', 'run_sweep']
 
-# %% ../nbs/13_sweep.ipynb #99f4d2d0
+# %% ../nbs/13_sweep.ipynb #3044b584
 import getpass
 import hashlib
 import importlib.util
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,9 +35,9 @@ import torch
 from tqdm import tqdm
 
 from .measurements import TableError, read_table
-from .rounds import run_experiment, training_steps
-from .runs import ConfigError, RunConfig, RunFolder, identity, locate_run, make_config, run_name
-from .storage import DamagedError, LockedError, StorageError, write_whole
+from .rounds import Interrupted, run_experiment, training_steps
+from .runs import ConfigError, RunConfig, RunFolder, locate_run, make_config, run_name
+from .storage import DamagedError, LockedError, StorageError, hold, write_whole
 from .trainer import DeviceError, DivergedError, choose_device
 
 # %% ../nbs/13_sweep.ipynb #e5b93156
@@ -219,7 +220,7 @@ def sweep_run(
     path, models, name = out / "runs" / run_name(config), out / "bases" / base_key(config), run_name(config)
     return RunFolder(path, models, models / name, path / "data")
 
-# %% ../nbs/13_sweep.ipynb #35763cae
+# %% ../nbs/13_sweep.ipynb #907ae783
 def train_base(
     config: RunConfig,  # from base_config
     out: Path,  # the sweep's folder
@@ -232,6 +233,7 @@ def train_base(
     except ConfigError:  # a grid that has grown needs more voters; settings are all that is in there
         shutil.rmtree(models / "run")
     run_experiment(config, models / "run", models, skip_si=True, progress=False, workers=workers)
+    shutil.rmtree(models / run_name(config), ignore_errors=True)
 
 # %% ../nbs/13_sweep.ipynb #db125066
 def _write_text(path, text):
@@ -258,7 +260,7 @@ def _one_line(error):
     text = " ".join(str(error).split())
     return text if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {text}"[:300]
 
-# %% ../nbs/13_sweep.ipynb #9033ab40
+# %% ../nbs/13_sweep.ipynb #6d75d70d
 def run_job(
     job: Callable,  # train_base or carry_out
     config: RunConfig,  # its configuration
@@ -270,12 +272,16 @@ def run_job(
         torch.set_num_threads(1)
     try:
         job(config, Path(out), 1 if share_machine else None)
+    except Interrupted:
+        return "interrupted; the same command goes on from there"
     except Exception as error:
+        if not isinstance(error, _EXPECTED):
+            traceback.print_exc()
         return _one_line(error)
     return ""
 
-# %% ../nbs/13_sweep.ipynb #93127b70
-_PRELOADED = ["__main__", "si_nb.rounds"]
+# %% ../nbs/13_sweep.ipynb #3a7b8732
+_PRELOADED = ["__main__", "si_nb.rounds", "torch._dynamo"]  # the last takes a second when the first optimiser is made
 
 
 def _end_with_parent():
@@ -685,7 +691,7 @@ def _check_sweep(grid, out, executor, jobs):
     if not there:
         raise SweepError(f"{out}: cannot be used as a folder; choose another")
 
-# %% ../nbs/13_sweep.ipynb #b45d1c58
+# %% ../nbs/13_sweep.ipynb #09f2c75d
 @contextmanager
 def _terminable():
     """SIGTERM interrupts as Ctrl-C does."""
@@ -694,7 +700,7 @@ def _terminable():
         return
 
     def interrupt(number, frame):
-        raise KeyboardInterrupt
+        raise Interrupted(number)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:
@@ -710,15 +716,17 @@ def _cancel_all(sweep):
     with ThreadPoolExecutor(max(1, len(handles))) as pool:
         list(pool.map(lambda handle: handle.cancel(), handles))
 
-# %% ../nbs/13_sweep.ipynb #48b4a23c
+# %% ../nbs/13_sweep.ipynb #e2666974
 def _open_folder(sweep):
     try:
         sweep.out.mkdir(parents=True, exist_ok=True)
         _write_text(sweep.out / "grid.toml", sweep.grid.text)
+    except StorageError:
+        raise
     except OSError as error:
         raise SweepError(f"{sweep.out}: cannot be written to ({error.strerror}); choose another folder") from None
 
-# %% ../nbs/13_sweep.ipynb #56054c6d
+# %% ../nbs/13_sweep.ipynb #fd05dbd3
 def run_sweep(
     grid: str | Path,  # TOML file
     out: str | Path,  # folder of the tables and of the runs
@@ -727,18 +735,19 @@ def run_sweep(
 ) -> pd.DataFrame:  # what became of every run, as in runs.csv
     """Carry out every run of a grid, or go on where a sweep was interrupted; failed runs are tried again.
 
-    Raises: SweepError or DeviceError before anything is written; TableError when the folder's table is damaged;
-    KeyboardInterrupt when interrupted, after stopping all jobs."""
+    Raises: SweepError, DeviceError, TableError of the table that is there, LockedError, all before any run; StorageError when
+    the disk is full or gone; KeyboardInterrupt when interrupted. Whatever is raised, no job is left running."""
     plan, out = read_grid(grid), Path(out).absolute()
     _check_sweep(plan, out, executor, jobs)
     sweep = Sweep(plan, out, _finished_before(plan, out))
     run_on = EXECUTORS[executor](out, plan.slurm)
     _open_folder(sweep)
-    for name in plan.runs:
-        collect(sweep, name)
-    with _terminable(), _make_bar(sweep) as bar:
+    with hold(out, "sweep.lock"), _terminable():
+        for name in plan.runs:
+            collect(sweep, name)
         try:
-            _work(sweep, run_on, jobs, bar)
+            with _make_bar(sweep) as bar:
+                _work(sweep, run_on, jobs, bar)
         finally:
             _cancel_all(sweep)
             runs = write_tables(sweep)

@@ -1,5 +1,6 @@
 """The sweep: what a grid says, what runs share, and that being killed costs nothing that was finished."""
 import importlib.util
+import json
 import multiprocessing
 import os
 import shutil
@@ -8,17 +9,19 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from si_nb import rounds
+from si_nb import rounds, sweep
 from si_nb.cli import main
 from si_nb.measurements import read_table
 from si_nb.model import ModelConfig
 from si_nb.rounds import run_experiment
 from si_nb.runs import RunConfig, make_config
-from si_nb.sweep import BASE_SETTINGS, ClusterExecutor, SweepError, base_key, read_grid, run_sweep, sweep_run
+from si_nb.storage import hold
+from si_nb.sweep import BASE_SETTINGS, ClusterExecutor, ClusterJob, SweepError, base_key, read_grid, run_sweep, sweep_run
 
 SETTINGS = """
 [settings]
@@ -172,7 +175,7 @@ def longer(tmp_path_factory):
     """A grid whose runs take long enough to be met in the middle, and its table when not interrupted."""
     folder = tmp_path_factory.mktemp("longer")
     path = folder / "grid.toml"
-    path.write_text(SETTINGS.replace("si_iter = 4", "si_iter = 40") + '[[group]]\nname = "seeds"\nseeds = [0, 1, 2, 3]\n')
+    path.write_text(SETTINGS.replace("si_iter = 4", "si_iter = 40") + '[[group]]\nname = "amounts"\ngrid = {num_samples = [20, 21, 22, 23]}\n')
     run_sweep(path, folder / "out", jobs=2)
     return path, content(folder / "out")
 
@@ -193,6 +196,15 @@ def goes_on(path, out, uninterrupted):
     assert content(out) == uninterrupted
 
 
+def is_there(pid):
+    """Whether a process exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_a_killed_sweep_goes_on_and_repeats_nothing(longer, tmp_path):
     """A sweep that is killed with SIGKILL loses nothing that was finished, and leaves no job running behind it."""
     path, uninterrupted = longer
@@ -200,12 +212,12 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(longer, tmp_path):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: finished_in(tmp_path), process)
     process.kill()
-    assert process.wait() == -signal.SIGKILL
-    process.stderr.read()  # until the last job that could write to it is gone
-    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")}
-    time.sleep(0.5)
-    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*")} == before
-    process.stderr.close()
+    process.communicate(timeout=10)  # comes back when the last job that could write to its stderr is gone
+    assert process.returncode == -signal.SIGKILL
+    jobs = [json.loads(lock.read_bytes())["pid"] for lock in tmp_path.rglob("*.lock")]
+    end = time.monotonic() + 10
+    while any(map(is_there, jobs)) and time.monotonic() < end:  # the system takes them off its list
+        time.sleep(0.05)
     goes_on(path, tmp_path, uninterrupted)
 
 
@@ -222,11 +234,18 @@ def test_an_interrupted_sweep_says_how_to_go_on(number, longer, tmp_path, capsys
     before = signal.getsignal(signal.SIGTERM)
     waiting = threading.Thread(target=interrupt, daemon=True)
     waiting.start()
-    assert main(["sweep", str(path), "--out", str(tmp_path), "--jobs", "2"]) == 130
+    assert main(["sweep", str(path), "--out", str(tmp_path), "--jobs", "2"]) == 128 + number
     assert "the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before and not multiprocessing.active_children()
     assert read_table(tmp_path)["run_id"].nunique() >= 1
     goes_on(path, tmp_path, uninterrupted)
+
+
+def test_two_sweeps_in_one_folder_are_refused(grid, tmp_path, capsys):
+    """The second is told which process is at work there."""
+    with hold(tmp_path, "sweep.lock"):
+        assert main(["sweep", str(grid), "--out", str(tmp_path)]) == 2
+    assert f"process {os.getpid()} on" in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
 # --- grids that are wrong
@@ -351,10 +370,27 @@ def test_unknown_cluster_parameters_are_refused(tmp_path, capsys):
     assert "speed" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_submitit_gives_the_same_table(finished, tmp_path):
+def test_submitit_gives_the_same_counts(finished, tmp_path):
     """The cluster's way of running jobs, tried with submitit's own local executor, changes no count."""
     pytest.importorskip("submitit", reason="the cluster extra is not installed")
-    (tmp_path / "grid.toml").write_text(SETTINGS + GROUPS + "[slurm]\ntimeout_min = 5\n")
-    runs = run_sweep(tmp_path / "grid.toml", tmp_path / "out", "submitit", jobs=2)
-    assert set(runs["status"]) == {"finished"}, list(runs["reason"])
-    assert content(tmp_path / "out") == content(finished)
+    (tmp_path / "grid.toml").write_text(SETTINGS + '[[group]]\nname = "one"\n[slurm]\ntimeout_min = 5\n')
+    runs = run_sweep(tmp_path / "grid.toml", tmp_path / "out", "submitit")
+    assert list(runs["status"]) == ["finished"], list(runs["reason"])
+    everything = read_table(finished)
+    same = everything[everything["run_id"] == runs["run_id"][0]].reset_index(drop=True)
+    pd.testing.assert_frame_equal(read_table(tmp_path / "out"), same)
+
+
+def test_cluster_job_without_a_result_says_where_its_log_is(monkeypatch, tmp_path):
+    """A job that has left the queue without a result has ended, accounting or not; one in the queue has not."""
+    paths = SimpleNamespace(result_pickle=tmp_path / "absent", stderr=tmp_path / "log")
+    job = ClusterJob(SimpleNamespace(done=lambda: False, job_id="7", paths=paths), queued=True)
+    monkeypatch.setattr(sweep, "_RESULT_SEEN_WITHIN", 0)
+    monkeypatch.setattr(sweep, "_queue", lambda when: {"7"})
+    assert not job.done()
+    job.since -= 3600
+    assert not job.done()
+    for queue, over in ((None, False), ({"8"}, True)):
+        monkeypatch.setattr(sweep, "_queue", lambda when, queue=queue: queue)
+        assert job.done() == over
+    assert "job 7" in job.reason() and str(paths.stderr) in job.reason()
