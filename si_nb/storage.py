@@ -112,7 +112,7 @@ def read_sealed(
         raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
     return content
 
-# %% ../nbs/06_storage.ipynb #368fc1d6
+# %% ../nbs/06_storage.ipynb #ef9db94f
 SIGN_OF_LIFE, GIVEN_UP_AFTER = 20, 600  # seconds
 
 
@@ -131,7 +131,8 @@ def _place():
 def _started(pid):
     """When a process started, in ticks since the machine did; None where that cannot be looked up."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else rest[18]  # a zombie holds its number, and nothing else
     except (OSError, IndexError):
         return None
 
