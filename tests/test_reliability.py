@@ -1,0 +1,1038 @@
+"""Interrupted, damaged, shared or badly fed, a run ends in the same bytes or says in one line why not.
+
+Started as a program, this file is the nursery: a process that has imported the loop and forks a child for every order that it reads."""
+import ast
+import errno
+import json
+import os
+import platform
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections import Counter
+from contextlib import redirect_stderr
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import ROOT
+
+import si_nb.cli
+import si_nb.rounds
+import si_nb.runs
+from si_nb.evaluate import count_right
+from si_nb.generate import generate
+from si_nb.measurements import TableError, read_table
+from si_nb.rounds import Interrupted, run_experiment, side_by_side
+from si_nb.runs import ConfigError, load_checkpoint, load_tensors, make_config
+from si_nb.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
+from si_nb.trainer import DeviceError, DivergedError
+
+SAID = (ConfigError, TableError, DamagedError, DeviceError, DivergedError, LockedError, StorageError)  # all have one-line messages
+ROUNDS, VOTERS = 2, 2
+SETTINGS = dict(
+    task="reverse_addition", si_method=("none", "mv_length"), original_digits=1, si_rounds=ROUNDS, n_layer=1, n_head=1, n_embd=16,
+    block_size=24, base_samples=300, max_iters=60, decay=12, warmup=6, batch_size=16, learning_rate=3e-2, si_iter=10,
+    vote_iter_growth=2, eval_interval=7, eval_samples=12, num_samples=30, voters=VOTERS, vote_threshold=0.5, seed=5, device="cpu",
+)  # fmt: skip
+SHORT = dict(max_iters=12, decay=2, warmup=1, si_iter=6, eval_samples=4, num_samples=12)
+
+
+def go(folder, minutes=5, **changes):
+    """The run that everything here is about."""
+    return run_experiment(make_config(**{**SETTINGS, **changes}), folder, progress=False, checkpoint_minutes=minutes)
+
+
+def contents(folder):
+    """Every byte of the table, the kept labels and the weights, by file name; checkpoints are left out."""
+    files = [folder / "measurements.csv", *(folder / "data").glob("*"), *(folder / "models").glob("*")]
+    return {path.name: path.read_bytes() for path in files if ".step_" not in path.name}
+
+
+def result(folder):
+    """The table, the kept labels and the last round's weights."""
+    wanted = rf"measurements\.csv|.*_voter_\d_round_{ROUNDS:03d}\.safetensors|[a-z_]*_round_\d+\.safetensors"
+    return {name: content for name, content in contents(folder).items() if re.fullmatch(wanted, name)}
+
+
+def check_seals(folder):
+    """Every file that has a seal is what was sealed, and nothing is half written."""
+    for seal in folder.rglob("*.sha256"):
+        if seal.with_suffix("").exists():
+            read_sealed(seal.with_suffix(""))
+    assert not list(folder.rglob(".*.partial"))
+
+
+def is_one_line(error):
+    return isinstance(error, SAID) and bool(str(error)) and "\n" not in str(error)
+
+
+# --- the nursery
+
+
+def attempt(folder, minutes, changes, flush=False):
+    """A run to its end."""
+    if flush:
+        os.fsync = plain_fsync
+    go(folder, minutes, **changes)
+
+
+plain_fsync = os.fsync
+
+
+def limit_size(largest):
+    """From now on no file can grow beyond so many bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
+
+
+def vanish(folder):
+    shutil.rmtree(folder)
+
+
+def make_read_only(folder):
+    subprocess.run(["mount", "-o", "remount,ro", Path(folder).parent], check=True)
+
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def mishap(folder, minutes, changes, place, event, argument):
+    """A run to which something happens at a certain place."""
+    if place == "start":
+        globals()[event](argument)
+    else:
+        function, number = place
+        before(si_nb.rounds, function, number, partial(globals()[event], argument))
+    go(folder, minutes, **changes)
+
+
+def before(module, function, number, event):
+    """Let something happen just before the call of that number."""
+    plain, left = getattr(module, function), [number]
+
+    def replacement(*arguments, **named):
+        left[0] -= 1
+        if left[0] == 0:
+            event()
+        return plain(*arguments, **named)
+
+    setattr(module, function, replacement)
+
+
+def die_in_round_2(folder, changes):
+    """Die when every voter has made five steps of round 2 and stored each of them."""
+    plain, together = si_nb.rounds.save_checkpoint, threading.Barrier(1 + VOTERS, action=die, timeout=60)
+
+    def save_checkpoint(where, name, state, **about):
+        plain(where, name, state, **about)
+        if "_2_" in name and state.facts["step"] == 5:
+            together.wait()
+
+    si_nb.rounds.save_checkpoint = save_checkpoint
+    go(folder, 0, **changes)
+
+
+def keep_lock(folder, seconds, start=0.0):
+    """Take a folder at a given moment, stay in it, and see whether it is still one's own."""
+    time.sleep(max(0.0, start - time.time()))
+    with hold(Path(folder)) as check:
+        (Path(folder) / f"held_{os.getpid()}").touch()
+        time.sleep(seconds)
+        check()
+        print("held")
+
+
+def load_in_little_memory(path):
+    """Load a file that must be refused, and print how much memory that took, in KiB."""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        load_tensors(Path(path))
+    except DamagedError as error:
+        print(json.dumps([resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - most, str(error)]))
+
+
+def resident():
+    """Memory of this process in bytes."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def many_rounds(folder, changes):
+    """Memory at the end of every round, in bytes."""
+    sizes, plain = [], si_nb.rounds.run_round
+
+    def run_round(*arguments):
+        table = plain(*arguments)
+        sizes.append(resident())
+        return table
+
+    si_nb.rounds.run_round = run_round
+    go(folder, **changes)
+    print(json.dumps(sizes))
+
+
+def be_nursery():
+    """Fork a child for each order on the standard input, or wait for one."""
+    os.fsync = lambda descriptor: None  # nothing here is about power cuts, and this is quicker
+    print(os.getpid(), flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            print(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]), flush=True)
+            continue
+        child = os.fork()
+        if child:
+            print(child, flush=True)
+            continue
+        code = 70
+        try:
+            said = os.open(order["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(said, 1), os.dup2(said, 2)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            globals()[order["action"]](*order["arguments"])
+            code = 0
+        except BaseException as error:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)  # room for what is to be said
+            code = 130 if isinstance(error, Interrupted) else 2 if isinstance(error, SAID) else 70
+            print(f"{type(error).__name__}: {error}" if code != 70 else traceback.format_exc())
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(code)
+
+
+class Nursery:
+    """Children that need not import anything."""
+
+    def __init__(self):
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.place = Path(tempfile.mkdtemp())
+        self._answer()
+
+    def _answer(self):
+        return int(self.process.stdout.readline())
+
+    def start(self, action, *arguments):
+        """Number of a new process."""
+        self.said = self.place / f"said_{time.monotonic_ns()}"
+        order = {"action": action, "arguments": arguments, "said": str(self.said)}
+        self.process.stdin.write(json.dumps(order, default=str) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def wait(self, pid):
+        """Exit code of a process."""
+        self.process.stdin.write(json.dumps({"wait": pid}) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def call(self, action, *arguments):
+        """Exit code and everything that was printed, of a process run to its end."""
+        code = self.wait(self.start(action, *arguments))
+        return code, self.said.read_text()
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        self.process.wait(60)
+        shutil.rmtree(self.place)
+
+
+@pytest.fixture(scope="module")
+def nursery():
+    nursery = Nursery()
+    yield nursery
+    nursery.close()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to."""
+    return go(tmp_path_factory.mktemp("whole") / "run").path
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """The same with fewer steps."""
+    return go(tmp_path_factory.mktemp("short") / "run", **SHORT).path
+
+
+def show(title, counts):
+    """Print a table of counts, for whoever runs pytest with -s."""
+    print(f"\n{title}")
+    for name, count in counts:
+        print(f"  {name:<52} {count}")
+
+
+# --- kills
+
+
+def phase(run):
+    """What a run was doing when it was killed, as its folder tells."""
+    names = {path.name for path in run.rglob("*")} if run.exists() else set()
+    if "environment.json" not in names or "config.json" not in names:
+        return "starting"
+    if any(name.endswith(".partial") and "run.lock" not in name for name in names):
+        return "writing a file"
+    if "measurements.csv" not in names:
+        return "base training" if len([name for name in names if re.fullmatch(r"base_voter_\d.safetensors", name)]) < VOTERS else "measuring"
+    done = read_table(run)["round"].max()
+    if done == ROUNDS:
+        return "ending"
+    if len([name for name in names if name.endswith(f"_round_{done + 1:03d}.safetensors") and "_voter_" not in name]) < 2:
+        return "labels"
+    trained = [name for name in names if name.endswith(f"_round_{done + 1:03d}.safetensors") and "_voter_" in name]
+    return "round training" if len(trained) < 1 + VOTERS else "measuring"
+
+
+def kill_at_random(nursery, whole, place, kills, changes, flush):
+    """Start runs again and again after SIGKILLs at random moments, and compare each that ends; kills by phase."""
+    seed = random.randrange(10**6)
+    rng, phases, runs, start = random.Random(seed), Counter(), 0, time.monotonic()
+    assert nursery.call("attempt", place / "timed", 0, changes, flush)[0] == 0
+    expected = time.monotonic() - start
+    while phases.total() < kills:
+        run, code = place / f"run_{runs}", None
+        while code != 0:
+            child = nursery.start("attempt", run, 0, changes, flush)
+            if phases.total() < kills:
+                time.sleep(expected * rng.random() ** 2)  # more often soon than late, to be quick
+                os.kill(child, signal.SIGKILL)
+            code = nursery.wait(child)
+            assert code in (0, -signal.SIGKILL), f"seed {seed}, after {phases.total()} kills: {nursery.said.read_text()}"
+            phases.update([phase(run)] if code else [])
+        assert contents(run) == contents(whole), f"seed {seed}, after {phases.total()} kills: run {runs} ended otherwise"
+        check_seals(run)
+        runs += 1
+    show(f"SIGKILL at random moments of a run of {expected:.1f} s: {phases.total()} kills, {runs} runs, all with identical files", phases.most_common())
+    return phases
+
+
+def test_40_kills_change_nothing(nursery, short, tmp_path):
+    """Killed at 40 random moments and started again each time, runs end in the same table, labels and weights."""
+    assert len(kill_at_random(nursery, short, tmp_path, 40, SHORT, False)) >= 3
+
+
+@pytest.mark.slow(reason="200 kills take minutes")
+def test_200_kills_change_nothing(nursery, whole, tmp_path):
+    """The same with so many kills that all phases are hit."""
+    phases = kill_at_random(nursery, whole, tmp_path, 200, {}, True)
+    assert {"base training", "labels", "round training", "measuring", "writing a file"} <= set(phases)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_ends_a_run_in_order(nursery, whole, tmp_path, number):
+    """Asked to end in base training and again in a round, a run stores a checkpoint of every voter, leaves no lock, and goes on."""
+    run = tmp_path / "run"
+    for function, names in (("report", ("base_0", "base_1")), ("make_labels", ())):
+        child = nursery.start("signalled", run, function, number)
+        assert nursery.wait(child) == 130, nursery.said.read_text()
+        assert not (run / "run.lock").exists() and not list(run.rglob(".*.partial"))
+        assert all(list((run / "models").glob(f"{name}.step_*.safetensors")) for name in names)
+        assert {phase(run)} <= {"base training" if names else "labels"}
+    go(run)
+    assert contents(run) == contents(whole)
+
+
+def signalled(folder, function, number):
+    """A run that gets a signal as soon as both voters have reported, or when it makes labels."""
+    if function == "report":
+        plain, together = si_nb.rounds.train, threading.Barrier(VOTERS, action=partial(os.kill, os.getpid(), number), timeout=60)
+
+        def train(model, mixture, training, rng, report, *rest):
+            def report_and_meet(step, loss):
+                report(step, loss)
+                if step == 2 * SETTINGS["eval_interval"]:
+                    together.wait()
+
+            return plain(model, mixture, training, rng, report_and_meet, *rest)
+
+        si_nb.rounds.train = train
+    else:
+        before(si_nb.rounds, function, 1, partial(os.kill, os.getpid(), number))
+    go(folder)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+def test_the_command_line_ends_in_order(whole, tmp_path, number, code):
+    """`python -m si_nb run` ends on a signal with one line and the shell's exit code, and can be continued."""
+    settings = {**SETTINGS, "max_iters": 3_000}
+    flags = [part for name, value in settings.items() for part in (f"--{name}", ",".join(value) if isinstance(value, tuple) else str(value))]
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "si_nb", "run", *flags, "--run_dir", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    deadline = time.monotonic() + 60
+    while not (run / "run.lock").exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    time.sleep(0.5)
+    asked = time.monotonic()
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == code and time.monotonic() - asked < 10, said
+    lines = [line for line in re.split(r"[\r\n]+", said) if line.startswith("si_nb:")]
+    assert len(lines) == 1 and "Traceback" not in said, said
+    assert {path.name.split(".")[0] for path in (run / "models").glob("*.step_*.safetensors")} == {"base_0", "base_1"}
+
+
+# --- corruption
+
+
+def flip_bit(path, rng):
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def truncate(path, rng):
+    content = path.read_bytes()
+    path.write_bytes(content[: rng.randrange(1, len(content))])
+
+
+def empty(path, rng):
+    path.write_bytes(b"")
+
+
+def delete(path, rng):
+    path.unlink()
+
+
+DAMAGES = (flip_bit, truncate, empty, delete)
+
+
+def kind(name):
+    """Which files are alike: numbers of voters and steps left out."""
+    return re.sub(r"step_\d+", "step_N", re.sub(r"voter_\d", "voter_K", re.sub(r"_\d\.step", "_K.step", name)))
+
+
+def one_of_each_kind(paths, rng):
+    kinds = {}
+    for path in paths:
+        kinds.setdefault(kind(path.name), []).append(path)
+    return [rng.choice(alike) for alike in kinds.values()]
+
+
+def outcome(damaged, path, before, whole, case):
+    """What became of a damaged run: refused, repaired or unaffected; anything else fails."""
+    with redirect_stderr(StringIO()) as said:
+        try:
+            go(damaged, **SHORT)
+        except SAID as error:
+            assert is_one_line(error) and path.name.removesuffix(".sha256") in str(error), f"{case}: does not name it: {error!r}"
+            return "refused"
+        except Exception as error:
+            raise AssertionError(f"{case}: {type(error).__name__}: {error}") from error
+    assert result(damaged) == result(whole), f"{case}: another result"
+    return "repaired" if said.getvalue() or (path.exists() and path.read_bytes() == before) else "unaffected"
+
+
+def corrupt(nursery, short, tmp_path, quick):
+    """Damage files of stopped runs one at a time; (state, kind of file, damage) -> outcomes.
+
+    Quick: one file of each kind, and only in the fullest folder with all damages."""
+    seed, cases = random.randrange(10**6), {}
+    rng = random.Random(seed)
+    states = {"in round 2": ("die_in_round_2", SHORT), "between rounds": ("mishap", 5, SHORT, ("make_labels", 3), "die", 0)}
+    for state, (action, *arguments) in states.items():
+        assert nursery.call(action, tmp_path / state, *arguments)[0] == -signal.SIGKILL, nursery.said.read_text()
+    shutil.copytree(short, tmp_path / "finished")
+    for state in (*states, "finished"):
+        original, damaged = tmp_path / state, tmp_path / "damaged"
+        paths = sorted(path for path in original.rglob("*") if path.is_file())
+        for path in one_of_each_kind(paths, rng) if quick else paths:
+            for damage in [rng.choice(DAMAGES)] if quick and state != "in round 2" else DAMAGES:
+                shutil.rmtree(damaged, ignore_errors=True)
+                shutil.copytree(original, damaged)
+                target = damaged / path.relative_to(original)
+                damage(target, rng)
+                found = outcome(damaged, target, path.read_bytes(), short, f"seed {seed}, {state}, {damage.__name__} {path.name}")
+                cases.setdefault((state, kind(path.name), damage.__name__), []).append(found)
+    show_cases(cases)
+    return cases
+
+
+def show_cases(cases):
+    """One line per state and kind of file, one column per damage."""
+    totals = Counter(found for outcomes in cases.values() for found in outcomes)
+    show(f"one file damaged at a time: {totals.total()} cases", totals.most_common())
+    print(f"\n  {'':<15} {'':<46}", *(f"{damage.__name__:<11}" for damage in DAMAGES))
+    for state, name in dict.fromkeys(key[:2] for key in cases):
+        print(f"  {state:<15} {name:<46}", *(f"{'/'.join(sorted(set(cases.get((state, name, damage.__name__), '-')))):<11}" for damage in DAMAGES))
+
+
+@pytest.fixture
+def without_flushing(monkeypatch):
+    """Nothing here is about power cuts."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+def test_a_damaged_file_never_changes_a_result(nursery, short, tmp_path, without_flushing):
+    """One file of each kind flipped, cut, emptied or deleted: the same table, labels and weights in the end, or one line naming it."""
+    cases = corrupt(nursery, short, tmp_path, quick=True)
+    assert {state for state, *_ in cases} == {"in round 2", "between rounds", "finished"} and len(cases) > 100
+
+
+@pytest.mark.slow(reason="every file of three folders, four damages each")
+def test_no_damaged_file_changes_a_result(nursery, short, tmp_path, without_flushing):
+    """The same for all files."""
+    corrupt(nursery, short, tmp_path, quick=False)
+
+
+@pytest.mark.parametrize("damage", [flip_bit, truncate, empty])
+def test_a_damaged_table_is_not_read(short, tmp_path, capsys, damage):
+    """The table of a finished run with one bit flipped is refused by everything that reads tables, in one line that names it."""
+    seed = random.randrange(10**6)
+    run = tmp_path / "run"
+    shutil.copytree(short, run)
+    damage(run / "measurements.csv", random.Random(seed))
+    with pytest.raises(TableError, match="measurements.csv") as error:
+        read_table(run)
+    assert "\n" not in str(error.value), f"seed {seed}"
+    assert si_nb.cli.main(["law", str(run)]) == 2
+    said = capsys.readouterr()
+    assert "measurements.csv" in said.err and said.err.count("\n") == 1 and not said.out, f"seed {seed}"
+
+
+def test_damage_is_not_sealed(tmp_path, monkeypatch):
+    """A damaged file that could not be replaced, for want of room, is still known to be damaged afterwards."""
+    path = tmp_path / "file"
+    write_sealed(path, b"right")
+    path.write_bytes(b"wrong")
+    plain = os.replace
+
+    def no_room(source, target):
+        if Path(target) == path:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(source, target)
+
+    monkeypatch.setattr(os, "replace", no_room)
+    with pytest.raises(StorageError):
+        write_sealed(path, b"right")
+    with pytest.raises(DamagedError, match="file"):
+        read_sealed(path)
+
+
+def test_a_run_without_room_does_not_take_damage_for_good(nursery, short, tmp_path):
+    """A damaged base model that is made again when the disk is full does not become valid by that."""
+    run = tmp_path / "run"
+    assert nursery.call("mishap", run, 5, SHORT, ("measure", 1), "die", 0)[0] == -signal.SIGKILL
+    flip_bit(run / "models" / "base_voter_1.safetensors", random.Random(1))
+    code, said = nursery.call("mishap", run, 5, SHORT, "start", "limit_size", 3_000)
+    assert code == 2 and "StorageError" in said, said
+    go(run, **SHORT)
+    assert contents(run) == contents(short)
+
+
+def test_nothing_is_left_lying(nursery, tmp_path, without_flushing):
+    """Killed between the last write of a piece and the removal of what it replaces, a run still ends without the latter."""
+    changes = {**SHORT, "si_rounds": 3, "max_iters": 13}
+    whole = go(tmp_path / "whole", 0, **changes).path
+    for function, number in (("_forget_checkpoints", 1), ("_forget", 3)):
+        run = tmp_path / function
+        assert nursery.call("mishap", run, 0, changes, (function, number), "die", 0)[0] == -signal.SIGKILL
+        go(run, 0, **changes)
+        assert {path.name for path in run.rglob("*")} == {path.name for path in whole.rglob("*")}, function
+
+
+# --- storage
+
+
+def fill_up(nursery, short, run, place, event, argument, remedy=lambda: None):
+    """A run to which something happens ends with one line, and without it goes on to the same bytes."""
+    code, said = nursery.call("mishap", run, 0, SHORT, place, event, argument)
+    lines = said.splitlines()
+    assert code == 2 and len([line for line in lines if not line.startswith("si_nb:")]) == 1, said
+    remedy()
+    check_seals(run)
+    go(run, **SHORT)
+    assert contents(run) == contents(short)
+    check_seals(run)
+    return lines[-1]
+
+
+LIMITS = {  # place -> largest file in bytes: weights have 15,000, tables 3,000 to 6,000, labels 400, seals 80
+    "settings": ("start", 0), "base models": ("start", 5_000), "labels": (("make_labels", 2), 300),
+    "round training": (("train", 4), 10_000), "old table": (("measure", 2), 1_000), "new table": (("measure", 3), 4_500),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", LIMITS)
+def test_no_room_is_one_line(nursery, short, tmp_path, place):
+    """A file that cannot be written for its size ends the run with one line; with room again it goes on to the same bytes."""
+    where, largest = LIMITS[place]
+    said = fill_up(nursery, short, tmp_path / "run", where, "limit_size", largest)
+    assert re.match(r"(StorageError|ConfigError): .*cannot be written", said), said
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own, and a function that changes its options."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", disk], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("needs the right to mount a file system")
+
+    def change(options):
+        subprocess.run(["mount", "-o", f"remount,{options}", disk], check=True)
+
+    yield disk, change
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_disk_is_one_line(nursery, short, small_disk):
+    """On a disk too small the run ends with one line, again and again; on the same disk made larger it goes on."""
+    disk, change = small_disk
+    for size in (40, 80, 120, 160):
+        change(f"size={size}k")
+        code, said = nursery.call("attempt", disk / "run", 0, SHORT)
+        lines = [line for line in said.splitlines() if not line.startswith("si_nb:")]
+        assert code == 2 and len(lines) == 1 and "No space left" in lines[0], f"{size}k: {said}"
+    change("size=4m")
+    go(disk / "run", **SHORT)
+    assert contents(disk / "run") == contents(short)
+    check_seals(disk / "run")
+
+
+@pytest.mark.parametrize("place", ["start", ("train", 4), ("_forget", 1)], ids=str)
+def test_a_disk_that_turns_read_only_is_one_line(nursery, short, small_disk, place):
+    """A folder that can no longer be written to is named in one line, at the start and in the middle; afterwards the run goes on."""
+    disk, change = small_disk
+    change("size=4m")
+    if place == "start":
+        assert nursery.call("mishap", disk / "run", 0, SHORT, ("make_labels", 1), "die", 0)[0] == -signal.SIGKILL
+    fill_up(nursery, short, disk / "run", place, "make_read_only", disk / "run", remedy=lambda: change("rw"))
+
+
+@pytest.mark.parametrize("place", [("train", 1), ("make_labels", 2), ("measure", 3)], ids=str)
+def test_a_vanished_folder_is_one_line(nursery, short, tmp_path, place):
+    """A run whose folder is removed under its feet says so in one line, and can be made again."""
+    said = fill_up(nursery, short, tmp_path / "run", place, "vanish", tmp_path / "run")
+    assert str(tmp_path / "run") in said
+    assert "another process" not in said, f"blames somebody who is not there: {said}"
+
+
+def test_a_disk_that_flushes_no_folders_will_do(tmp_path, monkeypatch, short):
+    """Where a folder cannot be flushed, as on some mounted drives, files are still written."""
+    plain = os.fsync
+
+    def fsync(descriptor):
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        plain(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert contents(go(tmp_path / "run", **SHORT).path) == contents(short)
+
+
+# --- locks
+
+
+def wait_for(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "never happened"
+        time.sleep(0.01)
+
+
+def left_behind(nursery, folder):
+    """A lock of a process that was killed."""
+    folder.mkdir(exist_ok=True)
+    child = nursery.start("keep_lock", folder, 60)
+    wait_for(lambda: list(folder.glob("held_*")))
+    os.kill(child, signal.SIGKILL)
+    nursery.wait(child)
+    (folder / f"held_{child}").unlink()
+    return folder / "run.lock"
+
+
+@pytest.fixture(params=["links", "no links"])
+def linking(request, monkeypatch):
+    """File systems with links and without."""
+    if request.param == "no links":
+
+        def link(source, target):
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", link)
+
+
+def test_two_at_once(nursery, tmp_path, linking, without_flushing):
+    """A second process on the same folder is refused, naming the first; when the first is killed, the second gets the folder at once."""
+    child = nursery.start("keep_lock", tmp_path, 60)
+    wait_for(lambda: list(tmp_path.glob("held_*")))
+    with pytest.raises(LockedError, match=rf"process {child} on {re.escape(platform.node())} ") as error:
+        go(tmp_path, **SHORT)
+    assert is_one_line(error.value) and not (tmp_path / "measurements.csv").exists()
+    os.kill(child, signal.SIGKILL)
+    nursery.wait(child)
+    go(tmp_path, **SHORT)
+    assert (tmp_path / "measurements.csv").exists() and not (tmp_path / "run.lock").exists()
+
+
+def test_a_lock_from_elsewhere_is_respected_for_ten_minutes(nursery, tmp_path, linking):
+    """The lock of another host is in force until that host has been silent for ten minutes."""
+    lock = left_behind(nursery, tmp_path)
+    owner = {**json.loads(lock.read_bytes()), "host": "far-away", "place": "far-away"}
+    lock.write_text(json.dumps(owner))
+    for silent, refused in ((0, True), (570, True), (630, False)):
+        os.utime(lock, (time.time() - silent,) * 2)
+        if refused:
+            with pytest.raises(LockedError, match=rf"process {owner['pid']} on far-away "):
+                hold(tmp_path).__enter__()
+        else:
+            with hold(tmp_path) as check:
+                check()
+
+
+def test_a_process_number_used_again_is_seen(nursery, tmp_path):
+    """A lock whose process number now belongs to a younger process counts as left behind."""
+    lock = left_behind(nursery, tmp_path)
+    owner = json.loads(lock.read_bytes())
+    lock.write_text(json.dumps({**owner, "pid": os.getpid()}))
+    assert owner["started"]
+    with hold(tmp_path) as check:
+        check()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": 1}', b"\xff\xfe", b"0" * 5000], ids=range(6))
+def test_an_unreadable_lock_is_respected_for_a_minute(tmp_path, content):
+    """A lock that nobody can read is refused while it is fresh, and taken over later."""
+    lock = tmp_path / "run.lock"
+    lock.write_bytes(content)
+    with pytest.raises(LockedError, match=r"run\.lock"):
+        hold(tmp_path).__enter__()
+    os.utime(lock, (time.time() - 90,) * 2)
+    with hold(tmp_path) as check:
+        check()
+
+
+@pytest.mark.parametrize("field, value", [("pid", 10**30), ("pid", -1), ("pid", 0), ("pid", 1e999), ("started", [1]), ("host", None)])
+def test_an_absurd_lock_is_no_crash(nursery, tmp_path, field, value):
+    """Whatever a lock says, it is refused in one line or taken over."""
+    lock = left_behind(nursery, tmp_path)
+    lock.write_text(json.dumps({**json.loads(lock.read_bytes()), field: value}))
+    try:
+        with hold(tmp_path) as check:
+            check()
+    except LockedError as error:
+        assert is_one_line(error)
+
+
+def race(nursery, folder, stale, racers=10):
+    """Let ten processes run for one folder; what each of them said."""
+    folder.mkdir()
+    if stale:
+        left_behind(nursery, folder)
+    start, children = time.time() + 0.3, {}
+    for _ in range(racers):
+        child = nursery.start("keep_lock", folder, 0.6, start)
+        children[child] = nursery.said
+    codes = {child: nursery.wait(child) for child in children}
+    return [(codes[child], said.read_text().strip()) for child, said in children.items()]
+
+
+@pytest.mark.parametrize("stale", [False, True], ids=["nobody there", "a dead one there"])
+def test_only_one_of_ten_gets_a_folder(nursery, tmp_path, stale):
+    """Ten processes start for one folder in the same moment: one gets it, nine are refused, whatever lay there before."""
+    for number in range(3):
+        said = race(nursery, tmp_path / str(number), stale)
+        assert sorted(code for code, _ in said) == [0] + 9 * [2], said
+        assert all(text.startswith("LockedError") for code, text in said if code), said
+        assert not list((tmp_path / str(number)).glob("*.lock"))
+
+
+# --- files from elsewhere
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "jsonpickle"}
+FORBIDDEN_CALLS = {
+    "eval", "exec", "compile", "__import__", "torch.load", "np.load", "numpy.load", "pd.read_pickle", "pd.eval", "os.system", "os.popen",
+    "yaml.load", "pickle.load", "pickle.loads",
+}  # fmt: skip
+
+
+def dangerous(text):
+    """Imports and calls in a source by which a file that is read could run code."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] in FORBIDDEN_MODULES)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
+            yield node.module
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in FORBIDDEN_CALLS)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in FORBIDDEN_CALLS:
+            yield ast.unparse(node.func)
+        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell") and ast.unparse(node.value) != "False":
+            yield node.arg
+
+
+def test_nothing_that_is_loaded_can_run_code():
+    """No pickle and none of its relatives anywhere in the library, however it may be spelt."""
+    examples = "import pickle", "from torch import load", "import torch\ntorch.load(p)", "np.load(p, allow_pickle=True)", "eval(t)", "import yaml"
+    assert all(list(dangerous(text)) for text in examples) and not list(dangerous("json.loads(text); model.eval()"))
+    found = {path.name: list(dangerous(path.read_text(encoding="utf-8"))) for path in (ROOT / "si_nb").glob("*.py")}
+    assert found and not any(found.values()), found
+
+
+def tensors_file(header, data=b"", announced=None):
+    """A safetensors file with any header."""
+    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return (len(text) if announced is None else announced).to_bytes(8, "little") + text + data
+
+
+ABOUT = {"__metadata__": {"about": "{}"}}
+ABSURD = {
+    "a header of 4 EiB": tensors_file(ABOUT, announced=2**62),
+    "a header of 90 MB": tensors_file(ABOUT, announced=90_000_000),
+    "a tensor of 4 PiB": tensors_file({**ABOUT, "x": {"dtype": "F32", "shape": [2**50], "data_offsets": [0, 2**52]}}),
+    "a size beyond 64 bits": tensors_file({**ABOUT, "x": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, b"1234"),
+    "more than the file has": tensors_file({**ABOUT, "x": {"dtype": "F32", "shape": [100_000_000], "data_offsets": [0, 400_000_000]}}, b"12"),
+    "offsets backwards": tensors_file({**ABOUT, "x": {"dtype": "U8", "shape": [2], "data_offsets": [4, 2]}}, b"1234"),
+    "an empty tensor with absurd sides": tensors_file({**ABOUT, "x": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}),
+    "nothing but nesting": tensors_file(b'{"x":' * 50_000 + b"1" + b"}" * 50_000),
+    "metadata that nest": tensors_file({"__metadata__": {"about": "[" * 100_000}}),
+}
+
+
+@pytest.mark.parametrize("name", ABSURD)
+def test_absurd_sizes_take_no_memory(nursery, tmp_path, name):
+    """A file that announces more than it holds is refused in one line before memory is taken."""
+    path = tmp_path / "absurd.safetensors"
+    path.write_bytes(ABSURD[name])
+    code, said = nursery.call("load_in_little_memory", path)
+    assert code == 0 and said, said
+    taken, message = json.loads(said)
+    assert taken < 20_000 and message.startswith(str(path)) and "\n" not in message, (taken, message)
+
+
+@pytest.mark.parametrize("name", ["../../x", "..", "", "/", "copy/../x", "none\0"])
+def test_a_config_cannot_leave_its_folder(tmp_path, name):
+    """Names that go into paths are those of registries and no others; what a folder holds cannot change that."""
+    with pytest.raises(ConfigError, match="task"):
+        make_config(**{**SETTINGS, "task": name})
+    with pytest.raises(ConfigError, match="si_method"):
+        make_config(**{**SETTINGS, "si_method": (name,)})
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text(json.dumps({**si_nb.runs.identity(make_config(**SETTINGS)), "task": name, "si_method": [name]}))
+    with pytest.raises(ConfigError, match="another configuration"):
+        go(run)
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.json"]
+
+
+# --- numbers
+
+
+def test_divergence_names_step_voter_and_checkpoint(monkeypatch, tmp_path, whole, without_flushing):
+    """A loss that is not finite stops a round at that step, naming training and last good checkpoint; the others' work is on disk."""
+    plain, run = si_nb.trainer._step, tmp_path / "run"
+    poisoned = [None]
+
+    def step(model, tokens, packing, config, optimizer, scaler, rate):
+        loss, norm = plain(model, tokens, packing, config, optimizer, scaler, rate)
+        if config.steps == 12 and poisoned[0] in (None, model) and rate < si_nb.trainer.learning_rate_at(6, config):
+            poisoned[0] = model  # one voter of the voting arm, in its eighth step of round 2
+            return loss * float("nan"), norm
+        return loss, norm
+
+    with monkeypatch.context() as patch:
+        patch.setattr(si_nb.trainer, "_step", step)
+        with pytest.raises(DivergedError) as error:
+            go(run, 0)
+    found = re.match(r"round 2 of 2, training (mv_length_2_\d): .*not finite at step 8\b.*last good checkpoint: (.*)$", str(error.value))
+    assert found, error.value
+    path = Path(found[2])
+    assert path.exists() and path.name == f"{found[1]}.step_000000007.safetensors"
+    assert load_checkpoint(path.parent, found[1]).facts["step"] == 7
+    go(run)
+    assert contents(run) == contents(whole)
+
+
+def test_divergence_in_the_base_names_its_step(tmp_path):
+    """A learning rate beyond all measure is found in the first steps of base training, without a base model being stored."""
+    with pytest.raises(DivergedError, match=r"base models, training base_\d: .*step \d\b.*learning_rate 1e\+30.*last good checkpoint: ") as error:
+        go(tmp_path / "run", learning_rate=1e30)
+    assert is_one_line(error.value) and not list((tmp_path / "run" / "models").glob("base_voter*"))
+
+
+NO_MEMORY = {
+    "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    "python": MemoryError(),
+}
+
+
+@pytest.mark.parametrize("where", NO_MEMORY)
+def test_out_of_memory_names_the_batch_to_try(monkeypatch, tmp_path, where):
+    """Out of memory in training is one line with the training's name and the batch size to try."""
+    def train(*arguments):
+        raise NO_MEMORY[where]
+
+    monkeypatch.setattr(si_nb.rounds, "train", train)
+    with pytest.raises(ConfigError, match=r"training base_\d: out of memory with batch_size 16; try batch_size 8\b") as error:
+        go(tmp_path / "run")
+    assert is_one_line(error.value)
+
+
+@pytest.mark.parametrize("function", ["make_base_data", "generate", "count_right"])
+def test_out_of_memory_elsewhere_is_one_line_too(monkeypatch, tmp_path, function):
+    """Out of memory while making data, labelling or measuring is one line as well."""
+    def fail(*arguments, **named):
+        raise NO_MEMORY["cpu"]
+
+    monkeypatch.setattr(si_nb.rounds, function, fail)
+    with pytest.raises(SAID) as error:
+        go(tmp_path / "run", **SHORT)
+    assert is_one_line(error.value) and "memory" in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_one_failing_voter_loses_nobody_elses_work(monkeypatch, tmp_path, whole, workers):
+    """Whatever one voter fails of, the others have finished or have a checkpoint on disk, and the run goes on to the same bytes."""
+    run, plain = tmp_path / "run", si_nb.rounds.save_checkpoint
+
+    def save_checkpoint(folder, name, state, **about):
+        if name == "base_1" and state.facts["step"] == 20:
+            raise RuntimeError("this voter's device is gone")
+        plain(folder, name, state, **about)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(si_nb.rounds, "save_checkpoint", save_checkpoint)
+        with pytest.raises(RuntimeError, match="device is gone"):
+            run_experiment(make_config(**SETTINGS), run, progress=False, checkpoint_minutes=0, workers=workers)
+    models = run / "models"
+    assert (models / "base_voter_0.safetensors").exists() or list(models.glob("base_0.step_*.safetensors"))
+    assert load_checkpoint(models, "base_1").facts["step"] == 19
+    go(run)
+    assert contents(run) == contents(whole)
+
+
+def test_the_first_error_is_the_one_that_is_told():
+    """A job that stops because another failed does not hide the failure."""
+    stop = threading.Event()
+
+    def failing():
+        raise KeyError("cause")
+
+    def following():
+        stop.wait(30)
+        raise si_nb.rounds.Stopped
+
+    with pytest.raises(KeyError, match="cause"):
+        side_by_side([following, failing], 2, stop)
+
+
+# --- the same numbers whatever the circumstances
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(whole, tmp_path, workers):
+    """One worker or three: the same bytes."""
+    run = run_experiment(make_config(**SETTINGS), tmp_path / "run", progress=False, workers=workers)
+    assert contents(run.path) == contents(whole)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_batches_of_labels_and_evaluation_change_nothing(monkeypatch, whole, tmp_path, size):
+    """Problems answered one by one, five at a time or all together: the same bytes."""
+    monkeypatch.setattr(si_nb.rounds, "generate", partial(generate, batch_size=size))
+    monkeypatch.setattr(si_nb.rounds, "count_right", partial(count_right, batch_size=size))
+    assert contents(go(tmp_path / "run").path) == contents(whole)
+
+
+@pytest.mark.parametrize("mirror", ["works", "fails later", "fails at once"])
+def test_the_mirror_changes_nothing(monkeypatch, whole, tmp_path, mirror):
+    """Whatever Weights & Biases does with the numbers, the run is the same."""
+    seen = []
+
+    def log(numbers):
+        seen.append(numbers)
+        if mirror == "fails later":
+            raise OSError("connection lost")
+
+    def init(**named):
+        torch.rand(3), random.random()
+        if mirror == "fails at once":
+            raise OSError("no connection")
+        return SimpleNamespace(log=log, finish=lambda: None)
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=SimpleNamespace))
+    run = run_experiment(make_config(**SETTINGS), tmp_path / "run", progress=False, wandb="offline")
+    assert contents(run.path) == contents(whole)
+    assert {"works": len(seen) > 20, "fails later": len(seen) == 1, "fails at once": not seen}[mirror], len(seen)
+
+
+def test_checkpoints_change_nothing(whole, tmp_path):
+    """A run that stores every step ends in the same bytes as one that stores none."""
+    assert contents(go(tmp_path / "run", 0).path) == contents(whole)
+
+
+# --- long runs
+
+
+def long_run(rounds):
+    """Settings of many short rounds."""
+    return dict(
+        si_method=("none",), task="copy", si_rounds=rounds, block_size=2 * (rounds + 7), max_iters=3, si_iter=1, num_samples=10,
+        eval_samples=1, base_samples=50, voters=1, batch_size=4,
+    )  # fmt: skip
+
+
+def check_growth(nursery, run, rounds, first):
+    """Memory at the end of a run against that after its first rounds, beside what the kept labels weigh."""
+    code, said = nursery.call("many_rounds", run, long_run(rounds))
+    assert code == 0, said
+    sizes = json.loads(said.splitlines()[-1])
+    growth, labels = sizes[-1] - sizes[first - 1], sum(path.stat().st_size for path in (run / "data").glob("*.safetensors"))
+    sentence = f"{rounds} rounds: {sizes[first - 1] / 2**20:.1f} MiB after round {first}, {sizes[-1] / 2**20:.1f} MiB in the end"
+    show(f"{sentence}; kept labels {labels / 2**20:.2f} MiB", [("MiB grown", round(growth / 2**20, 2))])
+    assert len(sizes) == rounds and growth < labels + 12 * 2**20, sizes  # labels, and what an allocator may keep back
+
+
+def test_memory_does_not_grow(nursery, tmp_path):
+    """Between round 10 and round 30 a process takes no more than its labels and the allocator's slack."""
+    check_growth(nursery, tmp_path / "run", 30, 10)
+
+
+@pytest.mark.slow(reason="200 rounds take minutes")
+def test_memory_does_not_grow_over_200_rounds(nursery, tmp_path):
+    """Between round 50 and round 200 neither."""
+    check_growth(nursery, tmp_path / "run", 200, 50)
+
+
+def test_the_table_can_always_be_read(tmp_path, without_flushing):
+    """While a run adds to its table, whoever reads it sees whole rounds, and never fewer than before."""
+    run, done, seen, failed = tmp_path / "run", threading.Event(), [], []
+
+    def read():
+        while not done.is_set():
+            if (run / "measurements.csv").exists():
+                try:
+                    table = read_table(run)
+                    seen.append((int(table["round"].max()), len(table)))
+                except Exception as error:
+                    failed.append(error)
+                    return
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        go(run, **long_run(25))
+    finally:
+        done.set()
+        reader.join()
+    assert not failed, failed
+    assert seen == sorted(seen) and len(set(seen)) > 5 and len({number for number, _ in seen}) == len(set(seen))
+
+
+if __name__ == "__main__":
+    be_nursery()
