@@ -86,7 +86,7 @@ def side_by_side(
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/10_rounds.ipynb #0a089858
+# %% ../nbs/10_rounds.ipynb #6c5ebb5b
 class Experiment(NamedTuple):
     """What every step of the loop needs to know."""
 
@@ -100,7 +100,7 @@ class Experiment(NamedTuple):
     checkpoint_minutes: float  # between checkpoints of a training
     check: Callable  # raises LockedError when the folder is no longer this process's
 
-
+# %% ../nbs/10_rounds.ipynb #aa857cd9
 def _for_voters(experiment, job, voters):
     """Results of a job called with each voter's arguments."""
 
@@ -118,7 +118,7 @@ def _rows(config, arm, voter, round_number, quantity, counts):
     key = (run_name(config), config.task, arm, config.seed, voter, round_number)
     return [(*key, length, quantity, successes, trials) for length, (successes, trials) in counts.items()]
 
-# %% ../nbs/10_rounds.ipynb #f7ce28fa
+# %% ../nbs/10_rounds.ipynb #71e1222b
 def _checkpointing(experiment, name, about):
     """What to do after each step: a checkpoint when it is due, and stop after it when that is asked for."""
     last = time.monotonic()
@@ -135,7 +135,7 @@ def _checkpointing(experiment, name, about):
 
     return after_step
 
-
+# %% ../nbs/10_rounds.ipynb #262d4cbe
 def _reporting(experiment, what, purpose, done):
     """What to do with a reported loss: move the progress bar and mirror it."""
     progress = experiment.progress
@@ -150,7 +150,7 @@ def _reporting(experiment, what, purpose, done):
 
     return report
 
-# %% ../nbs/10_rounds.ipynb #1897972b
+# %% ../nbs/10_rounds.ipynb #704908bc
 def _ran_out_of_memory(error):
     return isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "allocate memory" in str(error)
 
@@ -175,7 +175,7 @@ def _train_voter(experiment, model, mixture, training, what, *purpose):
         smaller = f"try batch_size {max(1, config.batch_size // 2)} in another run_dir"
         raise ConfigError(f"{what}, training {name}: out of memory with batch_size {config.batch_size}; {smaller}") from None
 
-
+# %% ../nbs/10_rounds.ipynb #85500eca
 def _forget_checkpoints(experiment, *purpose):
     """Remove the checkpoints of a training whose result is stored."""
     for path in checkpoints(experiment.folder.rounds, "_".join(map(str, purpose))):
@@ -373,18 +373,18 @@ def next_lengths(
         lengths.append(last + 1)
     return lengths
 
-# %% ../nbs/10_rounds.ipynb #cf28f762
+# %% ../nbs/10_rounds.ipynb #6755ae89
 def _about_round(config, arm, round_number):
     """What the files of a round say about it."""
     return {"run": run_name(config), "arm": arm, "round": round_number}
 
-
+# %% ../nbs/10_rounds.ipynb #1bfcf660
 def _load_kept(config, folder, arm, rounds):
     """Kept rows of rounds 1 to `rounds`."""
     paths = {number: folder.kept_labels(arm, number) for number in range(1, rounds + 1)}
     return [load_tensors(path, **_about_round(config, arm, number))[0]["rows"].numpy() for number, path in paths.items()]
 
-
+# %% ../nbs/10_rounds.ipynb #a9a5b881
 def _if_whole(load, path, *arguments, **about):
     """A file's content, or None if it is not there or damaged; the latter is said."""
     try:
@@ -393,7 +393,7 @@ def _if_whole(load, path, *arguments, **about):
         say(f"{error}; made again")
         return None
 
-# %% ../nbs/10_rounds.ipynb #89100f20
+# %% ../nbs/10_rounds.ipynb #00daf5f4
 def _label_arm(experiment, arm, models, newest, round_number):
     """Make and store an arm's labels of a round, unless they are there."""
     config, path, about = experiment.config, experiment.folder.kept_labels(arm, round_number), _about_round(experiment.config, arm, round_number)
@@ -413,7 +413,7 @@ def _label_arm(experiment, arm, models, newest, round_number):
     experiment.check()
     save_tensors(path, {"rows": torch.as_tensor(np.concatenate(padded))}, newest=lengths[-1], counts=counts, **about)
 
-
+# %% ../nbs/10_rounds.ipynb #5b87259b
 def _label_counts(experiment, arm, round_number):
     """The counts of an arm's labels as rows of the table, and the newest length."""
     config, path = experiment.config, experiment.folder.kept_labels(arm, round_number)
@@ -449,13 +449,13 @@ def _train_round(experiment, base, models, round_number):
 
     _for_voters(experiment, job, models)
 
-# %% ../nbs/10_rounds.ipynb #32653965
+# %% ../nbs/10_rounds.ipynb #9ab0e98c
 def _forget(experiment, models, round_number):
     """Remove the weights of a round that is no longer needed to go on."""
     for arm, voter in models:
         remove_sealed(experiment.folder.round_model(arm, voter, round_number))
 
-
+# %% ../nbs/10_rounds.ipynb #3f2f1e89
 def _append(experiment, table):
     """Add rows to the run's table, and keep what it was before."""
     experiment.check()
@@ -464,7 +464,7 @@ def _append(experiment, table):
         write_sealed(folder.previous, read_sealed(folder.measurements))
     append_rows(folder.measurements, table)
 
-
+# %% ../nbs/10_rounds.ipynb #ba3701a3
 def _track_round(experiment, table, newest):
     """Mirror the accuracy at the newest length."""
     shown = table[(table["quantity"] == "accuracy") & (table["length"] == table["arm"].map(newest)) & (table["trials"] > 0)]
@@ -525,7 +525,7 @@ def _measure_base(experiment):
     }
     return measurement_table(measure(experiment, chosen, 0, dict.fromkeys(config.si_method, config.original_digits)))
 
-# %% ../nbs/10_rounds.ipynb #0a169522
+# %% ../nbs/10_rounds.ipynb #84419572
 class Start(NamedTuple):
     """Where a run goes on."""
 
@@ -547,7 +547,7 @@ def _load_voters(experiment, table, number):
         models[arm, voter] = load_model(path, config.model, experiment.device, **about)
     return models
 
-
+# %% ../nbs/10_rounds.ipynb #b6833ab0
 def _start_after(experiment, table, number):
     """Go on after a round, if all that this needs is whole."""
     config, models = experiment.config, _load_voters(experiment, table, number)
@@ -556,7 +556,7 @@ def _start_after(experiment, table, number):
     labelled = table[(table["quantity"] == "label_raw") & (table["round"] <= number)].groupby("arm")["length"].max()
     return Start(models, {arm: int(labelled.get(arm, config.original_digits)) for arm in config.si_method}, number)
 
-# %% ../nbs/10_rounds.ipynb #24149928
+# %% ../nbs/10_rounds.ipynb #3de51815
 def _find_start(experiment):
     """The latest round after which everything is whole; None to begin with the base models."""
     folder, table = experiment.folder, recover_table(experiment.config, experiment.folder)
@@ -578,7 +578,7 @@ def _find_start(experiment):
     remove_sealed(folder.previous)
     return None
 
-
+# %% ../nbs/10_rounds.ipynb #6a629cce
 def _absent_base_models(config, folder, skip_base_model_train):
     """Base models that must be trained; those that are there must be of this experiment."""
     absent = []
@@ -593,11 +593,7 @@ def _absent_base_models(config, folder, skip_base_model_train):
             absent.append(voter)
     return absent
 
-# %% ../nbs/10_rounds.ipynb #55098fa4
-class Interrupted(KeyboardInterrupt):
-    """A run that was asked to end; everything up to then is stored, and the same call goes on."""
-
-
+# %% ../nbs/10_rounds.ipynb #6415985c
 @contextmanager
 def _ending_in_order(stop):
     """SIGINT and SIGTERM set an event, the first time; the list of those received."""
@@ -643,7 +639,11 @@ def _go_on(experiment, skip_base_model_train, skip_si):
     for number in range(start.done + 1, config.si_rounds + 1):
         run_round(experiment, base, start.models, start.newest, number)
 
-# %% ../nbs/10_rounds.ipynb #b0ed09ff
+# %% ../nbs/10_rounds.ipynb #ab086b2c
+class Interrupted(KeyboardInterrupt):
+    """A run that was asked to end; everything up to then is stored, and the same call goes on."""
+
+
 def run_experiment(
     config: RunConfig,  # the experiment
     run_dir: str | Path | None = None,  # default: a folder named after the configuration in runs_home()

@@ -217,7 +217,7 @@ def run_name(
     text = json.dumps(identity(config), sort_keys=True)
     return f"{config.task}-seed{config.seed}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
-# %% ../nbs/09_runs.ipynb #4b6bc297
+# %% ../nbs/09_runs.ipynb #ee460bf7
 def save_tensors(
     path: Path,  # a .safetensors file in an existing folder
     tensors: dict[str, torch.Tensor],  # on any device
@@ -229,7 +229,7 @@ def save_tensors(
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_sealed(path, save(stored, {"about": json.dumps(about, sort_keys=True)}))
 
-
+# %% ../nbs/09_runs.ipynb #db95a594
 def load_tensors(
     path: Path,  # written by save_tensors
     **about,  # what its header must say
@@ -249,7 +249,7 @@ def load_tensors(
         raise ConfigError(f"{path} is of something else ({', '.join(differing)}); name another folder")
     return tensors, stored
 
-# %% ../nbs/09_runs.ipynb #33cfc055
+# %% ../nbs/09_runs.ipynb #6961ff1f
 def save_model(
     model: GPT,  # on any device
     path: Path,  # a .safetensors file in an existing folder
@@ -260,7 +260,7 @@ def save_model(
     Raises: StorageError when the file cannot be written."""
     save_tensors(path, model.state_dict(), **asdict(model.config), **about)
 
-
+# %% ../nbs/09_runs.ipynb #6ea27b18
 def load_model(
     path: Path,  # written by save_model
     config: ModelConfig,  # sizes that it must have
@@ -278,14 +278,14 @@ def load_model(
         raise DamagedError(f"{path}: other tensors than its header says ({str(error).splitlines()[0]})") from None
     return model.to(device).eval()
 
-# %% ../nbs/09_runs.ipynb #333ef510
+# %% ../nbs/09_runs.ipynb #301e308f
 def say(
     message: str,  # one line
 ) -> None:
     """Tell whoever watches, without disturbing what is printed as a result."""
     print(f"si_nb: {message}", file=sys.stderr)
 
-
+# %% ../nbs/09_runs.ipynb #e517c449
 def checkpoints(
     folder: Path,  # where they are
     name: str,  # of the training
@@ -293,7 +293,7 @@ def checkpoints(
     """Checkpoints of a training that are on disk."""
     return sorted(folder.glob(f"{name}.step_*.safetensors"))
 
-
+# %% ../nbs/09_runs.ipynb #81d4366d
 def save_checkpoint(
     folder: Path,  # where it goes
     name: str,  # of the training
@@ -392,7 +392,7 @@ def describe_environment(
         "commit": _commit(), "repeatable": _REPEATABLE.get(device.type, "not promised: this device adds in no fixed order"),
     }  # fmt: skip
 
-# %% ../nbs/09_runs.ipynb #f0c08b8b
+# %% ../nbs/09_runs.ipynb #5a2c54cf
 def _check_same(config, stored):
     try:
         settings = dict(json.loads(read_sealed(stored)))
@@ -415,7 +415,7 @@ def _write_facts(path, facts):
             remove_sealed(path)
     write_sealed(path, (json.dumps(facts, indent=1) + "\n").encode())
 
-
+# %% ../nbs/09_runs.ipynb #88fad6c6
 def _make_folders(folder):
     for path in (folder.path, folder.models, folder.rounds, folder.data):
         try:
@@ -463,7 +463,7 @@ def open_run(
     _write_facts(folder.path / "config.json", {**identity(config), "device": config.device})
     return folder
 
-# %% ../nbs/09_runs.ipynb #736d9801
+# %% ../nbs/09_runs.ipynb #67b2fe49
 def _own_table(config, path):
     table = read_table(path)
     foreign = sorted(set(table["run_id"]) - {run_name(config)})
@@ -471,7 +471,7 @@ def _own_table(config, path):
         raise ConfigError(f"{path} is the table of {', '.join(foreign)}, not of {run_name(config)}; choose another run_dir")
     return table
 
-
+# %% ../nbs/09_runs.ipynb #c0703316
 def recover_table(
     config: RunConfig,  # the experiment
     folder: RunFolder,  # its folder
