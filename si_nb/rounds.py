@@ -449,11 +449,12 @@ def _train_round(experiment, base, models, round_number):
 
     _for_voters(experiment, job, models)
 
-# %% ../nbs/10_rounds.ipynb #9ab0e98c
+# %% ../nbs/10_rounds.ipynb #13d5634a
 def _forget(experiment, models, round_number):
-    """Remove the weights of a round that is no longer needed to go on."""
+    """Remove the weights of rounds that are no longer needed to go on."""
     for arm, voter in models:
-        remove_sealed(experiment.folder.round_model(arm, voter, round_number))
+        for number in range(1, round_number + 1):
+            remove_sealed(experiment.folder.round_model(arm, voter, number))
 
 # %% ../nbs/10_rounds.ipynb #3f2f1e89
 def _append(experiment, table):
@@ -619,11 +620,13 @@ def _ending_in_order(stop):
     finally:
         restore()
 
-# %% ../nbs/10_rounds.ipynb #9a21bfb2
+# %% ../nbs/10_rounds.ipynb #9c460600
 def _go_on(experiment, skip_base_model_train, skip_si):
     """Everything that is left to do."""
     config, folder, bar = experiment.config, experiment.folder, experiment.progress
     start = _find_start(experiment)
+    if start:
+        _forget(experiment, start.models, start.done - 2)  # a kill may have come before that
     if start and (start.done >= config.si_rounds or skip_si):
         return
     absent = _absent_base_models(config, folder, skip_base_model_train) if start is None else []
@@ -631,6 +634,8 @@ def _go_on(experiment, skip_base_model_train, skip_si):
     bar.total = config.max_iters * len(absent) if skip_si else training_steps(config, first_round, len(absent))
     base = make_base(experiment)
     train_base_models(experiment, base, absent)
+    for voter in range(config.base_voters):
+        _forget_checkpoints(experiment, "base", voter)
     if skip_si:
         return
     if start is None:
@@ -639,7 +644,7 @@ def _go_on(experiment, skip_base_model_train, skip_si):
     for number in range(start.done + 1, config.si_rounds + 1):
         run_round(experiment, base, start.models, start.newest, number)
 
-# %% ../nbs/10_rounds.ipynb #ab086b2c
+# %% ../nbs/10_rounds.ipynb #2a494354
 class Interrupted(KeyboardInterrupt):
     """A run that was asked to end; everything up to then is stored, and the same call goes on."""
 
@@ -682,6 +687,11 @@ def run_experiment(
             _go_on(experiment, skip_base_model_train, skip_si)
         except Stopped:
             raise Interrupted(*received) from None
+        except (MemoryError, RuntimeError) as error:
+            if not _ran_out_of_memory(error):
+                raise
+            smaller = "try a smaller base_samples, num_samples or eval_samples in another run_dir"
+            raise ConfigError(f"{folder.path}: out of memory outside training; {smaller}") from None
         finally:
             track.finish()
     return folder

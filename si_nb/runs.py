@@ -6,7 +6,7 @@ __all__ = ['PRESETS', 'DRIVE', 'ConfigError', 'RunConfig', 'base_training', 'rou
            'save_checkpoint', 'load_checkpoint', 'RunFolder', 'describe_environment', 'locate_run', 'open_run',
            'recover_table', 'runs_home', 'describe_place', 'check_tracker_mode', 'open_tracker']
 
-# %% ../nbs/09_runs.ipynb #56163e96
+# %% ../nbs/09_runs.ipynb #fbca123c
 import hashlib
 import json
 import os
@@ -27,7 +27,7 @@ from safetensors.torch import load, save
 from . import __version__
 from .measurements import TableError, read_table
 from .model import GPT, ModelConfig
-from .storage import DamagedError, read_sealed, remove_sealed, write_sealed
+from .storage import DamagedError, put_aside, read_sealed, remove_sealed, write_sealed
 from .tasks import TASKS
 from .trainer import TrainConfig, TrainState, choose_device
 from .voting import KEEP_RULES, NOISE_KINDS
@@ -40,14 +40,28 @@ class ConfigError(ValueError):
 def _setting(default, meaning):
     return field(default=default, metadata={"help": meaning})
 
-# %% ../nbs/09_runs.ipynb #945e928c
+# %% ../nbs/09_runs.ipynb #388132d5
 _POSITIVE = (
     "original_digits", "base_samples", "max_iters", "batch_size", "eval_interval", "eval_samples", "num_samples", "voters",
     "si_iter",
 )  # fmt: skip
+_LONGEST_BLOCK = 100_000
 _NOT_NEGATIVE = ("si_rounds", "seed", "decay", "warmup", "vote_iter_growth", "noise_round")
 
 
+_TYPES = {bool: bool, int: int, float: (int, float), str: str, tuple: (tuple, list)}
+
+
+def _check_types(config):
+    """Every setting must be of the type of its default."""
+    for setting in fields(config):
+        value, kind = getattr(config, setting.name), type(setting.default)
+        if not isinstance(value, _TYPES[kind]) or isinstance(value, bool) != (kind is bool):
+            raise ConfigError(f"{setting.name} is {' '.join(repr(value).split())}: it must be of type {kind.__name__}")
+    if not all(isinstance(method, str) for method in config.si_method):
+        raise ConfigError("si_method must hold names of keep rules")
+
+# %% ../nbs/09_runs.ipynb #b1856be7
 def _check_choices(config):
     """Names that must be in a registry."""
     choices = {"task": TASKS, "noise_kind": NOISE_KINDS, "loss_on": ("all", "answer")}
@@ -76,13 +90,15 @@ def _check_sizes(config):
     if any(KEEP_RULES[method].vote for method in config.si_method) and config.voters < 2:
         raise ConfigError("voters is 1: a majority vote needs at least 2")
 
-# %% ../nbs/09_runs.ipynb #addba6a7
+# %% ../nbs/09_runs.ipynb #b2a2fc04
 def _check_fit(config):
     """The model's sizes, and room for the last round."""
     try:
         config.model
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    if config.block_size > _LONGEST_BLOCK:
+        raise ConfigError(f"block_size is {config.block_size}: it must be at most {_LONGEST_BLOCK}")
     needed = TASKS[config.task].width(config.last_length)
     if needed > config.block_size:
         raise ConfigError(
@@ -90,7 +106,7 @@ def _check_fit(config):
             f"for the {config.last_length} digits of round {config.si_rounds}"
         )
 
-# %% ../nbs/09_runs.ipynb #ab5365ea
+# %% ../nbs/09_runs.ipynb #84aace29
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that defines an experiment.
@@ -130,9 +146,8 @@ class RunConfig:
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps")
 
     def __post_init__(self):
-        _check_choices(self)
-        _check_sizes(self)
-        _check_fit(self)
+        for check in (_check_types, _check_choices, _check_sizes, _check_fit):
+            check(self)
 
     @property
     def model(self) -> ModelConfig:
@@ -229,7 +244,7 @@ def save_tensors(
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_sealed(path, save(stored, {"about": json.dumps(about, sort_keys=True)}))
 
-# %% ../nbs/09_runs.ipynb #db95a594
+# %% ../nbs/09_runs.ipynb #1ebed75a
 def load_tensors(
     path: Path,  # written by save_tensors
     **about,  # what its header must say
@@ -242,7 +257,7 @@ def load_tensors(
         tensors = load(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         stored = dict(json.loads(header["__metadata__"]["about"]))
-    except (SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError, OverflowError, AttributeError, AssertionError) as error:
         raise DamagedError(f"{path}: damaged file of tensors ({str(error).splitlines()[0]})") from None
     differing = [f"{name} {stored.get(name)} instead of {wanted}" for name, wanted in about.items() if stored.get(name) != wanted]
     if differing:
@@ -307,7 +322,7 @@ def save_checkpoint(
     for path in checkpoints(folder, name)[:-2]:
         remove_sealed(path)
 
-# %% ../nbs/09_runs.ipynb #c35722ae
+# %% ../nbs/09_runs.ipynb #342b7755
 def load_checkpoint(
     folder: Path,  # where they are
     name: str,  # of the training
@@ -319,6 +334,8 @@ def load_checkpoint(
     for path in reversed(checkpoints(folder, name)):
         try:
             tensors, header = load_tensors(path, **about)
+            if "facts" not in header:
+                raise DamagedError(f"{path}: no checkpoint of a training")
             return TrainState(tensors, header["facts"])
         except DamagedError as error:
             say(f"{error}; going on from the one before it")
@@ -471,7 +488,7 @@ def _own_table(config, path):
         raise ConfigError(f"{path} is the table of {', '.join(foreign)}, not of {run_name(config)}; choose another run_dir")
     return table
 
-# %% ../nbs/09_runs.ipynb #c0703316
+# %% ../nbs/09_runs.ipynb #079eb565
 def recover_table(
     config: RunConfig,  # the experiment
     folder: RunFolder,  # its folder
@@ -485,8 +502,7 @@ def recover_table(
                 table = _own_table(config, path)
             except TableError as error:
                 say(f"{error}; kept as {path.name}.damaged, and what it held is measured again")
-                os.replace(path, path.with_name(path.name + ".damaged"))
-                remove_sealed(path)
+                put_aside(path)
                 continue
             if path == folder.previous:
                 say(f"{folder.measurements}: lost; going on from {path.name}")
