@@ -185,7 +185,7 @@ def test_unusable_weights_are_refused(damage, run_dir, tmp_path, capsys):
     """A weights file that is cut or belongs to another model is named, not loaded."""
     models = tmp_path / "models"
     models.mkdir()
-    for path in (run_dir / "models").glob("base_*"):
+    for path in (run_dir / "models").glob("base_*.safetensors"):
         content = path.read_bytes()
         (models / path.name).write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
     sizes = ["--n_embd", "48"] if damage == "other_shape" else []
@@ -198,7 +198,7 @@ def test_base_only_then_rounds_only(tmp_path, capsys):
     models = ["--models_dir", str(tmp_path / "models")]
     assert main(["run", *SMALL, "--skip_si", *models, "--run_dir", str(tmp_path / "base")]) == 0
     assert not (tmp_path / "base" / "measurements.csv").exists()
-    assert len(list((tmp_path / "models").glob("base_*"))) == 3
+    assert len(list((tmp_path / "models").glob("base_*.safetensors"))) == 3
     assert main(["run", *SMALL, "--skip_base_model_train", *models, "--run_dir", str(tmp_path / "rounds")]) == 0
     assert (tmp_path / "rounds" / "measurements.csv").exists()
 
