@@ -557,13 +557,12 @@ def _start_after(experiment, table, number):
     labelled = table[(table["quantity"] == "label_raw") & (table["round"] <= number)].groupby("arm")["length"].max()
     return Start(models, {arm: int(labelled.get(arm, config.original_digits)) for arm in config.si_method}, number)
 
-# %% ../nbs/10_rounds.ipynb #3de51815
-def _find_start(experiment):
+# %% ../nbs/10_rounds.ipynb #a438bd66
+def _find_start(experiment, table):
     """The latest round after which everything is whole; None to begin with the base models."""
-    folder, table = experiment.folder, recover_table(experiment.config, experiment.folder)
     if table is None:
         return None
-    done = int(table["round"].max())
+    folder, done = experiment.folder, int(table["round"].max())
     for number in sorted({done, max(done - 1, 0), 0}, reverse=True):
         try:
             start = _start_after(experiment, table, number)
@@ -620,15 +619,16 @@ def _ending_in_order(stop):
     finally:
         restore()
 
-# %% ../nbs/10_rounds.ipynb #9c460600
+# %% ../nbs/10_rounds.ipynb #3aaad4de
 def _go_on(experiment, skip_base_model_train, skip_si):
     """Everything that is left to do."""
     config, folder, bar = experiment.config, experiment.folder, experiment.progress
-    start = _find_start(experiment)
+    table = recover_table(config, folder)
+    if table is not None and (skip_si or table["round"].max() >= config.si_rounds):
+        return  # nothing more is needed, and weights may have been removed to save room
+    start = _find_start(experiment, table)
     if start:
         _forget(experiment, start.models, start.done - 2)  # a kill may have come before that
-    if start and (start.done >= config.si_rounds or skip_si):
-        return
     absent = _absent_base_models(config, folder, skip_base_model_train) if start is None else []
     first_round = start.done + 1 if start else 1
     bar.total = config.max_iters * len(absent) if skip_si else training_steps(config, first_round, len(absent))
@@ -640,7 +640,7 @@ def _go_on(experiment, skip_base_model_train, skip_si):
         return
     if start is None:
         _append(experiment, _measure_base(experiment))
-        start = _find_start(experiment)
+        start = _find_start(experiment, recover_table(config, folder))
     for number in range(start.done + 1, config.si_rounds + 1):
         run_round(experiment, base, start.models, start.newest, number)
 
