@@ -449,12 +449,12 @@ def _train_round(experiment, base, models, round_number):
 
     _for_voters(experiment, job, models)
 
-# %% ../nbs/10_rounds.ipynb #13d5634a
-def _forget(experiment, models, round_number):
-    """Remove the weights of rounds that are no longer needed to go on."""
-    for arm, voter in models:
-        for number in range(1, round_number + 1):
-            remove_sealed(experiment.folder.round_model(arm, voter, number))
+# %% ../nbs/10_rounds.ipynb #bc3dee7a
+def _forget(experiment, round_number):
+    """Remove the weights of rounds up to this one, which are no longer needed to go on."""
+    for path in experiment.folder.rounds.glob("*_voter_*_round_*.safetensors"):
+        if int(path.stem.rpartition("_")[2]) <= round_number:
+            remove_sealed(path)
 
 # %% ../nbs/10_rounds.ipynb #3f2f1e89
 def _append(experiment, table):
@@ -472,7 +472,7 @@ def _track_round(experiment, table, newest):
     for row in shown.itertuples():
         experiment.track({f"accuracy/{row.arm}/voter_{row.voter}": row.successes / row.trials, "round": row.round})
 
-# %% ../nbs/10_rounds.ipynb #54dfdc5b
+# %% ../nbs/10_rounds.ipynb #ef57ba10
 def run_round(
     experiment: Experiment,  # the run
     base: np.ndarray,  # base data
@@ -491,7 +491,7 @@ def run_round(
     experiment.progress.set_description(f"round {round_number}: measuring")
     table = measurement_table(table + measure(experiment, models, round_number, newest))
     _append(experiment, table)
-    _forget(experiment, models, round_number - 2)
+    _forget(experiment, round_number - 2)
     _track_round(experiment, table, newest)
     return table
 
@@ -619,16 +619,16 @@ def _ending_in_order(stop):
     finally:
         restore()
 
-# %% ../nbs/10_rounds.ipynb #3aaad4de
+# %% ../nbs/10_rounds.ipynb #e579fe94
 def _go_on(experiment, skip_base_model_train, skip_si):
     """Everything that is left to do."""
     config, folder, bar = experiment.config, experiment.folder, experiment.progress
     table = recover_table(config, folder)
-    if table is not None and (skip_si or table["round"].max() >= config.si_rounds):
-        return  # nothing more is needed, and weights may have been removed to save room
+    if table is not None:
+        _forget(experiment, int(table["round"].max()) - 2)  # a kill may have come before that
+        if skip_si or table["round"].max() >= config.si_rounds:
+            return  # nothing more is needed, and weights may have been removed to save room
     start = _find_start(experiment, table)
-    if start:
-        _forget(experiment, start.models, start.done - 2)  # a kill may have come before that
     absent = _absent_base_models(config, folder, skip_base_model_train) if start is None else []
     first_round = start.done + 1 if start else 1
     bar.total = config.max_iters * len(absent) if skip_si else training_steps(config, first_round, len(absent))

@@ -432,14 +432,14 @@ def _write_facts(path, facts):
             remove_sealed(path)
     write_sealed(path, (json.dumps(facts, indent=1) + "\n").encode())
 
-# %% ../nbs/09_runs.ipynb #88fad6c6
+# %% ../nbs/09_runs.ipynb #d18d69d8
 def _make_folders(folder):
     for path in (folder.path, folder.models, folder.rounds, folder.data):
         try:
             path.mkdir(parents=True, exist_ok=True)
-            probe = path / ".writable"
+            probe = path / f".writable.{os.getpid()}"  # runs that share base models look at the same time
             probe.touch()
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be written to ({error.strerror}); choose another folder") from None
 
