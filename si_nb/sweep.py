@@ -5,7 +5,7 @@ __all__ = ['BASE_SETTINGS', 'EXECUTORS', 'SweepError', 'PlannedRun', 'Grid', 're
            'train_base', 'carry_out', 'run_job', 'LocalJob', 'LocalExecutor', 'ClusterJob', 'ClusterExecutor', 'Sweep',
            'collect', 'next_job', 'runs_table', 'write_tables', 'count_steps', 'run_sweep']
 
-# %% ../nbs/14_sweep.ipynb #3044b584
+# %% ../nbs/14_sweep.ipynb #c39e8aa0
 import getpass
 import hashlib
 import importlib.util
@@ -35,7 +35,8 @@ import torch
 from tqdm import tqdm
 
 from .measurements import TableError, read_table
-from .rounds import Interrupted, run_experiment, training_steps
+from .model import ModelConfig
+from .rounds import BASE_TRAINING_SETTINGS, Interrupted, run_experiment, training_steps
 from .runs import ConfigError, RunConfig, RunFolder, locate_run, make_config, run_name
 from .storage import DamagedError, LockedError, StorageError, hold, write_whole
 from .trainer import DeviceError, DivergedError, choose_device
@@ -188,11 +189,8 @@ def read_grid(
     except SweepError as error:
         raise SweepError(f"{path}: {error}") from None
 
-# %% ../nbs/14_sweep.ipynb #92b9144a
-BASE_SETTINGS = (
-    "task", "original_digits", "seed", "base_samples", "max_iters", "decay", "warmup", "batch_size", "learning_rate", "loss_on",
-    "n_layer", "n_head", "n_embd", "block_size", "bias", "dropout",
-)  # fmt: skip
+# %% ../nbs/14_sweep.ipynb #68e11544
+BASE_SETTINGS = (*BASE_TRAINING_SETTINGS, *(size.name for size in fields(ModelConfig) if size.name in _SETTINGS))
 
 # %% ../nbs/14_sweep.ipynb #7fd08087
 def base_key(

@@ -333,7 +333,7 @@ def test_a_table_of_other_runs_is_not_overwritten(finished, tmp_path, capsys):
 
 def test_base_settings_are_those_that_training_depends_on():
     """Neither too few, or runs would share base models that are not theirs, nor too many."""
-    assert set(BASE_SETTINGS) == set(rounds._SAME_TRAINING) | set(ModelConfig.__dataclass_fields__) - {"vocab_size"}
+    assert set(BASE_SETTINGS) == set(rounds.BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {"vocab_size"}
 
 
 def test_runs_share_a_base_unless_a_base_setting_differs(tmp_path):
