@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from si_nb import forecast as F
+from si_nb import report as R
+from si_nb import scores as S
 from si_nb.law import LAWS, LawError, crossing_round, first_round_below, simulate_run
 from si_nb.measurements import TableError, measurement_table
 
@@ -70,7 +72,7 @@ def test_every_law_can_be_asked_for(law):
     found = F.forecast(run(COLLAPSING), 4, law=law, resamples=40)
     if law not in ("best", "average"):
         assert found.law == law
-    scores = F.score_forecast(found, run(COLLAPSING))
+    scores = S.score_forecast(found, run(COLLAPSING))
     assert len(scores) == 4 and np.isfinite(scores[["log_score", "crps"]]).all(axis=None)
 
 
@@ -80,7 +82,7 @@ def test_every_law_can_be_asked_for(law):
     (dict(law="bass", until_round=1), "fewer rounds"),
 ])
 def test_bad_requests_get_one_line(options, words):
-    for ask in (lambda: F.law_report(run(COLLAPSING), **options),):
+    for ask in (lambda: R.law_report(run(COLLAPSING), **options),):
         with pytest.raises(LawError, match=words) as caught:
             ask()
         assert "\n" not in str(caught.value)
@@ -105,12 +107,12 @@ def test_intervals_hold_on_runs_of_an_unknown_law():
         half = int(first_round_below(crossing_round(LAWS[name], truth)) // 2)
         for _ in range(8):
             made = simulate_run(LAWS[name], truth, 16, 1000, generator, 0.003)
-            inside.append(F.score_collapse(F.forecast(made, half, resamples=50, generator=generator), made)["inside"].iloc[0])
+            inside.append(S.score_collapse(F.forecast(made, half, resamples=50, generator=generator), made)["inside"].iloc[0])
     assert np.mean(inside) >= 0.7
 
 
 def test_report_is_strict_json_with_the_promised_fields():
-    report = F.law_report(pd.concat([run(COLLAPSING), run(LASTING, arm="mv_length"), run([1000] * 8, arm="mv")]), 4, resamples=100)
+    report = R.law_report(pd.concat([run(COLLAPSING), run(LASTING, arm="mv_length"), run([1000] * 8, arm="mv")]), 4, resamples=100)
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert set(report["arms"]) == {"none", "mv_length", "mv"}
     arm = report["arms"]["none"]
@@ -123,24 +125,24 @@ def test_report_is_strict_json_with_the_promised_fields():
 
 
 def test_one_arm_is_read_at_the_top():
-    report = F.law_report(run(COLLAPSING)[["round", "successes", "trials"]], resamples=50)
+    report = R.law_report(run(COLLAPSING)[["round", "successes", "trials"]], resamples=50)
     assert report["chosen"] and report["collapse"]["round"] == 5 and len(report["arms"]) == 1
 
 
 @pytest.mark.parametrize("counts, words", [([1000] * 4, "no sign of collapse"), ([0] * 4, "nothing to forecast")])
 def test_no_arm_with_a_law_is_refused(counts, words):
     with pytest.raises(LawError, match=words):
-        F.law_report(run(counts))
+        R.law_report(run(counts))
 
 
 def test_a_foreign_table_is_refused():
     with pytest.raises(TableError):
-        F.law_report(pd.DataFrame(dict(round=[1, 1], successes=[5, 5], trials=[9, 9])))
+        R.law_report(pd.DataFrame(dict(round=[1, 1], successes=[5, 5], trials=[9, 9])))
 
 
 def test_a_report_prints_laws_forecast_and_measurement():
     out = StringIO()
-    F.print_report(F.law_report(pd.concat([run(COLLAPSING), run(LASTING, arm="mv_length")]), 4, resamples=100), Console(file=out, width=120))
+    R.print_report(R.law_report(pd.concat([run(COLLAPSING), run(LASTING, arm="mv_length")]), 4, resamples=100), Console(file=out, width=120))
     text = out.getvalue()
     for words in ("weibull", "gompertz", "AICc", "collapse below 0.5 forecast at round", "measured: collapse at round 5", "not before round 9", "after the forecast"):
         assert words in text, words
@@ -148,7 +150,7 @@ def test_a_report_prints_laws_forecast_and_measurement():
 
 def test_reproduction_number_is_none_without_label_rows():
     rows = [("r", "copy", "none", 0, 0, r, 8 + r, "accuracy", 900 - 50 * r, 1000) for r in range(5)]
-    assert F.reproduction_number(measurement_table(rows)) == dict(value=None, low=None, high=None)
+    assert R.reproduction_number(measurement_table(rows)) == dict(value=None, low=None, high=None)
 
 
 def test_all_laws_with_a_thousand_resamples_take_under_five_seconds():

@@ -7,7 +7,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from si_nb.forecast import law_report
+from si_nb.report import law_report
 from si_nb.measurements import read_table
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
