@@ -2,9 +2,10 @@
 
 # %% auto #0
 __all__ = ['SCALES', 'SMALLEST_HAZARD', 'LARGEST_HAZARD', 'REGIMES', 'FOREVER', 'LAWS', 'RIVALS', 'PRIOR_OVERDISPERSION',
-           'PRIOR_POINTS', 'Parameter', 'Law', 'crossing_round', 'first_round_below', 'beta_binomial', 'simulate_run',
-           'LawError', 'Observed', 'observed', 'log_likelihood', 'fit_batch', 'corrected_akaike', 'Fit', 'fit_law',
-           'estimate_overdispersion', 'Fits', 'fit_laws', 'bootstrap']
+           'PRIOR_POINTS', 'PRIOR_RUN_SPREAD', 'PRIOR_RUNS', 'Parameter', 'Law', 'crossing_round', 'first_round_below',
+           'beta_binomial', 'simulate_run', 'LawError', 'Observed', 'observed', 'log_likelihood', 'fit_batch',
+           'corrected_akaike', 'Fit', 'fit_law', 'estimate_overdispersion', 'estimate_dispersion', 'Fits', 'fit_laws',
+           'bootstrap']
 
 # %% ../nbs/11_law.ipynb #5cf85da5
 from collections.abc import Callable
@@ -203,6 +204,24 @@ LAWS["affine_error_map"] = Law(
     _affine_hazard,
     ("decay", "runaway", "slowing", "plateau"), _affine_crossing)
 
+# %% ../nbs/11_law.ipynb #b835a574
+def _tipping_hazard(rounds, first, fall, growth):
+    "-ln of the accuracy whose logit is z_1 - d (lambda^(r-1) - 1) / (lambda - 1), held at z_1 before round 1."
+    return np.logaddexp(0, fall * _geometric(growth, np.maximum(rounds - 1, 0)) - first)
+
+def _tipping_crossing(H, first, fall, growth):
+    "Solve (lambda^x - 1) / (lambda - 1) = (z_1 - z) / d for x = r - 1, with z = -ln(exp(H) - 1)."
+    steps = (first + np.log(np.expm1(H))) / fall
+    log = np.log(growth)
+    later = np.where(np.abs(log) < 1e-6, steps, np.log1p(np.maximum(steps * np.expm1(log), -1)) / np.where(log == 0, 1, log))
+    return np.where(steps * fall <= 0, 0.0, np.where((fall > 0) & np.isfinite(later), later, np.inf) + 1)
+
+LAWS["tipping_point"] = Law(
+    "tipping_point", "logit a = z_1 - d (lambda^(r-1) - 1) / (lambda - 1)",
+    (Parameter("z_1", "logits", -12, 12, (1.0, 3.0, 6.0), "linear"), Parameter("d", "logits per round", -5, 8, (-0.1, 0.1, 1.0), "linear"),
+     Parameter("lambda", "per round", 0.05, 5, (0.6, 1.0, 1.6))),
+    _tipping_hazard, ("runaway", "plateau", "improving"), _tipping_crossing)
+
 # %% ../nbs/11_law.ipynb #b8faa621
 RIVALS = {}  # name -> Law
 RIVALS["last_value"] = Law(
@@ -298,18 +317,27 @@ def observed(
     if right == 0: raise LawError(f"not one right answer in {tried} trials: the run had collapsed by its first round, there is nothing to forecast")
     return Observed(*[seen[c].to_numpy(float) for c in ("round", "successes", "trials")], seen["run"].to_numpy())
 
-# %% ../nbs/11_law.ipynb #f0cb4b6e
+# %% ../nbs/11_law.ipynb #7c2968e2
 def log_likelihood(
     hazard: np.ndarray, # H at every point
     successes: np.ndarray, # counts, same shape
     trials: np.ndarray, # counts, same shape
-) -> np.ndarray: # per point, same shape, with the binomial coefficient
-    "Binomial log-likelihood of counts at cumulated hazards."
-    wrong = trials - successes
+    overdispersion: np.ndarray = 0.0, # intra-class correlation rho, broadcasting: 0 everywhere (binomial), or above 0 everywhere
+) -> np.ndarray: # per point, with the binomial coefficient
+    "Beta-binomial log-likelihood of counts at cumulated hazards."
+    wrong, missed = trials - successes, -np.expm1(-hazard)
     coefficient = gammaln(trials + 1) - gammaln(successes + 1) - gammaln(wrong + 1)
-    return coefficient - successes * hazard + wrong * np.log(-np.expm1(-hazard))
+    if np.max(overdispersion) == 0: return coefficient - successes * hazard + wrong * np.log(missed)
+    size = 1 / np.asarray(overdispersion, float) - 1
+    right, missed = size * np.exp(-hazard), size * missed
+    return coefficient + betaln(successes + right, wrong + missed) - betaln(right, missed)
 
-# %% ../nbs/11_law.ipynb #19d0eeab
+# %% ../nbs/11_law.ipynb #f58cc477
+def _coordinates(law):
+    "The maps from parameters (..., k) to search coordinates and back."
+    scales = [SCALES[p.scale] for p in law.parameters]
+    return [lambda x, way=way: np.stack([s[way](x[..., i]) for i, s in enumerate(scales)], -1) for way in (0, 1)]
+
 def _scoring(law, work, back, rounds, successes, trials, weights):
     "Slope (B, k) and expected curvature (B, k, k) of the weighted log-likelihood in search coordinates."
     k, step = work.shape[1], 1e-5
@@ -328,7 +356,7 @@ def _step(slope, curvature, damping, held):
     solve = lambda d: np.linalg.solve(np.where(free, curvature + d * diagonal + 1e-10 * identity, identity), slope[..., None])[..., 0]
     return np.clip(solve(damping[:, None, None]), -1.5, 1.5), (slope * solve(1e-9)).sum(-1) / 2
 
-# %% ../nbs/11_law.ipynb #82ecefda
+# %% ../nbs/11_law.ipynb #19e7b65f
 _MOST_ITERATIONS, _PROMISED_GAIN = 150, 1e-6
 
 def fit_batch(
@@ -338,19 +366,22 @@ def fit_batch(
     trials: np.ndarray, # (P,) float
     weights: np.ndarray, # (B, P) or (P,) float, multiplies each point's log-likelihood
     starts: np.ndarray, # (B, k) float, parameters to begin from
-) -> tuple: # parameters (B, k), weighted log-likelihood (B,) without constants, converged (B,) bool
+    precision: np.ndarray = 0.0, # (k,) inverse variance of a normal prior around 0, in search coordinates; 0: no prior
+) -> tuple: # parameters (B, k), weighted log-likelihood (B,) plus log prior without constants, converged (B,) bool
     "Maximum-likelihood fits of many data sets at once, by damped Fisher scoring within the bounds."
-    scales = [SCALES[p.scale] for p in law.parameters]
-    back = lambda w: np.stack([s[1](w[..., i]) for i, s in enumerate(scales)], -1)
-    low, high = [np.array([s[0](getattr(p, end)) for p, s in zip(law.parameters, scales)]) for end in ("low", "high")]
-    work = np.clip(np.stack([s[0](starts[:, i]) for i, s in enumerate(scales)], -1), low, high)
+    forward, back = _coordinates(law)
+    low, high = [forward(np.array([getattr(p, end) for p in law.parameters], float)) for end in ("low", "high")]
+    work = np.clip(forward(starts), low, high)
     weights, trials = np.broadcast_to(weights, successes.shape), np.broadcast_to(trials, successes.shape)
-    value = lambda w, i: (weights[i] * (-successes[i] * (H := law(rounds, back(w))) + (trials - successes)[i] * np.log(-np.expm1(-H)))).sum(-1)
+    precision = np.broadcast_to(precision, work.shape[1:])
+    likelihood = lambda H, i: (weights[i] * (-successes[i] * H + (trials - successes)[i] * np.log(-np.expm1(-H)))).sum(-1)
+    value = lambda w, i: likelihood(law(rounds, back(w)), i) - w**2 @ precision / 2
     best, damping, done = value(work, slice(None)), np.full(len(work), 1e-2), np.zeros(len(work), bool)
     for _ in range(_MOST_ITERATIONS):
         i = np.flatnonzero(~done)
         if len(i) == 0: break
         slope, curvature = _scoring(law, work[i], back, rounds, successes[i], trials[i], weights[i])
+        slope, curvature = slope - work[i] * precision, curvature + np.diag(precision)
         held = ((work[i] <= low) & (slope <= 0)) | ((work[i] >= high) & (slope >= 0))
         step, promise = _step(slope, curvature, damping[i], held)
         tried = np.clip(work[i] + step, low, high)
@@ -371,64 +402,127 @@ def corrected_akaike(
     spare = sample_size - parameters - 1
     return -2 * log_likelihood + 2 * parameters + 2 * parameters * (parameters + 1) / spare if spare > 0 else np.inf
 
-# %% ../nbs/11_law.ipynb #48799d84
+# %% ../nbs/11_law.ipynb #3405dbe3
 @dataclass(frozen=True)
 class Fit:
     "A law fitted to the counts of one arm."
     law: Law # what was fitted
-    parameters: np.ndarray # (k,) at the maximum
-    log_likelihood: float # binomial, with constants
-    aicc: float # of the likelihood divided by the dispersion; inf when there are too few trials to rank it
+    parameters: np.ndarray # (k,) at the maximum; of the typical run where there are run effects
+    log_likelihood: float # beta-binomial at the given overdispersion, with constants; run effects integrated out
+    aicc: float # of that likelihood; inf when there are too few trials to rank it
     points: int # rounds of all runs that were used
     converged: bool # did the best start converge?
     weight: float = 0.0 # Akaike weight among the laws fitted together
+    run_spread: float = 0.0 # standard deviation s of the run effects; 0: all runs follow one curve
+    run_effects: np.ndarray = None # (R,) log multiplier u of the hazard of every run; None at run_spread 0
 
-# %% ../nbs/11_law.ipynb #27533241
+# %% ../nbs/11_law.ipynb #6613c0f1
+def _with_run_effects(law, runs):
+    "The law with one more parameter per run: u, the logarithm of its multiplier of the hazard."
+    k, number = len(law.parameters), int(runs.max()) + 1
+    def hazard(rounds, *parameters):
+        return law.hazard(rounds, *parameters[:k]) * np.exp(np.concatenate(parameters[k:], -1)[..., runs])
+    effects = tuple(Parameter(f"u_{i}", "1", -6, 6, (0.0,), "linear") for i in range(number))
+    return replace(law, parameters=law.parameters + effects, hazard=hazard)
+
+# %% ../nbs/11_law.ipynb #3e310662
 def _point_weights(data, overdispersion):
     "One over the factor by which the beta-binomial variance exceeds the binomial one."
     return 1 / (1 + (data.trials - 1) * overdispersion)
 
 def _used(law, data):
     "The points a law is fitted to: all, or those of its last rounds."
-    return data.rounds > data.rounds.max() - law.last_rounds if law.last_rounds else np.ones(len(data.rounds), bool)
+    last = data.rounds > data.rounds.max() - law.last_rounds if law.last_rounds else np.ones(len(data.rounds), bool)
+    return Observed(data.rounds[last], data.successes[last], data.trials[last], data.runs[last])
+
+def _information(hazard, data, overdispersion):
+    "What every point says about the logarithm of its hazard (expected curvature)."
+    return _point_weights(data, overdispersion) * data.trials * hazard**2 / np.expm1(hazard)
+
+def _marginal(hazard, data, overdispersion, effects, spread):
+    "Beta-binomial log-likelihood with the run effects integrated out (Laplace's approximation)."
+    value = log_likelihood(hazard, data.successes, data.trials, overdispersion).sum()
+    if effects is None: return float(value)
+    known = np.bincount(data.runs, _information(hazard, data, overdispersion))
+    return float(value - ((effects / spread) ** 2 + np.log1p(spread**2 * known)).sum() / 2)
+
+# %% ../nbs/11_law.ipynb #7793030e
+def _extended(law, data, spread):
+    "The law as it is fitted, with run effects if there are any, and the precision of the prior of each parameter."
+    if not (spread > 0 and data.runs.max() > 0): return law, np.zeros(len(law.parameters))
+    whole = _with_run_effects(law, data.runs)
+    return whole, np.where(np.arange(len(whole.parameters)) < len(law.parameters), 0.0, 1 / spread**2)
 
 def fit_law(
     law: Law, # to fit
     data: Observed, # counts of one arm
     overdispersion: float = 0.0, # intra-class correlation rho of the counts
     start: np.ndarray = None, # (k,) parameters to begin from; None: every point of the law's grid
+    run_spread: float = 0.0, # standard deviation s of the run effects; 0: all runs follow one curve
 ) -> Fit: # the best of all starting points
     """Fit one law by maximum likelihood.
 
     Raises: LawError when there are fewer rounds than parameters."""
-    k, use = len(law.parameters), _used(law, data)
+    k, data = len(law.parameters), _used(law, data)
     if data.number_of_rounds < k: raise LawError(f"{law.name} has {k} parameters and there are only {data.number_of_rounds} rounds; measure more rounds")
+    whole, precision = _extended(law, data, run_spread)
     starts = np.array(list(product(*[p.starts for p in law.parameters])) if start is None else [start])
-    successes, weights = np.tile(data.successes[use], (len(starts), 1)), _point_weights(data, overdispersion)[use]
-    parameters, value, converged = fit_batch(law, data.rounds[use], successes, data.trials[use], weights, starts)
+    starts = np.pad(starts, ((0, 0), (0, len(precision) - k)))
+    successes, weights = np.tile(data.successes, (len(starts), 1)), _point_weights(data, overdispersion)
+    parameters, value, converged = fit_batch(whole, data.rounds, successes, data.trials, weights, starts, precision)
     best = parameters[value.argmax()]
-    each = log_likelihood(law(data.rounds[use], best), data.successes[use], data.trials[use])
-    aicc = corrected_akaike((weights * each).sum(), k, (weights * data.trials[use]).sum())
-    return Fit(law, best, float(each.sum()), float(aicc), int(use.sum()), bool(converged[value >= value.max() - 1e-3].any()))
+    effects = best[k:] if len(best) > k else None
+    likelihood = _marginal(whole(data.rounds, best), data, overdispersion, effects, run_spread)
+    aicc = corrected_akaike(likelihood, k, (weights * data.trials).sum())
+    return Fit(law, best[:k], likelihood, float(aicc), len(data.rounds), bool(converged[value >= value.max() - 1e-3].any()),
+               run_spread=run_spread if effects is not None else 0.0, run_effects=effects)
 
-# %% ../nbs/11_law.ipynb #673ea934
+# %% ../nbs/11_law.ipynb #125ffaa8
 PRIOR_OVERDISPERSION, PRIOR_POINTS = 0.003, 2.0
+_OVERDISPERSIONS = np.geomspace(1e-5, 0.5, 300)
 
 def estimate_overdispersion(
-    fits: list, # Fit of several laws to the same data
-    data: Observed, # that data
-) -> float: # intra-class correlation rho
-    "Moment estimate of the beta-binomial correlation, from the best-fitting law, shrunk towards PRIOR_OVERDISPERSION."
-    estimates = []
-    for fit in fits:
-        rate, spare = fit.law.accuracy(data.rounds, fit.parameters), len(data.rounds) - len(fit.parameters)
-        if spare < 1: continue
-        pearson = ((data.successes - data.trials * rate) ** 2 / (data.trials * rate * (1 - rate) + 1e-9)).sum()
-        excess = max(pearson - spare, 0) / np.maximum(data.trials - 1, 1).mean()
-        estimates.append((excess + PRIOR_POINTS * PRIOR_OVERDISPERSION) / (spare + PRIOR_POINTS))
-    return float(min(min(estimates, default=PRIOR_OVERDISPERSION), 0.5))
+    fit: Fit, # of a law
+    data: Observed, # what it was fitted to
+) -> float: # intra-class correlation rho, to 4%
+    "Maximum of the restricted beta-binomial likelihood of a fit, with a prior guess of PRIOR_OVERDISPERSION."
+    data, effects = _used(fit.law, data), 0.0 if fit.run_effects is None else fit.run_effects[data.runs]
+    hazard = np.clip(fit.law(data.rounds, fit.parameters) * np.exp(effects), SMALLEST_HAZARD, LARGEST_HAZARD)
+    value = log_likelihood(hazard, data.successes, data.trials, _OVERDISPERSIONS[:, None]).sum(-1)
+    factor, guess = [1 + (data.trials.mean() - 1) * rho for rho in (_OVERDISPERSIONS, PRIOR_OVERDISPERSION)]
+    k = len(fit.parameters)
+    if fit.run_spread: k += (1 - _effect_variances(fit, data, PRIOR_OVERDISPERSION) / fit.run_spread**2).sum()
+    value += k / 2 * np.log(factor) - PRIOR_POINTS / 2 * (np.log(factor) + guess / factor)
+    return float(_OVERDISPERSIONS[value.argmax()])
 
-# %% ../nbs/11_law.ipynb #b524a23c
+def _effect_variances(fit, data, overdispersion):
+    "Posterior variance (R,) of every run effect, the parameters being estimated beside them."
+    whole, precision = _extended(fit.law, data, fit.run_spread)
+    forward, back = _coordinates(whole)
+    at = forward(np.r_[fit.parameters, fit.run_effects])[None]
+    _, curvature = _scoring(whole, at, back, data.rounds, data.successes, data.trials, _point_weights(data, overdispersion))
+    return np.diag(np.linalg.pinv(curvature[0] + np.diag(precision), hermitian=True))[len(fit.parameters):]
+
+# %% ../nbs/11_law.ipynb #d1444935
+PRIOR_RUN_SPREAD, PRIOR_RUNS = 0.3, 1.0
+_UPDATES = 25
+
+def estimate_dispersion(
+    fit: Fit, # of a law, with run effects if there are several runs
+    data: Observed, # what it was fitted to
+) -> tuple: # rho and s, two floats; s is 0 for a single run
+    "Overdispersion of rounds and spread of runs, by turns until both stand still."
+    rho = estimate_overdispersion(fit, data)
+    if not fit.run_spread: return rho, 0.0
+    for _ in range(_UPDATES):
+        fit = fit_law(fit.law, data, rho, fit.parameters, fit.run_spread)
+        squares = (fit.run_effects**2 + _effect_variances(fit, _used(fit.law, data), rho)).sum()
+        spread = np.sqrt((squares + PRIOR_RUNS * PRIOR_RUN_SPREAD**2) / (len(fit.run_effects) + PRIOR_RUNS))
+        old, rho, fit = (rho, fit.run_spread), estimate_overdispersion(fit, data), replace(fit, run_spread=float(spread))
+        if np.allclose((rho, spread), old, rtol=0.01): break
+    return rho, float(spread)
+
+# %% ../nbs/11_law.ipynb #29c70e2f
 @dataclass(frozen=True)
 class Fits:
     "All laws fitted to one arm."
@@ -436,6 +530,7 @@ class Fits:
     left_out: dict # law name -> why it was not fitted
     overdispersion: float # rho, common to all
     data: Observed # what they were fitted to
+    run_spread: float = 0.0 # s, common to all; 0 for a single run
 
     @property
     def best(self) -> Fit:
@@ -448,7 +543,7 @@ class Fits:
                      log_likelihood=f.log_likelihood, aicc=f.aicc, weight=f.weight, converged=f.converged) for f in self.fits.values()]
         return pd.DataFrame(rows)
 
-# %% ../nbs/11_law.ipynb #3cf09442
+# %% ../nbs/11_law.ipynb #cfd64e54
 def fit_laws(
     trajectory: pd.DataFrame, # one arm: one or more runs, whose log-likelihoods are added
     until_round: int = None, # leave later rounds out
@@ -461,24 +556,16 @@ def fit_laws(
     possible = {n: law for n, law in laws.items() if len(law.parameters) <= data.number_of_rounds}
     left_out = {n: f"{len(law.parameters)} parameters, {data.number_of_rounds} rounds" for n, law in laws.items() if n not in possible}
     if not possible: raise LawError(f"fewer rounds ({data.number_of_rounds}) than parameters for every law: " + ", ".join(left_out))
-    first = [fit_law(law, data) for law in possible.values()]
-    rho = estimate_overdispersion(first, data)
-    fits = [replace(again := fit_law(f.law, data, rho, f.parameters), converged=again.converged and f.converged) for f in first]
+    spread = PRIOR_RUN_SPREAD if data.runs.max() > 0 else 0.0
+    first = [fit_law(law, data, PRIOR_OVERDISPERSION, run_spread=spread) for law in possible.values()]
+    rho, spread = estimate_dispersion(min(first, key=lambda f: (f.aicc, len(f.parameters))), data)
+    fits = [replace(again := fit_law(f.law, data, rho, f.parameters, spread), converged=again.converged and f.converged) for f in first]
     fits = sorted(fits, key=lambda f: (f.aicc, len(f.parameters)))
     relative = np.array([f.aicc for f in fits]) - fits[0].aicc if np.isfinite(fits[0].aicc) else np.where(np.arange(len(fits)) == 0, 0, np.inf)
     weights = np.exp(-relative / 2) / np.exp(-relative / 2).sum()
-    return Fits({f.law.name: replace(f, weight=float(w)) for f, w in zip(fits, weights)}, left_out, rho, data)
+    return Fits({f.law.name: replace(f, weight=float(w)) for f, w in zip(fits, weights)}, left_out, rho, data, spread)
 
-# %% ../nbs/11_law.ipynb #d3f95640
-def _redrawn(fit, data, overdispersion, resamples, generator):
-    "New counts (B, P) and weights (B, P) for a bootstrap: of rounds within one run, of whole runs where there are several."
-    runs = int(data.runs.max()) + 1
-    if runs == 1: rate, times = fit.law.accuracy(data.rounds, fit.parameters), np.ones((resamples, 1))
-    else: rate, times = data.successes / data.trials, generator.multinomial(runs, np.full(runs, 1 / runs), size=resamples)
-    rate = (rate * data.trials + 0.5) / (data.trials + 1)
-    counts = beta_binomial(np.tile(rate, (resamples, 1)), data.trials, overdispersion, generator)
-    return counts.astype(float), times[:, data.runs] * _point_weights(data, overdispersion)
-
+# %% ../nbs/11_law.ipynb #50e9e584
 def bootstrap(
     fit: Fit, # of one law
     data: Observed, # what it was fitted to
@@ -486,9 +573,12 @@ def bootstrap(
     resamples: int, # how many refits, B
     generator: np.random.Generator, # source of chance
 ) -> tuple: # parameters (B, k), converged (B,) bool
-    "Refit a law to redrawn counts: parametric for one run, by whole run for several."
-    use = _used(fit.law, data)
-    counts, weights = _redrawn(fit, data, overdispersion, resamples, generator)
-    start = np.tile(fit.parameters, (resamples, 1))
-    parameters, _, converged = fit_batch(fit.law, data.rounds[use], counts[:, use], data.trials[use], weights[:, use], start)
-    return parameters, converged
+    "Refit a law to counts redrawn from its own curve, with new run effects where there are several runs."
+    data, k = _used(fit.law, data), len(fit.parameters)
+    effects = fit.run_spread * generator.standard_normal((resamples, int(data.runs.max()) + 1))
+    rate = np.exp(-fit.law(data.rounds, fit.parameters) * np.exp(effects[:, data.runs]))
+    counts = beta_binomial((rate * data.trials + 0.5) / (data.trials + 1), data.trials, overdispersion, generator).astype(float)
+    whole, precision = _extended(fit.law, data, fit.run_spread)
+    start = np.pad(np.tile(fit.parameters, (resamples, 1)), ((0, 0), (0, len(precision) - k)))
+    parameters, _, converged = fit_batch(whole, data.rounds, counts, data.trials, _point_weights(data, overdispersion), start, precision)
+    return parameters[:, :k], converged
