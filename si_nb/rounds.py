@@ -86,7 +86,7 @@ def side_by_side(
     finally:
         torch.set_num_threads(before)
 
-# %% ../nbs/10_rounds.ipynb #6c5ebb5b
+# %% ../nbs/10_rounds.ipynb #66e69e8a
 class Experiment(NamedTuple):
     """What every step of the loop needs to know."""
 
@@ -99,6 +99,7 @@ class Experiment(NamedTuple):
     stop: threading.Event  # set when the others should stop
     checkpoint_minutes: float  # between checkpoints of a training
     check: Callable  # raises LockedError when the folder is no longer this process's
+    after_round: Callable | None = None  # says which arms should stop, and why
 
 # %% ../nbs/10_rounds.ipynb #aa857cd9
 def _for_voters(experiment, job, voters):
@@ -374,7 +375,12 @@ def next_lengths(
         lengths.append(last + 1)
     return lengths
 
-# %% ../nbs/10_rounds.ipynb #6755ae89
+# %% ../nbs/10_rounds.ipynb #f31865fb
+def _arms(models):
+    """The arms that go on, in their order."""
+    return list(dict.fromkeys(arm for arm, _ in models))
+
+
 def _about_round(config, arm, round_number):
     """What the files of a round say about it."""
     return {"run": run_name(config), "arm": arm, "round": round_number}
@@ -424,12 +430,12 @@ def _label_counts(experiment, arm, round_number):
         table += _rows(config, arm, voter, round_number, quantity, {length: count})
     return table, header["newest"]
 
-# %% ../nbs/10_rounds.ipynb #fea70aae
+# %% ../nbs/10_rounds.ipynb #85268559
 def _train_round(experiment, base, models, round_number):
     """Train every voter of every arm on its arm's mixture and store it."""
     config, folder = experiment.config, experiment.folder
     mixtures = {}
-    for arm in config.si_method:
+    for arm in _arms(models):
         rounds = _load_kept(config, folder, arm, round_number)
         if len(rounds[-1]):
             mixtures[arm] = mix(base, rounds, config.original_digits, experiment.device)
@@ -450,12 +456,13 @@ def _train_round(experiment, base, models, round_number):
 
     _for_voters(experiment, job, models)
 
-# %% ../nbs/10_rounds.ipynb #bc3dee7a
-def _forget(experiment, round_number):
-    """Remove the weights of rounds up to this one, which are no longer needed to go on."""
-    for path in experiment.folder.rounds.glob("*_voter_*_round_*.safetensors"):
-        if int(path.stem.rpartition("_")[2]) <= round_number:
-            remove_sealed(path)
+# %% ../nbs/10_rounds.ipynb #af7fd3cb
+def _forget(experiment, rounds):
+    """Remove weights that are no longer needed to go on: {arm: last round to forget}."""
+    for arm, last in rounds.items():
+        for path in experiment.folder.rounds.glob(f"{arm}_voter_*_round_*.safetensors"):
+            if int(path.stem.rpartition("_")[2]) <= last:
+                remove_sealed(path)
 
 # %% ../nbs/10_rounds.ipynb #3f2f1e89
 def _append(experiment, table):
@@ -473,18 +480,18 @@ def _track_round(experiment, table, newest):
     for row in shown.itertuples():
         experiment.track({f"accuracy/{row.arm}/voter_{row.voter}": row.successes / row.trials, "round": row.round})
 
-# %% ../nbs/10_rounds.ipynb #ef57ba10
+# %% ../nbs/10_rounds.ipynb #99346f4f
 def run_round(
     experiment: Experiment,  # the run
     base: np.ndarray,  # base data
-    models: dict,  # (arm, voter) -> model, changed in place
+    models: dict,  # (arm, voter) -> model of the arms that go on, changed in place
     newest: dict[str, int],  # arm -> newest length before the round, changed in place
     round_number: int,  # from 1
 ) -> pd.DataFrame:  # the round's measurement table
-    """One round of self-improvement in every arm; its counts are appended to the table last."""
+    """One round of self-improvement in every arm that goes on; its counts are appended to the table last."""
     table = []
     experiment.progress.set_description(f"round {round_number}: labels")
-    for arm in experiment.config.si_method:
+    for arm in _arms(models):
         _label_arm(experiment, arm, models, newest[arm], round_number)
         rows, newest[arm] = _label_counts(experiment, arm, round_number)
         table += rows
@@ -492,19 +499,20 @@ def run_round(
     experiment.progress.set_description(f"round {round_number}: measuring")
     table = measurement_table(table + measure(experiment, models, round_number, newest))
     _append(experiment, table)
-    _forget(experiment, round_number - 2)
+    _forget(experiment, dict.fromkeys(_arms(models), round_number - 2))
     _track_round(experiment, table, newest)
     return table
 
-# %% ../nbs/10_rounds.ipynb #f5048d48
+# %% ../nbs/10_rounds.ipynb #20fde830
 def training_steps(
     config: RunConfig,  # the experiment
     first_round: int = 1,  # rounds before it are done
     base_models: int | None = None,  # base models still to train; default: all
+    arms: list[str] | None = None,  # arms that go on; default: all
 ) -> int:  # optimiser steps
     """Steps that are left to do, over all voters and arms."""
     steps = config.max_iters * (config.base_voters if base_models is None else base_models)
-    for method in config.si_method:
+    for method in config.si_method if arms is None else arms:
         voters = config.voters if KEEP_RULES[method].vote else 1
         rounds = range(first_round, config.si_rounds + 1)
         steps += voters * sum(round_training(config, method, number).steps for number in rounds)
@@ -527,33 +535,32 @@ def _measure_base(experiment):
     }
     return measurement_table(measure(experiment, chosen, 0, dict.fromkeys(config.si_method, config.original_digits)))
 
-# %% ../nbs/10_rounds.ipynb #84419572
+# %% ../nbs/10_rounds.ipynb #3b6e1a02
 class Start(NamedTuple):
     """Where a run goes on."""
 
-    models: dict  # (arm, voter) -> model
+    models: dict  # (arm, voter) -> model of the arms that go on
     newest: dict  # arm -> longest length so far
     done: int  # last round that is complete
 
 
 def _load_voters(experiment, table, number):
-    """The models of all arms after a round."""
+    """The models after a round, of the arms that came so far."""
     config, folder, models = experiment.config, experiment.folder, {}
     measured = table[(table["round"] == number) & (table["voter"] >= 0)]
     voters = measured.groupby("arm")["voter"].unique()
-    if set(voters.index) != set(config.si_method):
-        raise DamagedError(f"{folder.measurements}: round {number} is not complete")
-    for arm, voter in ((arm, int(voter)) for arm in config.si_method for voter in sorted(voters[arm])):
+    arms = [arm for arm in config.si_method if arm in voters]
+    for arm, voter in ((arm, int(voter)) for arm in arms for voter in sorted(voters[arm])):
         path = folder.round_model(arm, voter, number) if number else folder.base_model(voter)
         about = _about_round(config, arm, number) if number else _about_base(config, _SAME_PROBLEMS)
         models[arm, voter] = load_model(path, config.model, experiment.device, **about)
     return models
 
-# %% ../nbs/10_rounds.ipynb #b6833ab0
+# %% ../nbs/10_rounds.ipynb #0f9936ac
 def _start_after(experiment, table, number):
     """Go on after a round, if all that this needs is whole."""
     config, models = experiment.config, _load_voters(experiment, table, number)
-    for arm in config.si_method:
+    for arm in _arms(models):
         _load_kept(config, experiment.folder, arm, number)
     labelled = table[(table["quantity"] == "label_raw") & (table["round"] <= number)].groupby("arm")["length"].max()
     return Start(models, {arm: int(labelled.get(arm, config.original_digits)) for arm in config.si_method}, number)
@@ -594,6 +601,42 @@ def _absent_base_models(config, folder, skip_base_model_train):
             absent.append(voter)
     return absent
 
+# %% ../nbs/10_rounds.ipynb #401c7ca5
+def _stopping(experiment, table):
+    """Which arms go no further and why, {arm: one line}; an arm that ended before the others must be among them."""
+    config, folder = experiment.config, experiment.folder
+    lines = (experiment.after_round(table) if experiment.after_round else None) or {}
+    lines = {arm: line for arm, line in lines.items() if line}
+    ended = table.groupby("arm")["round"].max().reindex(config.si_method, fill_value=-1)
+    for arm in ended.index[ended < ended.max()].difference(list(lines)):
+        remedy = "go on with the after_round (--stop_before_collapse) that stopped it, or choose another run_dir"
+        raise ConfigError(f"{folder.measurements}: arm {arm} ends at round {ended[arm]}, others at round {ended.max()}; {remedy}")
+    if unknown := sorted(set(lines) - set(config.si_method)):
+        raise ConfigError(f"after_round stops {', '.join(unknown)}, but the arms are {', '.join(config.si_method)}")
+    return lines
+
+# %% ../nbs/10_rounds.ipynb #55ecb785
+def _stop_arms(experiment, models, number):
+    """Take the arms that should stop after a round out of the models, and say why."""
+    if experiment.after_round is None:
+        return
+    lines = _stopping(experiment, recover_table(experiment.config, experiment.folder))
+    for arm in [arm for arm in _arms(models) if arm in lines]:
+        say(f"arm {arm} stopped after round {number}: {lines[arm]}")
+        experiment.progress.total -= training_steps(experiment.config, number + 1, 0, [arm])
+        for key in [key for key in models if key[0] == arm]:
+            del models[key]
+
+
+def _finished(experiment, table):
+    """Whether no arm has a round to go; if that is because they were stopped, why."""
+    lines, ended = _stopping(experiment, table), table.groupby("arm")["round"].max()
+    if ended.max() < experiment.config.si_rounds and set(lines) < set(ended.index):
+        return False
+    for arm in ended.index[ended < experiment.config.si_rounds]:
+        say(f"arm {arm} stopped after round {ended[arm]}: {lines[arm]}")
+    return True
+
 # %% ../nbs/10_rounds.ipynb #6415985c
 @contextmanager
 def _ending_in_order(stop):
@@ -620,19 +663,19 @@ def _ending_in_order(stop):
     finally:
         restore()
 
-# %% ../nbs/10_rounds.ipynb #519ee2c9
+# %% ../nbs/10_rounds.ipynb #4a77aee4
 def _go_on(experiment, skip_base_model_train, skip_si):
     """Everything that is left to do."""
     config, folder, bar = experiment.config, experiment.folder, experiment.progress
     table = recover_table(config, folder)
     if table is not None:
-        _forget(experiment, int(table["round"].max()) - 2)  # a kill may have come before that
-        if skip_si or table["round"].max() >= config.si_rounds:
+        _forget(experiment, table.groupby("arm")["round"].max() - 2)  # a kill may have come before that
+        if skip_si or _finished(experiment, table):
             return  # nothing more is needed, and weights may have been removed to save room
     start = _find_start(experiment, table)
     absent = _absent_base_models(config, folder, skip_base_model_train) if start is None else []
-    first_round = start.done + 1 if start else 1
-    bar.total = config.max_iters * len(absent) if skip_si else training_steps(config, first_round, len(absent))
+    first_round, arms = (start.done + 1, _arms(start.models)) if start else (1, config.si_method)
+    bar.total = config.max_iters * len(absent) if skip_si else training_steps(config, first_round, len(absent), arms)
     base = make_base(experiment)
     train_base_models(experiment, base, absent)
     if skip_si:
@@ -641,9 +684,11 @@ def _go_on(experiment, skip_base_model_train, skip_si):
         _append(experiment, _measure_base(experiment))
         start = _find_start(experiment, recover_table(config, folder))
     for number in range(start.done + 1, config.si_rounds + 1):
-        run_round(experiment, base, start.models, start.newest, number)
+        _stop_arms(experiment, start.models, number - 1)
+        if start.models:
+            run_round(experiment, base, start.models, start.newest, number)
 
-# %% ../nbs/10_rounds.ipynb #2a494354
+# %% ../nbs/10_rounds.ipynb #d41ed4cc
 class Interrupted(KeyboardInterrupt):
     """A run that was asked to end; everything up to then is stored, and the same call goes on."""
 
@@ -662,8 +707,13 @@ def run_experiment(
     progress: bool = True,  # show a progress bar
     workers: int | None = None,  # voters side by side; default: count_workers
     checkpoint_minutes: float = 5,  # training that an interruption may cost at most
+    after_round: Callable | None = None,  # measurement table so far -> {arm: one line why it should stop}
 ) -> RunFolder:  # where everything is
     """Run an experiment, or go on with it where it was interrupted.
+
+    `after_round` is asked after the base measurement, after every round but the last, and again about the same table when a run
+    goes on; it must then say the same, for nothing about it is stored. An arm that it stops keeps its rows and its newest weights.
+    A later call without it finishes arms that ended together as if they had never stopped, and refuses those that did not.
 
     Raises: ConfigError when something cannot work, DeviceError and LockedError, before any training; DivergedError naming the
     step; StorageError when the disk is full or gone; Interrupted after SIGINT or SIGTERM. After each of them the same call goes on."""
@@ -681,7 +731,7 @@ def run_experiment(
         for own in (folder.path, folder.rounds, folder.data):
             remove_partial(own)
         track = open_tracker(wandb, folder, config, wandb_project, wandb_name)
-        experiment = Experiment(config, folder, device, workers, bar, track, stop, checkpoint_minutes, check)
+        experiment = Experiment(config, folder, device, workers, bar, track, stop, checkpoint_minutes, check, after_round)
         try:
             _go_on(experiment, skip_base_model_train, skip_si)
         except Stopped:

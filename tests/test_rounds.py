@@ -1,6 +1,7 @@
 """The self-improvement loop: what it stores, what it never looks at."""
 import json
 import random
+import shutil
 import threading
 
 import numpy as np
@@ -371,3 +372,126 @@ def test_an_open_folder_is_ready(tmp_path):
     run = open_run(small(), tmp_path / "run")
     assert json.loads((run.path / "config.json").read_text())["max_iters"] == 40
     assert {"torch", "device", "commit", "python"} <= set(json.loads((run.path / "environment.json").read_text()))
+
+
+# --- arms that stop early
+
+LONGER = dict(si_rounds=4)
+ENDS = {"none": 1, "mv_length": 3}
+
+
+def stop_at(**rounds):
+    """Say of each arm that it should stop from a round on, and keep the tables that this was judged by."""
+
+    def after_round(table):
+        after_round.tables.append(table)
+        last = table.groupby("arm")["round"].max()
+        return {arm: "enough" for arm, number in rounds.items() if last[arm] >= number}
+
+    after_round.tables = []
+    return after_round
+
+
+def go(models_dir, run_dir, after_round=None):
+    """Run, or go on with, four rounds from given base models, with all other weights in the run's own folder."""
+    if not (run_dir / "models").exists():
+        shutil.copytree(models_dir, run_dir / "models", ignore=lambda folder, names: [name for name in names if not name.startswith("base")])
+    return run_experiment(small(**LONGER), run_dir, progress=False, after_round=after_round)
+
+
+@pytest.fixture(scope="module")
+def never_stopped(models_dir, tmp_path_factory):
+    return go(models_dir, tmp_path_factory.mktemp("never") / "run")
+
+
+@pytest.fixture(scope="module")
+def stopped(models_dir, tmp_path_factory):
+    """Two arms that were stopped after different rounds."""
+    return go(models_dir, tmp_path_factory.mktemp("stopped") / "run", stop_at(**ENDS))
+
+
+def test_a_stopped_arm_has_the_rows_it_had(never_stopped, stopped):
+    """Up to its end an arm writes the rows of a run that nobody stops; the end of another arm does not show in them."""
+    whole, short = (read_table(run.measurements) for run in (never_stopped, stopped))
+    assert short.groupby("arm")["round"].max().to_dict() == ENDS
+    assert short.equals(whole[whole["round"] <= whole["arm"].map(ENDS)].reset_index(drop=True))
+
+
+def test_a_stopped_arm_keeps_its_newest_weights(never_stopped, stopped):
+    """However far the others go, the last two rounds of every arm are there, and nothing of later ones."""
+    found = {(path.name.split("_voter_")[0], int(path.stem[-3:])) for path in stopped.rounds.glob("*_round_*.safetensors")}
+    assert found == {("none", 1), ("mv_length", 2), ("mv_length", 3)}
+    assert len(list(stopped.data.glob("*.safetensors"))) == sum(ENDS.values())
+
+
+def test_whoever_may_stop_arms_sees_every_round(models_dir, never_stopped, tmp_path, capsys):
+    """The table so far is shown after the base measurement and every round but the last; who stops nothing changes no byte."""
+    after_round = stop_at()
+    run = go(models_dir, tmp_path / "run", after_round)
+    assert contents(run) == contents(never_stopped) and [table["round"].max() for table in after_round.tables] == [0, 1, 2, 3]
+    assert after_round.tables[-1].equals(read_table(run.measurements).query("round <= 3")) and "stopped" not in capsys.readouterr().err
+
+
+INTERRUPTIONS = [("_label_arm", 4), ("_train_round", 2), ("measure", 3), ("_append", 3), ("_forget", 1), ("_forget", 2), ("_stop_arms", 2)]
+
+
+@pytest.mark.parametrize("place, call", INTERRUPTIONS)
+def test_a_stopped_arm_stays_stopped_after_an_interruption(place, call, models_dir, stopped, monkeypatch, tmp_path):
+    """Interrupted before, at and after the end of an arm, a run goes on to the same bytes."""
+    plain, calls = getattr(si_nb.rounds, place), []
+
+    def interrupted(*arguments):
+        calls.append(place)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return plain(*arguments)
+
+    monkeypatch.setattr(si_nb.rounds, place, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        go(models_dir, tmp_path / "run", stop_at(**ENDS))
+    assert contents(go(models_dir, tmp_path / "run", stop_at(**ENDS))) == contents(stopped)
+
+
+@pytest.mark.parametrize("lost", ["mv_length_voter_0_round_003", "mv_length_voter_0_round_00?", "none_voter_?_round_001"])
+def test_weights_of_stopped_arms_are_not_missed(lost, models_dir, stopped, never_stopped, tmp_path):
+    """A run that goes on needs the weights of the arms that go on, makes those again, and ends in the same table."""
+    copy = shutil.copytree(stopped.path, tmp_path / "run")
+    for path in copy.rglob(f"{lost}.safetensors"):
+        path.unlink()
+    run = go(models_dir, copy, stop_at(none=1))
+    rows, whole = read_table(run.measurements), read_table(never_stopped.measurements)
+    assert rows.equals(whole[whole["round"] <= whole["arm"].map({"none": 1, "mv_length": 4})].reset_index(drop=True))
+
+
+def test_a_stopped_run_is_finished(models_dir, stopped, capsys):
+    """Asked again, it says why its arms stopped and touches nothing."""
+    before = {path: path.stat().st_mtime_ns for path in stopped.path.rglob("*") if path.is_file()}
+    go(models_dir, stopped.path, stop_at(**ENDS))
+    assert {path: path.stat().st_mtime_ns for path in stopped.path.rglob("*") if path.is_file()} == before
+    said = capsys.readouterr().err.splitlines()
+    assert sorted(said) == [f"si_nb: arm {arm} stopped after round {ENDS[arm]}: enough" for arm in ("mv_length", "none")]
+
+
+@pytest.mark.parametrize("after_round", [None, stop_at(mv_length=3)], ids=["nobody", "another"])
+def test_arms_that_ended_apart_are_refused(after_round, models_dir, stopped):
+    """When nobody says that the shorter arm was to stop, one line names it and the remedies, and nothing is touched."""
+    before = contents(stopped)
+    with pytest.raises(ConfigError) as error:
+        go(models_dir, stopped.path, after_round)
+    message = str(error.value)
+    assert "arm none ends at round 1, others at round 3" in message and "--stop_before_collapse" in message and "another run_dir" in message
+    assert "\n" not in message and contents(stopped) == before
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_arms_that_ended_together_can_go_on(number, models_dir, never_stopped, tmp_path):
+    """A run whose arms all stopped after one round is a run that was interrupted there: the same call without the function finishes it."""
+    run = go(models_dir, tmp_path / "run", stop_at(none=number, mv_length=number))
+    assert read_table(run.measurements)["round"].max() == number
+    assert contents(go(models_dir, tmp_path / "run")) == contents(never_stopped)
+
+
+def test_stopping_an_arm_that_is_not_there_is_refused(models_dir, tmp_path):
+    """A name that no arm has is a mistake, not a wish to go on."""
+    with pytest.raises(ConfigError, match="after_round stops mv, but the arms are none, mv_length"):
+        go(models_dir, tmp_path / "run", lambda table: {"mv": "?"})
