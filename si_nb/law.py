@@ -503,8 +503,8 @@ def _effect_variances(fit, data, overdispersion):
     _, curvature = _scoring(whole, at, back, data.rounds, data.successes, data.trials, _point_weights(data, overdispersion))
     return np.diag(np.linalg.pinv(curvature[0] + np.diag(precision), hermitian=True))[len(fit.parameters):]
 
-# %% ../nbs/11_law.ipynb #d1444935
-PRIOR_RUN_SPREAD, PRIOR_RUNS = 0.3, 1.0
+# %% ../nbs/11_law.ipynb #dea113a7
+PRIOR_RUN_SPREAD, PRIOR_RUNS = 0.7, 1.0
 _UPDATES = 25
 
 def estimate_dispersion(

@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import betabinom
 
 from si_nb import law as L
 
 TRUTH = dict(constant_hazard=[0.12], weibull=[7.0, 2.5], gompertz=[0.02, 0.35], exponential_floor=[0.6, 0.99, 0.3],
-             generalised_growth=[0.02, 0.5, 0.7], bass=[0.01, 0.8], affine_error_map=[0.01, 0.02, 1.15])
+             generalised_growth=[0.02, 0.5, 0.7], bass=[0.01, 0.8], affine_error_map=[0.01, 0.02, 1.15], tipping_point=[3.0, 0.05, 1.4])
 
 
 def run(counts, trials=1000, run_id="r", seed=0, arm="none"):
@@ -48,7 +49,7 @@ def test_parameters_of_noisy_runs_are_recovered_and_covered(name):
     assert (np.mean(inside, 0) >= 0.72).all()
 
 
-@pytest.mark.parametrize("name", ["weibull", "gompertz", "exponential_floor", "bass", "affine_error_map"])
+@pytest.mark.parametrize("name", ["weibull", "gompertz", "exponential_floor", "bass", "affine_error_map", "tipping_point"])
 def test_batched_refits_equal_scipy(name):
     law, r, n = L.LAWS[name], np.arange(1.0, 9), 1024
     scales = [L.SCALES[p.scale] for p in law.parameters]
@@ -82,6 +83,69 @@ def test_crossings_cross_and_batches_agree_with_single_sets(name):
                 assert np.isclose(law.accuracy([r], p)[0], threshold, atol=0.01)
 
 
+def test_tipping_point_is_the_linear_recurrence_and_contains_the_straight_line():
+    law, r = L.LAWS["tipping_point"], np.arange(1, 9)
+    for z, fixed, factor in ((2.0, 2.5, 1.3), (3.0, 0.5, 0.7), (1.0, 0.5, 1.2)):
+        d, path = (factor - 1) * (fixed - z), [z]
+        for _ in r[1:]:
+            path.append(fixed + factor * (path[-1] - fixed))
+        assert np.allclose(law.accuracy(r, [z, d, factor]), expit(path))
+    line = L.RIVALS["logit_line"]
+    for near in (1 - 1e-7, 1.0, 1 + 1e-7):
+        assert np.allclose(law.accuracy(r, [3.0, 0.5, near]), line.accuracy(r, [3.5, 0.5]), atol=1e-6)
+        assert np.isclose(L.crossing_round(law, [3.0, 0.5, near]), L.crossing_round(line, [3.5, 0.5]), atol=1e-4)
+
+
+@pytest.mark.parametrize("rho", [1e-5, 0.003, 0.1])
+def test_likelihood_is_scipys_beta_binomial(rho):
+    s, n, H, size = np.array([0.0, 1, 380, 767, 768]), 768.0, np.array([3.0, 0.7, 0.5, 0.01, 1e-4]), 1 / rho - 1
+    expected = betabinom.logpmf(s, n, np.exp(-H) * size, -np.expm1(-H) * size)
+    assert np.allclose(L.log_likelihood(H, s, n, rho), expected, rtol=1e-6, atol=1e-6)
+    assert np.allclose(L.log_likelihood(H, s, n, 1e-9), L.log_likelihood(H, s, n), rtol=1e-3)
+
+
+@pytest.mark.parametrize("rho", [0.001, 0.004, 0.02])
+def test_overdispersion_is_not_biased_by_the_bend_of_the_curve(rho):
+    """On 12 rounds the median estimate lies within a factor of two, between its prior and the truth."""
+    generator, found = np.random.default_rng(5), []
+    for _ in range(40):
+        data = L.observed(L.simulate_run(L.LAWS["weibull"], [6.0, 2.0], 12, 768, generator, rho))
+        found.append(L.estimate_overdispersion(L.fit_law(L.LAWS["weibull"], data), data))
+    assert rho / 2 < np.median(found) < 2 * rho
+
+
+def siblings(spread, runs, rounds, generator):
+    """Runs of one arm whose hazards differ by a constant factor each."""
+    weibull, r = L.LAWS["weibull"], np.arange(1, rounds + 1)
+    rates = np.exp(-weibull(r, [6.0, 2.5]) * np.exp(spread * generator.standard_normal((runs, 1))))
+    counts = L.beta_binomial(rates, 768, 0.003, generator)
+    return pd.concat([run(c, 768, f"r{i}", seed=i) for i, c in enumerate(counts)])
+
+
+def test_run_effects_are_found_and_take_the_blame():
+    frame = siblings(0.7, 12, 8, np.random.default_rng(2))
+    fits = L.fit_laws(frame, laws={"weibull": L.LAWS["weibull"]})
+    alike = L.fit_law(L.LAWS["weibull"], fits.data, fits.overdispersion)
+    assert 0.45 < fits.run_spread < 1.0 and fits.overdispersion < 0.01 < L.estimate_overdispersion(alike, fits.data)
+    assert fits.best.log_likelihood > alike.log_likelihood + 10 and len(fits.best.run_effects) == 12
+    assert abs(fits.best.parameters[1] - 2.5) < 0.2
+    single = L.fit_laws(frame.query("seed == 0"))
+    assert single.run_spread == 0 and single.best.run_effects is None
+
+
+def test_intervals_of_pooled_runs_hold_the_typical_run():
+    """Three seeds, s = 0.7: the 90% interval of the exponent and of the crossing round, 40 times."""
+    generator, inside, law = np.random.default_rng(4), [], L.LAWS["weibull"]
+    truth = L.crossing_round(law, [6.0, 2.5])
+    for _ in range(40):
+        fits = L.fit_laws(siblings(0.7, 3, 8, generator), laws={"weibull": law})
+        spread, converged = L.bootstrap(fits.best, fits.data, fits.overdispersion, 200, generator)
+        assert converged.mean() > 0.95
+        crossing, exponent = L.crossing_round(law, spread), spread[:, 1]
+        inside.append([np.quantile(x, 0.05) <= t <= np.quantile(x, 0.95) for x, t in ((crossing, truth), (exponent, 2.5))])
+    assert (np.mean(inside, 0) >= 0.72).all()
+
+
 def test_beta_binomial_is_the_distribution_of_that_name():
     draws = L.beta_binomial(np.full(40000, 0.8), 50, 0.05, np.random.default_rng(0))
     expected = betabinom(50, 0.8 * 19, 0.2 * 19)
@@ -90,6 +154,10 @@ def test_beta_binomial_is_the_distribution_of_that_name():
 
 REFUSED = {
     "gap": (run([900, 800, 700, 600]).query("round != 2"), "round 2 is missing"),
+    "late start": (run([900, 800, 700]).query("round > 1"), "round 1 is missing"),
+    "repeated row": (pd.concat([run([900, 800, 700]), run([900, 800, 700]).tail(1)]), "round 3 appears twice"),
+    "gap in one of two runs": (pd.concat([run([900, 800]), run([900, 800, 700], run_id="s", seed=1).query("round != 2")]), "run s .* round 2 is missing"),
+    "no trials at all": (run([0, 0, 0], 0), "has no trials"),
     "repeat": (pd.concat([run([900, 800, 700])] * 2), "appears twice"),
     "no trials": (run([900, 0, 700]).assign(trials=[1000, 0, 1000]), "round 2 has no trials"),
     "all right": (run([1000] * 5), "no sign of collapse"),
@@ -108,7 +176,7 @@ def test_counts_without_a_law_get_one_line(name):
 
 def test_laws_with_too_many_parameters_are_left_out_by_name():
     short = L.fit_laws(run([900, 700]))
-    assert set(short.left_out) == {"exponential_floor", "generalised_growth", "affine_error_map"}
+    assert set(short.left_out) == {n for n, law in L.LAWS.items() if len(law.parameters) == 3}
     two = {n: L.LAWS[n] for n in ("weibull", "gompertz")}
     with pytest.raises(L.LawError, match="weibull, gompertz"):
         L.fit_laws(run([900]), laws=two)
@@ -118,7 +186,7 @@ def test_weights_sum_to_one_and_follow_aicc():
     fits = list(L.fit_laws(run([982, 936, 777, 518, 264, 86, 35, 4])).fits.values())
     assert np.isclose(sum(f.weight for f in fits), 1)
     assert [f.aicc for f in fits] == sorted(f.aicc for f in fits)
-    assert fits[0].law.name in ("bass", "weibull", "generalised_growth")
+    assert "runaway" in fits[0].law.regimes
 
 
 def test_perfect_rounds_before_an_error_are_no_obstacle():
@@ -144,7 +212,7 @@ sys.meta_path.insert(0, NoTorch())
 import si_nb.law, si_nb.forecast, si_nb.figures, si_nb.measurements
 assert "torch" not in sys.modules
 """
-TIME_IMPORT = "from time import perf_counter as now; import scipy.optimize, scipy.stats; began = now(); import si_nb.law; print(now() - began)"
+TIME_IMPORT = "import sys; from time import perf_counter as now; import scipy.optimize, scipy.stats; began = now(); import si_nb.law; print(now() - began, *sys.modules)"
 
 
 def test_law_needs_no_torch():
@@ -152,6 +220,9 @@ def test_law_needs_no_torch():
     assert done.returncode == 0, done.stderr
 
 
-def test_law_costs_less_than_a_second_more_than_scipy():
-    seconds = [float(subprocess.run([sys.executable, "-c", TIME_IMPORT], capture_output=True, text=True).stdout) for _ in range(3)]
-    assert min(seconds) < 1
+def test_law_imports_little_beside_scipy_and_pandas():
+    """Imports in under a second (printed); what is asserted is its cause, since a busy machine may take any time."""
+    done = subprocess.run([sys.executable, "-c", TIME_IMPORT], capture_output=True, text=True, check=True)
+    seconds, loaded = done.stdout.split(maxsplit=1)
+    print(f"import si_nb.law after scipy: {float(seconds):.2f} s")
+    assert not {"torch", "matplotlib", "IPython", "statsmodels", "rich", "wandb"} & set(loaded.split())
