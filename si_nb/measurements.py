@@ -218,13 +218,15 @@ def accuracy_by_length(
     "Exact-match accuracy against length for every round, pooled over voters, with Jeffreys intervals."
     return _with_interval(_pooled(check_table(table), "accuracy", RUN + ["round", "length"]), level)
 
-# %% ../nbs/07_measurements.ipynb #ed140630
+# %% ../nbs/07_measurements.ipynb #f63aedf9
 def _newest_lengths(table):
     "Run columns, round, length: the newest length of every round, base model included."
     rounds = table[RUN + ["round"]].drop_duplicates()
     labelled = table[table["quantity"].isin(["label_raw", "label_kept"])].groupby(RUN + ["round"], as_index=False)["length"]
     labels, first = labelled.max(), labelled.min()
     base = first[first["round"] == 1].assign(round=0, length=first["length"] - 1)
+    alone = table[(table["quantity"] == "accuracy_select") & (table["round"] == 0)].groupby(RUN + ["round"], as_index=False)["length"].max()
+    base = pd.concat([base, alone]).drop_duplicates(RUN)  # before its first round, a run's newest length is the one it selects voters at
     accuracy = table[table["quantity"] == "accuracy"]
     unlabelled = accuracy.merge(labels[RUN].drop_duplicates(), on=RUN, how="left", indicator=True)
     unlabelled = unlabelled[unlabelled["_merge"] == "left_only"].groupby(RUN + ["round"], as_index=False)["length"].agg(["max", "nunique"])
