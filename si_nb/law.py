@@ -477,7 +477,7 @@ def fit_law(
     return Fit(law, best[:k], likelihood, float(aicc), len(data.rounds), bool(converged[value >= value.max() - 1e-3].any()),
                run_spread=run_spread if effects is not None else 0.0, run_effects=effects)
 
-# %% ../nbs/11_law.ipynb #125ffaa8
+# %% ../nbs/11_law.ipynb #6f3dfaf0
 PRIOR_OVERDISPERSION, PRIOR_POINTS = 0.003, 2.0
 _OVERDISPERSIONS = np.geomspace(1e-5, 0.5, 300)
 
@@ -485,7 +485,7 @@ def estimate_overdispersion(
     fit: Fit, # of a law
     data: Observed, # what it was fitted to
 ) -> float: # intra-class correlation rho, to 4%
-    "Maximum of the restricted beta-binomial likelihood of a fit, with a prior guess of PRIOR_OVERDISPERSION."
+    "Posterior median under the restricted beta-binomial likelihood of a fit and a prior guess of PRIOR_OVERDISPERSION."
     data, effects = _used(fit.law, data), 0.0 if fit.run_effects is None else fit.run_effects[data.runs]
     hazard = np.clip(fit.law(data.rounds, fit.parameters) * np.exp(effects), SMALLEST_HAZARD, LARGEST_HAZARD)
     value = log_likelihood(hazard, data.successes, data.trials, _OVERDISPERSIONS[:, None]).sum(-1)
@@ -493,7 +493,8 @@ def estimate_overdispersion(
     k = len(fit.parameters)
     if fit.run_spread: k += (1 - _effect_variances(fit, data, PRIOR_OVERDISPERSION) / fit.run_spread**2).sum()
     value += k / 2 * np.log(factor) - PRIOR_POINTS / 2 * (np.log(factor) + guess / factor)
-    return float(_OVERDISPERSIONS[value.argmax()])
+    share = np.cumsum(np.exp(value - value.max()) * np.gradient(np.log(factor)))
+    return float(_OVERDISPERSIONS[np.searchsorted(share, share[-1] / 2)])
 
 def _effect_variances(fit, data, overdispersion):
     "Posterior variance (R,) of every run effect, the parameters being estimated beside them."

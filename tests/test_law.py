@@ -16,13 +16,25 @@ TRUTH = dict(constant_hazard=[0.12], weibull=[7.0, 2.5], gompertz=[0.02, 0.35], 
              generalised_growth=[0.02, 0.5, 0.7], bass=[0.01, 0.8], affine_error_map=[0.01, 0.02, 1.15], tipping_point=[3.0, 0.05, 1.4])
 
 
+PRACTICE = {  # slow, typical and fast runs of results/sweep, rounded; the full study is nbs/results/recovery.ipynb
+    "constant_hazard": ([0.01], [0.065], [0.7]),
+    "weibull": ([31.0, 1.2], [3.5, 2.2], [2.5, 3.9]),
+    "gompertz": ([0.042, 0.26], [0.12, 0.42], [0.46, 0.56]),
+    "exponential_floor": ([0.48, 0.999, 0.1], [0.01, 0.9999, 0.08], [0.01, 0.9999, 0.7]),
+    "generalised_growth": ([0.01, 0.22, 0.6], [0.06, 0.6, 0.73], [0.17, 1.2, 0.9]),
+    "bass": ([0.06, 0.38], [0.011, 2.0], [0.0014, 4.7]),
+    "affine_error_map": ([0.003, 0.013, 0.92], [0.056, 0.11, 0.92], [0.003, 0.013, 4.5]),
+    "tipping_point": ([4.5, 0.5, 0.6], [3.1, 1.0, 0.9], [1.2, 0.5, 1.27]),
+}
+
+
 def run(counts, trials=1000, run_id="r", seed=0, arm="none"):
     r = np.arange(1, len(counts) + 1)
     return pd.DataFrame(dict(run_id=run_id, task="copy", arm=arm, seed=seed, round=r, length=r, successes=counts, trials=trials))
 
 
 def test_truths_cover_the_registry():
-    assert set(TRUTH) == set(L.LAWS)
+    assert set(TRUTH) == set(PRACTICE) == set(L.LAWS)
     assert all(law.name == name for name, law in {**L.LAWS, **L.RIVALS}.items())
 
 
@@ -47,6 +59,23 @@ def test_parameters_of_noisy_runs_are_recovered_and_covered(name):
         low, high = np.quantile(spread, [0.05, 0.95], axis=0)
         inside.append((low <= TRUTH[name]) & (TRUTH[name] <= high))
     assert (np.mean(inside, 0) >= 0.72).all()
+
+
+@pytest.mark.parametrize("name", L.LAWS)
+def test_curves_of_practice_are_recovered_and_covered(name):
+    """Eight rounds, rho estimated: the curve is unbiased, fits converge, and the 90% interval of round 9 holds as it says."""
+    law, generator, seen, rows = L.LAWS[name], np.random.default_rng(6), np.arange(1, 9), []
+    for truth in PRACTICE[name] * 6:
+        data = L.observed(L.simulate_run(law, truth, 8, 768, generator, 0.003))
+        fit = L.fit_law(law, data, L.PRIOR_OVERDISPERSION)
+        rho = L.estimate_overdispersion(fit, data)
+        spread, converged = L.bootstrap(fit, data, rho, 100, generator)
+        low, high = np.quantile(law.accuracy([9], spread)[:, 0], [0.05, 0.95])
+        error = law.accuracy(seen, fit.parameters) - law.accuracy(seen, truth)
+        rows.append((fit.converged, converged.mean(), low <= law.accuracy([9], truth)[0] <= high, error.mean()))
+    fitted, refitted, inside, bias = np.mean(rows, 0)
+    assert fitted > 0.95 and refitted > 0.95 and abs(bias) < 0.015
+    assert inside >= 12 / 18  # at a true 0.9: fewer than 12 once in a thousand
 
 
 @pytest.mark.parametrize("name", ["weibull", "gompertz", "exponential_floor", "bass", "affine_error_map", "tipping_point"])
