@@ -135,14 +135,14 @@ def law_figure(
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
-# %% ../nbs/18_figures.ipynb #5f2a762d
+# %% ../nbs/18_figures.ipynb #b6fa6cbf
 def arms_figure(
     table: pd.DataFrame, # measurement table with one or more arms
     threshold: float = 0.5, # accuracy that defines collapse
 ) -> Picture: # accuracy against round, a line per run, arms told apart
     "What does the filter change? Accuracy at the newest length for every arm and run."
     series = trajectory(table)
-    collapsed = collapse_round(series, threshold).set_index(RUN)["collapse_round"]
+    collapsed = collapse_round(series, threshold).dropna().set_index(RUN)["collapse_round"]
     with style():
         figure, (axis,) = canvas("What does the filter change?", f"{', '.join(series['task'].unique())}; {_counted(series)}; bars: 95%; x: measured collapse (below {threshold:g} twice running)")
         for i, (arm, runs) in enumerate(series.groupby("arm", sort=False)):
@@ -150,7 +150,7 @@ def arms_figure(
                 low, high = binomial_interval(run["successes"], run["trials"])
                 rate = (run["successes"] / run["trials"]).to_numpy()
                 axis.errorbar(run["round"], rate, yerr=np.maximum([rate - low, high - rate], 0), capsize=2, elinewidth=0.8, alpha=0.85, label=arm if j == 0 else None, **look(i))
-                if not pd.isna(collapsed[key]): axis.plot([collapsed[key]], rate[run["round"] == collapsed[key]], marker="x", markersize=12, markeredgewidth=2, color="black")
+                if key in collapsed: axis.plot([collapsed[key]], rate[run["round"] == collapsed[key]], marker="x", markersize=12, markeredgewidth=2, color="black")
         axis.axhline(threshold, color="0.4", linewidth=1, linestyle=":")
         axis.set(xlabel="round", ylabel="accuracy at the newest length", ylim=(-0.03, 1.03))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
