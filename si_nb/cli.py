@@ -4,7 +4,7 @@
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'make_parser', 'CommandError', 'forecast_origin',
            'law_command', 'figures_command', 'run_command', 'sweep_command', 'main']
 
-# %% ../nbs/20_cli.ipynb #78e5e7c2
+# %% ../nbs/20_cli.ipynb #4b9341b3
 import argparse
 import json
 import os
@@ -17,6 +17,7 @@ from .figures import save_figures
 from .report import law_report, print_report
 from .law import LawError
 from .measurements import TableError, read_table
+from .monitor import stop_before_collapse
 from .storage import DamagedError, LockedError, StorageError
 
 # %% ../nbs/20_cli.ipynb #7ff80e8c
@@ -85,10 +86,11 @@ def _add_table_command(commands, name, meaning):
     _add_law_flags(command)
     return command
 
-# %% ../nbs/20_cli.ipynb #fdb73111
+# %% ../nbs/20_cli.ipynb #af8eef7d
 _RUN_EXAMPLES = """examples:
   si_nb run --preset quick                                       the main job, minutes on two CPU cores
   si_nb run --max_iters 100 --si_rounds 1 --si_iter 100 --bias   full size, but few steps
+  si_nb run --preset quick --stop_before_collapse 2              no rounds that the forecast calls lost
   si_nb run --skip_si                                            base models only
   si_nb run --skip_base_model_train --models_dir models          rounds only, from base models that are there"""
 
@@ -101,6 +103,8 @@ def _add_run(commands):
     add_config_flags(run, RunConfig)
     _add_place_flags(run)
     _add_law_flags(run)
+    stop = "stop an arm when its collapse is forecast at most ROUNDS rounds after its newest one (default: never)"
+    run.add_argument("--stop_before_collapse", type=int, metavar="ROUNDS", help=stop)
 
 # %% ../nbs/20_cli.ipynb #60a8b6db
 _SWEEP_EXAMPLES = """example, a file grid.toml:
@@ -188,7 +192,7 @@ def _draw(table, report, out, threshold):
         raise CommandError(f"{out}: cannot be written to ({error.strerror}); choose another folder") from None
     print("figures:", ", ".join(str(path) for path in paths))
 
-# %% ../nbs/20_cli.ipynb #36d86bf9
+# %% ../nbs/20_cli.ipynb #f3c6f316
 def _config_from(args):
     from si_nb.runs import RunConfig, make_config
 
@@ -198,7 +202,12 @@ def _config_from(args):
 
 def _report_run(table, until_round, threshold, folder):
     """Forecast beside measurement; a run that carries no law says why, and still has figures."""
-    report = {"arms": {}}
+    rounds = table.groupby("arm")["round"].max()
+    for arm in rounds.index[rounds == 0]:
+        print(f"{arm}: stopped before its first round")
+    table, report = table[table["arm"].map(rounds) > 0], {"arms": {}}
+    if table.empty:
+        return
     try:
         report = law_report(table, until_round, threshold)
     except LawError as error:
@@ -206,11 +215,20 @@ def _report_run(table, until_round, threshold, folder):
     print_report(report)
     _draw(table, report, folder.path / "figures", threshold)
 
-# %% ../nbs/20_cli.ipynb #4840582b
+# %% ../nbs/20_cli.ipynb #44d69f49
 _WHERE = (
     "run_dir", "models_dir", "data_dir", "resume", "checkpoint_minutes", "skip_base_model_train", "skip_si", "wandb",
     "wandb_project", "wandb_name",
 )  # fmt: skip
+
+
+def _after_round(args):
+    """What the loop asks between two rounds; None if no arm is to stop early."""
+    if args.stop_before_collapse is None:
+        return None
+    if args.stop_before_collapse < 1:
+        raise CommandError(f"stop_before_collapse is {args.stop_before_collapse}: it must be at least 1")
+    return stop_before_collapse(args.stop_before_collapse, args.threshold)
 
 
 def run_command(
@@ -222,9 +240,10 @@ def run_command(
     from si_nb.trainer import DeviceError, DivergedError
 
     _check_law_flags(args)
+    after_round = _after_round(args)
     try:
         config = _config_from(args)
-        folder = run_experiment(config, **{name: getattr(args, name) for name in _WHERE})
+        folder = run_experiment(config, after_round=after_round, **{name: getattr(args, name) for name in _WHERE})
     except (ConfigError, DeviceError, DivergedError) as error:
         raise CommandError(str(error)) from None
     print("base models:" if args.skip_si else "table:", folder.models if args.skip_si else folder.measurements)

@@ -688,7 +688,7 @@ def _go_on(experiment, skip_base_model_train, skip_si):
         if start.models:
             run_round(experiment, base, start.models, start.newest, number)
 
-# %% ../nbs/10_rounds.ipynb #d41ed4cc
+# %% ../nbs/10_rounds.ipynb #e7dc02a8
 class Interrupted(KeyboardInterrupt):
     """A run that was asked to end; everything up to then is stored, and the same call goes on."""
 
@@ -727,7 +727,7 @@ def run_experiment(
         _absent_base_models(config, folder, skip_base_model_train)  # refuses foreign ones before anything is written
     open_run(config, *where)
     stop, workers = threading.Event(), workers or count_workers(config)
-    with hold(folder.path) as check, _ending_in_order(stop) as received, tqdm(unit="step", disable=not progress, dynamic_ncols=True) as bar:
+    with hold(folder.path) as check, _ending_in_order(stop) as received, tqdm(unit="step", disable=not progress, dynamic_ncols=True, delay=0.1) as bar:
         for own in (folder.path, folder.rounds, folder.data):
             remove_partial(own)
         track = open_tracker(wandb, folder, config, wandb_project, wandb_name)

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+import si_nb.cli
 from si_nb.cli import main
+from si_nb.measurements import read_table
 
 SMALL = ["--preset", "tiny", "--original_digits", "3", "--base_samples", "2000", "--max_iters", "60", "--si_iter", "10", "--eval_samples", "64",
          "--num_samples", "64", "--si_rounds", "4"]  # fmt: skip
@@ -59,6 +61,10 @@ def counts(tmp_path):
         (["--threshold", "0"], "threshold"),
         (["--threshold", "1.01"], "threshold"),
         (["--until_round", "0"], "until_round"),
+        (["--stop_before_collapse", "0"], "stop_before_collapse is 0"),
+        (["--stop_before_collapse", "-3"], "stop_before_collapse is -3"),
+        (["--stop_before_collapse", "1.5"], "1.5"),
+        (["--stop_before_collapse", "soon"], "soon"),
         (["--dropout", "1"], "dropout"),
         (["--learning_rate", "nan"], "learning_rate"),
         (["--noise_kind", "loud"], "loud"),
@@ -131,10 +137,11 @@ def test_law_json_is_strict_and_complete(counts, capsys):
     assert report["collapse"]["round"] == 5  # the first round below one half
 
 
-def test_law_needs_no_torch(counts):
+def test_law_needs_no_torch(counts, tmp_path):
     """Reading tables works on machines without torch."""
-    code = f"import sys; sys.modules['torch'] = None; from si_nb.cli import main; sys.exit(main(['law', {str(counts)!r}]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    (tmp_path / "torch.py").write_text("raise ImportError('there is no torch here')")
+    command = [sys.executable, "-m", "si_nb", "law", str(counts)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert done.returncode == 0, done.stderr
     assert "collapse" in done.stdout
 
@@ -147,6 +154,34 @@ def test_run_reports_and_draws(run_dir, capsys):
     assert "measurements.csv" in said and "figures" in said
     assert (run_dir / "measurements.csv").read_bytes() == before
     assert list((run_dir / "figures").glob("*.png"))
+
+
+def test_a_hopeless_run_is_stopped(tmp_path, capsys):
+    """Arms that collapse at once do not get their four rounds; the report is made all the same, and again by the same command."""
+    command = ["run", *SMALL, "--stop_before_collapse", "2", "--run_dir", str(tmp_path / "run")]
+    assert main(command) == 0
+    first, table = capsys.readouterr(), (tmp_path / "run" / "measurements.csv").read_bytes()
+    assert read_table(tmp_path / "run")["round"].max() < 4 and all(f"arm {arm} stopped after round" in first.err for arm in ("none", "mv_length"))
+    assert main(command) == 0
+    again = capsys.readouterr()
+    assert again.out == first.out and "stopped after round" in again.err and (tmp_path / "run" / "measurements.csv").read_bytes() == table
+
+
+@pytest.mark.parametrize("ends", [dict(none=1, mv_length=3), dict(none=0, mv_length=3), dict(none=0, mv_length=0)], ids=str)
+def test_arms_that_end_apart_are_reported(ends, monkeypatch, run_dir, tmp_path, capsys):
+    """Arms of different length, even one that never began, have their report and figures; without the flag such a run is refused."""
+
+    def stop_before_collapse(within, threshold):
+        return lambda table: {arm: "enough" for arm, rows in table.groupby("arm") if rows["round"].max() >= ends[arm]}
+
+    monkeypatch.setattr(si_nb.cli, "stop_before_collapse", stop_before_collapse)
+    command = ["run", *SMALL, "--run_dir", str(tmp_path / "run"), "--models_dir", str(run_dir / "models")]
+    assert main([*command, "--stop_before_collapse", "1"]) == 0
+    assert read_table(tmp_path / "run").groupby("arm")["round"].max().to_dict() == ends
+    said, drawn = capsys.readouterr().out, (tmp_path / "run" / "figures" / "arms.png").exists()
+    assert ("none: stopped before its first round" in said) == (ends["none"] == 0) and drawn == ("figures:" in said) == (max(ends.values()) > 0)
+    if len(set(ends.values())) > 1:
+        assert "--stop_before_collapse" in refused(command, capsys)
 
 
 def test_another_configuration_is_refused(run_dir, capsys):
@@ -242,7 +277,7 @@ def test_every_documented_flag_exists(capsys):
     said = capsys.readouterr().out
     flags = """n_embd n_head n_layer dropout bias batch_size block_size max_iters eval_interval si_rounds si_iter decay si_method
         original_digits num_samples data_dir models_dir seed device skip_base_model_train skip_si train_multiple_base wandb_project
-        wandb_name task preset voters vote_threshold run_dir resume wandb""".split()
+        wandb_name task preset voters vote_threshold run_dir resume wandb stop_before_collapse""".split()
     assert [flag for flag in flags if f"--{flag}" not in said] == []
 
 
