@@ -2,11 +2,11 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'ROUNDS_AHEAD', 'SMALLEST_SPREAD', 'WALKERS', 'FORECASTERS', 'CHOICES', 'collapse_round', 'Seen', 'look_back',
-           'Outlook', 'describe_parameters', 'law_outlooks', 'horizon_outlook', 'Budget', 'budget_factors',
-           'budget_outlook', 'outlooks', 'load_weights', 'mix', 'Forecast', 'check_choice', 'forecast',
-           'predicted_rates', 'predicted_accuracy']
+           'Outlook', 'shortest_interval', 'describe_parameters', 'law_outlooks', 'horizon_outlook', 'Budget',
+           'budget_factors', 'budget_outlook', 'outlooks', 'load_weights', 'mix', 'Forecast', 'check_choice',
+           'forecast', 'predicted_rates', 'predicted_accuracy']
 
-# %% ../nbs/14_forecast.ipynb #bb5778fb
+# %% ../nbs/14_forecast.ipynb #3c67d2f6
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .horizon import PARAMETERS, course, load_population, margins
+from .horizon import PARAMETERS, Population, course, load_population, margins
 from .law import (FOREVER, LAWS, RIVALS, Fits, LawError, beta_binomial, bootstrap, crossing_round, first_round_below,
                        fit_laws)
 from .measurements import RUN, TableError, error_budget, results_folder, trajectory
 
-# %% ../nbs/14_forecast.ipynb #b35c5a38
+# %% ../nbs/14_forecast.ipynb #0de3ee3f
 def collapse_round(
     trajectory: pd.DataFrame, # runs, as `si_nb.measurements.trajectory` makes them
     threshold: float = 0.5, # accuracy, in (0, 1]
@@ -28,8 +28,8 @@ def collapse_round(
 
     Raises: LawError when the threshold is outside (0, 1]."""
     if not 0 < threshold <= 1: raise LawError(f"threshold {threshold} is outside (0, 1]; give an accuracy such as 0.5")
-    series = trajectory[trajectory["round"] >= 1].sort_values(RUN + ["round"])
-    series = series.assign(below=series["successes"] < threshold * series["trials"])
+    series = trajectory.sort_values(RUN + ["round"])
+    series = series.assign(below=(series["round"] >= 1) & (series["successes"] < threshold * series["trials"]))
     following = series.groupby(RUN)[["below", "round"]].shift(-1)
     running = series["below"] & following["below"].eq(True) & following["round"].eq(series["round"] + 1)
     last = series.groupby(RUN, as_index=False).agg(last_round=("round", "max"), ended_below=("below", "last"))
@@ -39,7 +39,7 @@ def collapse_round(
     earliest = (found["last_round"] + (~found["ended_below"].astype(bool)).astype(int)).where(censored, found["collapse_round"])
     return found.assign(censored=censored, at_least=earliest.astype("int64"))[RUN + ["collapse_round", "censored", "at_least", "last_round"]]
 
-# %% ../nbs/14_forecast.ipynb #1149b69b
+# %% ../nbs/14_forecast.ipynb #2fb8e25a
 LEVEL = 0.9  # probability inside every interval of a forecast
 ROUNDS_AHEAD = 5  # how far the predicted accuracies go when nothing later was measured
 
@@ -51,12 +51,14 @@ class Seen:
     origin: int # last round seen
     threshold: float # accuracy that defines collapse
     earliest: int # round before which it cannot have collapsed; 1 where several runs are seen together
+    population: Population # what runs measured before teach
 
 def look_back(
     series: pd.DataFrame, # trajectory of one arm, one or more runs
     until_round: int = None, # origin; None: the last round
     threshold: float = 0.5, # accuracy, in (0, 1]
     table: pd.DataFrame = None, # measurement table with the same runs
+    population: Population = None, # of runs measured before; None: the one that comes with si_nb
 ) -> Seen: # nothing after the origin
     """What is known of an arm at an origin.
 
@@ -68,9 +70,9 @@ def look_back(
     if table is not None: table = table[table["round"] <= origin].merge(series[RUN].drop_duplicates(), on=RUN)
     known = collapse_round(series, threshold) if origin else None
     alone = known is not None and len(known) == 1 and known["censored"].iloc[0]
-    return Seen(series, table, origin, threshold, int(known["at_least"].iloc[0]) if alone else 1)
+    return Seen(series, table, origin, threshold, int(known["at_least"].iloc[0]) if alone else 1, population or load_population())
 
-# %% ../nbs/14_forecast.ipynb #67ee82ce
+# %% ../nbs/14_forecast.ipynb #5806fa5a
 @dataclass(frozen=True)
 class Outlook:
     "What one forecaster expects of an arm, as a sample of possible courses."
@@ -82,6 +84,18 @@ class Outlook:
     parameters: dict # name -> dict(value, low, high, unit)
     failed: int = 0 # resamples that did not converge and were dropped
 
+def shortest_interval(
+    rounds: np.ndarray, # (B,) sample of collapse rounds; inf: never
+    level: float, # probability inside, at least
+) -> tuple: # low, high; inf: never
+    "The shortest interval that holds a share of a sample of whole rounds; of equally short ones the fullest."
+    values, counts = np.unique(rounds, return_counts=True)
+    below, place = np.r_[0, np.cumsum(counts)], np.where(np.isinf(values), 2 * FOREVER, values)
+    ends = np.searchsorted(below, below[:-1] + level * len(rounds) * (1 - 1e-12)) - 1
+    starts = np.flatnonzero(ends < len(values))
+    best = min(starts, key=lambda i: (place[ends[i]] - place[i], -(below[ends[i] + 1] - below[i])))
+    return float(values[best]), float(values[ends[best]])
+
 def describe_parameters(
     names: dict, # name -> unit
     values: np.ndarray, # (k,) best guesses
@@ -91,7 +105,7 @@ def describe_parameters(
     low, high = np.quantile(sample, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
     return {name: dict(value=float(values[i]), low=float(low[i]), high=float(high[i]), unit=unit) for i, (name, unit) in enumerate(names.items())}
 
-# %% ../nbs/14_forecast.ipynb #972cb6d3
+# %% ../nbs/14_forecast.ipynb #3b7b21d8
 def law_outlooks(
     seen: Seen, # an arm at an origin
     laws: dict, # name -> Law
@@ -106,9 +120,10 @@ def law_outlooks(
     for name, fit in fits.fits.items():
         sample, converged = bootstrap(fit, fits.data, fits.overdispersion, resamples, generator)
         sample = sample[converged] if converged.any() else fit.parameters[None]
-        whole = lambda p: np.maximum(first_round_below(crossing_round(fit.law, p, seen.threshold)), seen.earliest)
+        effect = np.exp(fits.run_spread * generator.standard_normal(len(sample)))  # one for a single run, whose spread is zero
+        whole = lambda p, effect: np.maximum(first_round_below(crossing_round(fit.law, p, seen.threshold ** (1 / effect))), seen.earliest)
         r = np.arange(1, rounds + 1)
-        found[name] = Outlook(fit.law.accuracy(r, sample), whole(sample), float(whole(fit.parameters)), fit.law.accuracy(r, fit.parameters), fits.overdispersion,
+        found[name] = Outlook(fit.law.accuracy(r, sample) ** effect[:, None], whole(sample, effect), float(whole(fit.parameters, 1.0)), fit.law.accuracy(r, fit.parameters), fits.overdispersion,
                               describe_parameters({p.name: p.unit for p in fit.law.parameters}, fit.parameters, sample), int((~converged).sum()))
     return found, fits
 
@@ -131,7 +146,7 @@ def _from_paths(paths, seen, rounds, overdispersion, parameters):
     collapses = np.full(len(paths), float(known["collapse_round"].max())) if over else _collapses(paths, seen)
     return Outlook(accuracy, collapses, np.quantile(collapses, 0.5, method="inverted_cdf"), np.median(accuracy, 0), overdispersion, parameters)
 
-# %% ../nbs/14_forecast.ipynb #e41e0607
+# %% ../nbs/14_forecast.ipynb #65cbc755
 def horizon_outlook(
     seen: Seen, # an arm at an origin
     rounds: int, # Q
@@ -144,10 +159,10 @@ def horizon_outlook(
     lengths = None if seen.table is None else seen.table[seen.table["quantity"] == "accuracy"].groupby("round")["length"].nunique()
     if lengths is None or lengths.min() < 3 or 0 not in lengths.index:
         raise LawError("the horizon law needs the base model's and every round's accuracy at three lengths or more")
-    try: population, runs = load_population(), [run for _, run in margins(seen.table).groupby(RUN)]
+    try: runs = [run for _, run in margins(seen.table).groupby(RUN)]
     except TableError as error: raise LawError(f"no margin can be read: {error}") from None
     share = -(-resamples // len(runs))
-    found = [course(run, population, int(FOREVER) - seen.origin, share, generator) for run in runs]
+    found = [course(run, seen.population, int(FOREVER) - seen.origin, share, generator) for run in runs]
     sample = np.concatenate([generator.multivariate_normal(f.known.mean, f.known.covariance, size=share) for f in found])
     values = np.mean([f.known.mean for f in found], axis=0)
     return _from_paths(np.concatenate([f.accuracy for f in found]), seen, rounds, float(np.mean([f.overdispersion for f in found])),
@@ -197,7 +212,7 @@ def budget_factors(
     rest = (error_after - (1.0 if kappa is None else kappa[:, None]) * wrong).mean(1)
     return Budget(raw[:, follows] / (1 - error[:, follows - 1]), pooled("kept_right"), pooled("kept_wrong"), kappa, rest)
 
-# %% ../nbs/14_forecast.ipynb #1db07f40
+# %% ../nbs/14_forecast.ipynb #c26de991
 def budget_outlook(
     seen: Seen, # an arm at an origin
     rounds: int, # Q
@@ -219,7 +234,7 @@ def budget_outlook(
         path.append(accuracy)
     names = dict(tau="share", phi="share", psi="share", kappa="1", rest="share")
     sample = np.stack([tau, factors.phi, factors.psi, kappa, factors.rest], -1)
-    scatter = load_population().prior(seen.series["task"].iloc[0], seen.series["arm"].iloc[0])[1].overdispersion
+    scatter = seen.population.prior(seen.series["task"].iloc[0], seen.series["arm"].iloc[0])[1].overdispersion
     return _from_paths(np.stack(path, -1), seen, rounds, scatter, describe_parameters(names, np.median(sample, 0), sample))
 
 # %% ../nbs/14_forecast.ipynb #78e4e594
@@ -328,7 +343,7 @@ def _choose(law, found, fits, resamples, generator):
     else: sample = one.accuracy, one.collapses, np.full(len(one.collapses), one.overdispersion)
     return name, one.point, one.centre, *sample
 
-# %% ../nbs/14_forecast.ipynb #27a6bf43
+# %% ../nbs/14_forecast.ipynb #157f6ce1
 def forecast(
     series: pd.DataFrame, # trajectory of one arm, one or more runs; rounds after until_round are not looked at
     until_round: int = None, # see rounds up to this one; None: all
@@ -337,18 +352,19 @@ def forecast(
     resamples: int = 1000, # size of the sample
     generator: np.random.Generator = None, # source of chance; None: default_rng(0), so that a report can be repeated
     table: pd.DataFrame = None, # measurement table of the same runs, for what looks at more than the newest length
+    population: Population = None, # what runs measured before teach; None: the one that comes with si_nb
 ) -> Forecast: # collapse round with interval, predicted accuracies
     """Forecast the collapse of one arm from its first rounds.
 
     Raises: LawError, one line: unknown law, bad threshold or origin, several arms, or counts that carry no law."""
     generator, names = np.random.default_rng(0) if generator is None else generator, check_choice(law)
-    seen, last = look_back(series, until_round, threshold, table), int(series["round"].max())
+    seen, last = look_back(series, until_round, threshold, table, population), int(series["round"].max())
     if not 0 < threshold <= 1: raise LawError(f"threshold {threshold} is outside (0, 1]; give an accuracy such as 0.5")
     rounds = np.arange(1, max(last, seen.origin + ROUNDS_AHEAD) + 1)
     found, refused, fits = outlooks(seen, names, len(rounds), resamples, generator)
     if not found: raise LawError(refused[names[-1]])
     name, point, centre, accuracy, collapses, scatter = _choose(law, found, fits, resamples, generator)
-    low, high = np.quantile(collapses, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="inverted_cdf")
+    low, high = shortest_interval(collapses, LEVEL)
     return Forecast(name, seen.origin, last, threshold, _whole(point), _whole(low), _whole(high), float(np.isinf(collapses).mean()),
                     float((collapses <= last).mean()), rounds, centre, accuracy, collapses, scatter, int(seen.series["trials"].mean()), found, refused, fits)
 

@@ -5,9 +5,9 @@ __all__ = ['PARAMETERS', 'KINDS', 'ANY', 'KNOTS', 'margins', 'design', 'Prior', 
            'Link', 'fit_link', 'Population', 'fit_population', 'save_population', 'load_population', 'Course', 'course',
            'rounds_left']
 
-# %% ../nbs/13_horizon.ipynb #cb55817e
+# %% ../nbs/13_horizon.ipynb #97756790
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +47,21 @@ def design(
 KINDS = {"none": "unvoted", "length_filter": "unvoted", "mv": "voted", "mv_length": "voted", "oracle": "oracle"}  # keep rule -> kind
 ANY = "any"  # a task or kind that no run was measured of
 
-# %% ../nbs/13_horizon.ipynb #2d4641bc
+# %% ../nbs/13_horizon.ipynb #154ba66a
 @dataclass(frozen=True)
 class Prior:
     "What is known of a run before its first round: Gaussian (c, b) and the scatter of its rounds."
     mean: tuple # (2,) of (c, b)
     covariance: tuple # (2, 2) of (c, b)
-    noise: float # standard deviation of a single speed, lengths per round
+    noise: float # standard deviation of a single measured speed, lengths per round
+    deviation: float = 0.0 # standard error of a measured horizon, lengths
 
-# %% ../nbs/13_horizon.ipynb #a9e6f3f6
+    @property
+    def scatter(self) -> float:
+        "Standard deviation of a true speed: measured, less the error of the two horizons that it is read from."
+        return float(np.sqrt(max(self.noise**2 - 2 * self.deviation**2, (self.noise / 2) ** 2)))
+
+# %% ../nbs/13_horizon.ipynb #03b794f4
 def _usable(run):
     "Margins before and speeds of the steps that a run teaches from."
     use = run["speed"].notna() & (run["margin"] > _DEAD)
@@ -70,7 +76,7 @@ def posterior(
     X, precision = design(np.asarray(margin, float)), np.linalg.inv(prior.covariance)
     covariance = np.linalg.inv(precision + X.T @ X / prior.noise**2)
     mean = covariance @ (precision @ prior.mean + X.T @ np.asarray(speed, float) / prior.noise**2)
-    return Prior(tuple(mean), tuple(map(tuple, covariance)), prior.noise)
+    return replace(prior, mean=tuple(mean), covariance=tuple(map(tuple, covariance)))
 
 # %% ../nbs/13_horizon.ipynb #4ea89d43
 _GUESS = np.log([0.22, 0.22, 0.22, 0.22, 0.2])  # spreads of c and b over tasks, over runs; of a round
@@ -97,9 +103,10 @@ def _negative_marginal(work, steps):
         value += (score @ np.linalg.solve(inner, task @ score) - np.log(np.linalg.det(inner))) / 2
     return -value + (((work[2:] - _GUESS) / _FIRM) ** 2).sum() / 2 + ((mean - 0.5) ** 2).sum() / 2
 
-# %% ../nbs/13_horizon.ipynb #a81ca962
+# %% ../nbs/13_horizon.ipynb #6e170f7d
 def fit_priors(
     runs: list, # of (group, margins (n,), speeds (n,)), one per run
+    deviation: float = 0.0, # standard error of a horizon, lengths
 ) -> dict: # group -> Prior of a new run of that group; ANY -> of a group not seen
     """Priors of a new run, learned from runs in groups.
 
@@ -114,24 +121,24 @@ def fit_priors(
         known = np.linalg.inv(np.linalg.inv(task) + precision)
         priors[group] = (mean + known @ score, known + run)
     priors[ANY] = (mean, task + run)
-    return {group: Prior(tuple(m), tuple(map(tuple, C)), float(spread[4])) for group, (m, C) in priors.items()}
+    return {group: Prior(tuple(m), tuple(map(tuple, C)), float(spread[4]), deviation) for group, (m, C) in priors.items()}
 
-# %% ../nbs/13_horizon.ipynb #cd7291f6
+# %% ../nbs/13_horizon.ipynb #a6ac9a49
 def simulate_margins(
-    margin: float, # to begin with
+    margin: np.ndarray, # to begin with, a number or (B,)
     parameters: np.ndarray, # (B, 2) of (c, b)
-    noise: float, # standard deviation of a single speed
+    scatter: float, # standard deviation of a true speed
     rounds: int, # how many
     generator: np.random.Generator, # source of chance
 ) -> np.ndarray: # (B, rounds)
     "Margins after each of the next rounds."
-    margin, path = np.full(len(parameters), float(margin)), []
-    for scatter in generator.normal(scale=noise, size=(rounds, len(parameters))):
-        margin = margin - 1 + np.clip((design(margin) * parameters).sum(-1) + scatter, _SLOWEST, _FASTEST)
+    margin, path = np.broadcast_to(np.asarray(margin, float), len(parameters)), []
+    for chance in generator.normal(scale=scatter, size=(rounds, len(parameters))):
+        margin = margin - 1 + np.clip((design(margin) * parameters).sum(-1) + chance, _SLOWEST, _FASTEST)
         path.append(margin)
     return np.stack(path, -1)
 
-# %% ../nbs/13_horizon.ipynb #07a8ed7a
+# %% ../nbs/13_horizon.ipynb #c0f03b7c
 KNOTS = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # margins, lengths
 
 @dataclass(frozen=True)
@@ -139,21 +146,40 @@ class Link:
     "Accuracy at the newest length as a function of the margin."
     log_odds: tuple # at KNOTS, rising
     overdispersion: float # intra-class correlation of counts around it
+    own_overdispersion: float # the same around a run's own curve
 
     def accuracy(
         self,
         margin: np.ndarray, # any shape, lengths
+        steepness: float = 1.0, # of a run's own curve
     ) -> np.ndarray: # same shape
         "Accuracy expected at a margin; constant beyond the outermost knots."
-        return expit(np.interp(margin, KNOTS, self.log_odds))
+        return expit(steepness * np.interp(margin, KNOTS, self.log_odds))
 
-# %% ../nbs/13_horizon.ipynb #60def286
+    def steepness(
+        self,
+        margin: np.ndarray, # (...) lengths, after rounds of training
+        successes: np.ndarray, # (...) counts at the newest length
+        trials: np.ndarray, # (...) counts
+    ) -> np.ndarray: # (...) factor on the log-odds
+        "How much steeper than its kind a run's own curve is; one at a margin of zero, where nothing can be seen."
+        usual, found = np.interp(margin, KNOTS, self.log_odds), logit((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1))
+        return 1 + (found - usual) * usual / (usual**2 + 1)
+
+# %% ../nbs/13_horizon.ipynb #1a4df7f0
+def _scatter(rate, successes, trials, use):
+    "Beta-binomial correlation of counts about rates, by maximum likelihood."
+    rate, s, n = np.clip(rate, 1e-6, 1 - 1e-6)[use], successes[use], trials[use]
+    minus = lambda x: -betabinom.logpmf(s, n, rate * (np.exp(-x) - 1), (1 - rate) * (np.exp(-x) - 1)).sum()
+    return float(np.exp(minimize_scalar(minus, bounds=(-9, -1), method="bounded").x))
+
 def fit_link(
     margin: np.ndarray, # (P,) lengths
     successes: np.ndarray, # (P,) counts at the newest length
     trials: np.ndarray, # (P,) counts
+    before: np.ndarray = None, # (P,) place of the same run's round before, -1 where there is none; None: nowhere
 ) -> Link: # through zero
-    "Log-odds at the knots by least squares with a weak pull towards a straight line, then the scatter by maximum likelihood."
+    "Log-odds at the knots by least squares with a weak pull towards a straight line, then the scatter by maximum likelihood, of rounds alive."
     knots = np.array(KNOTS)
     hats = np.stack([np.interp(margin, knots, unit) for unit in np.eye(len(knots))], -1)
     observed = logit((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1))
@@ -161,9 +187,11 @@ def fit_link(
     solved = np.linalg.solve((hats.T @ hats + pull)[np.ix_(free, free)], (hats.T @ observed + pull @ (1.5 * knots))[free])
     values = np.zeros(len(knots)); values[free] = solved
     values = np.where(knots < 0, np.minimum.accumulate(values[::-1])[::-1], np.maximum.accumulate(values))
-    rate, n, s = expit(np.interp(margin, knots, values)), np.asarray(trials), np.asarray(successes)
-    score = lambda x: -betabinom.logpmf(s, n, rate * (np.exp(-x) - 1), (1 - rate) * (np.exp(-x) - 1)).sum()
-    return Link(tuple(values), float(np.exp(minimize_scalar(score, bounds=(-9, -1), method="bounded").x)))
+    link, margin, s, n = Link(tuple(values), 0.0, 0.0), *map(np.asarray, (margin, successes, trials))
+    usual = _scatter(link.accuracy(margin), s, n, margin > 2 * _DEAD)
+    if before is None or not (before >= 0).any(): return replace(link, overdispersion=usual, own_overdispersion=usual)
+    own = link.accuracy(margin, link.steepness(margin, s, n)[before])
+    return replace(link, overdispersion=usual, own_overdispersion=_scatter(own, s, n, (margin > 2 * _DEAD) & (before >= 0)))
 
 # %% ../nbs/13_horizon.ipynb #62748827
 @dataclass(frozen=True)
@@ -183,7 +211,13 @@ class Population:
         kind = kind if kind in self.priors else ANY
         return self.priors[kind].get(task, self.priors[kind][ANY]), self.links[kind]
 
-# %% ../nbs/13_horizon.ipynb #39ec1456
+# %% ../nbs/13_horizon.ipynb #1a2debee
+def _link_of(part):
+    "The link of one kind, from its rounds after training."
+    part = part[part["round"] >= 1].sort_values([*RUN, "round"]).reset_index(drop=True)
+    follows = part.groupby(RUN)["round"].diff().eq(1)
+    return fit_link(*[part[c].to_numpy() for c in ("margin", "successes", "trials")], np.where(follows, part.index - 1, -1))
+
 def fit_population(
     margins: pd.DataFrame, # of all runs to learn from
 ) -> Population: # of these runs
@@ -193,13 +227,12 @@ def fit_population(
     after = margins.assign(kind=margins["arm"].map(KINDS).fillna(ANY))
     groups = {kind: part for kind, part in after.groupby("kind") if kind != ANY and part.groupby(RUN).ngroups >= 3}
     steps = lambda part, name: [(name(run.iloc[0]), *_usable(run)) for _, run in part.groupby(RUN)]
-    priors = {kind: fit_priors(steps(part, lambda row: row["task"])) for kind, part in groups.items()}
-    priors[ANY] = {ANY: fit_priors(steps(after, lambda row: f"{row['kind']} {row['task']}"))[ANY]}
-    use = lambda part: [part.loc[part["round"] >= 1, c].to_numpy() for c in ("margin", "successes", "trials")]
-    links = {kind: fit_link(*use(part)) for kind, part in {**groups, ANY: after}.items()}
-    return Population(priors, links, after.groupby(RUN).ngroups)
+    deviation = lambda part: float(part.loc[part["margin"] > _DEAD, "deviation"].median())
+    priors = {kind: fit_priors(steps(part, lambda row: row["task"]), deviation(part)) for kind, part in groups.items()}
+    priors[ANY] = {ANY: fit_priors(steps(after, lambda row: f"{row['kind']} {row['task']}"), deviation(after))[ANY]}
+    return Population(priors, {kind: _link_of(part) for kind, part in {**groups, ANY: after}.items()}, after.groupby(RUN).ngroups)
 
-# %% ../nbs/13_horizon.ipynb #ea57db89
+# %% ../nbs/13_horizon.ipynb #1e971f4f
 _DIGITS = 4  # significant digits in the file
 
 def _rounded(value):
@@ -226,9 +259,9 @@ def load_population(
     path = Path(path) if path else results_folder() / "population.json"
     try:
         found = json.loads(path.read_text())
-        nested = lambda p: Prior(tuple(p["mean"]), tuple(map(tuple, p["covariance"])), float(p["noise"]))
+        nested = lambda p: Prior(tuple(p["mean"]), tuple(map(tuple, p["covariance"])), float(p["noise"]), float(p["deviation"]))
         priors = {kind: {task: nested(p) for task, p in tasks.items()} for kind, tasks in found["priors"].items()}
-        links = {kind: Link(tuple(link["log_odds"]), float(link["overdispersion"])) for kind, link in found["links"].items()}
+        links = {kind: Link(tuple(link["log_odds"]), float(link["overdispersion"]), float(link["own_overdispersion"])) for kind, link in found["links"].items()}
         if priors[ANY][ANY].noise <= 0 or len(links[ANY].log_odds) != len(KNOTS): raise ValueError("numbers out of range")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LawError(f"{path}: no population of runs ({type(error).__name__}: {error}); make one with fit_population and save_population") from None
@@ -243,7 +276,7 @@ class Course:
     accuracy: np.ndarray # (B, rounds) at the newest length of the rounds to come
     overdispersion: float # scatter of counts around them
 
-# %% ../nbs/13_horizon.ipynb #bfd47b9f
+# %% ../nbs/13_horizon.ipynb #6ecb014b
 def course(
     seen: pd.DataFrame, # margins of one run, rounds 0 to the last one seen
     population: Population, # of runs measured before
@@ -260,8 +293,10 @@ def course(
     prior, link = population.prior(last["task"], last["arm"])
     known = posterior(prior, *_usable(seen.iloc[:-1]))
     parameters = generator.multivariate_normal(known.mean, known.covariance, size=draws)
-    path = simulate_margins(last["margin"], parameters, known.noise, rounds, generator)
-    return Course(known, float(last["margin"]), link.accuracy(path), link.overdispersion)
+    begin = last["margin"] + known.deviation * generator.standard_normal(draws)
+    path, trained = simulate_margins(begin, parameters, known.scatter, rounds, generator), last["round"] >= 1
+    steepness = link.steepness(last["margin"], last["successes"], last["trials"]) if trained else 1.0
+    return Course(known, float(last["margin"]), link.accuracy(path, steepness), link.own_overdispersion if trained else link.overdispersion)
 
 # %% ../nbs/13_horizon.ipynb #db493c4a
 def rounds_left(

@@ -71,14 +71,15 @@ REGIMES = {
     "improving": "accuracy can rise",
 }
 
-# %% ../nbs/11_law.ipynb #5ef31b62
+# %% ../nbs/11_law.ipynb #f7e6a86d
 FOREVER = 1000.0 # rounds
 
 def _bisected(law, hazard, parameters):
     "Round at which the law reaches `hazard`, by bisection between 0 and FOREVER; inf where it does not."
     low, high = np.zeros(len(parameters)), np.full(len(parameters), FOREVER)
     grid = np.unique(np.r_[0.0, np.geomspace(0.1, FOREVER, 400)])
-    above = law(grid, parameters) >= hazard
+    hazard = np.broadcast_to(hazard, len(parameters))
+    above = law(grid, parameters) >= hazard[:, None]
     first = above.argmax(-1)
     low, high = grid[np.maximum(first - 1, 0)], grid[first]
     for _ in range(50):
@@ -87,11 +88,11 @@ def _bisected(law, hazard, parameters):
         low, high = np.where(up, low, middle), np.where(up, middle, high)
     return np.where(above.any(-1), high, np.inf)
 
-# %% ../nbs/11_law.ipynb #4df3195f
+# %% ../nbs/11_law.ipynb #b28bd27e
 def crossing_round(
     law: Law, # a law
     parameters: np.ndarray, # (k,) or (B, k) float
-    threshold: float = 0.5, # accuracy, in (0, 1)
+    threshold: float = 0.5, # accuracy, in (0, 1); a number, or (B,) one for each
 ) -> np.ndarray: # () or (B,) float, rounds; inf: never, or beyond FOREVER
     "The real-valued round at which a law's accuracy falls to the threshold."
     parameters, hazard = np.asarray(parameters, float), -np.log(threshold)

@@ -4,12 +4,13 @@
 __all__ = ['UNIFORM_SHARE', 'SHARES', 'ranked_probability_score', 'log_probability', 'score_forecast', 'score_collapse',
            'rolling_origin', 'at_shares', 'compare', 'stack']
 
-# %% ../nbs/15_scores.ipynb #e1b3fb3d
+# %% ../nbs/15_scores.ipynb #dc291ded
 import numpy as np
 import pandas as pd
 from scipy.special import betaln, gammaln, logsumexp
 
-from .forecast import FORECASTERS, LEVEL, Forecast, collapse_round, forecast, predicted_rates
+from .forecast import FORECASTERS, LEVEL, Forecast, collapse_round, forecast, predicted_rates, shortest_interval
+from .horizon import Population
 from .law import FOREVER, LAWS, LawError, crossing_round, first_round_below, simulate_run
 from .measurements import RUN, read_table, results_folder, trajectory
 
@@ -55,28 +56,28 @@ def score_forecast(
         log_score=log_probability(forecast.draws[:, rounds - 1], forecast.overdispersion, successes, trials),
         crps=ranked_probability_score(drawn, measured), **inside).reset_index(drop=True)
 
-# %% ../nbs/15_scores.ipynb #79c4dc78
+# %% ../nbs/15_scores.ipynb #6f0160c3
 def score_collapse(
     forecast: Forecast, # made from the first rounds
     trajectory: pd.DataFrame, # the same arm with all that was measured
 ) -> pd.DataFrame: # run columns, collapse_round, censored, at_least, last_round, forecast, low, high, absolute_error, inside_50, inside
     "Forecast collapse round against the measured one of every run; for censored runs the smallest error that the run proves."
     found = collapse_round(trajectory, forecast.threshold)
-    ends = np.quantile(forecast.collapses, [(1 - LEVEL) / 2, 0.25, 0.75, (1 + LEVEL) / 2], method="inverted_cdf")
-    low, lower, upper, high = np.minimum(ends, FOREVER)
+    low, high, lower, upper = [min(end, FOREVER) for level in (LEVEL, 0.5) for end in shortest_interval(forecast.collapses, level)]
     guess, actual = FOREVER if forecast.collapse_round is None else forecast.collapse_round, found["at_least"].to_numpy(float)
     error = np.where(found["censored"], np.maximum(actual - guess, 0), np.abs(actual - guess))
     holds = lambda low, high: (found["censored"] | (actual >= low)) & (actual <= high)
-    return found.assign(forecast=np.inf if forecast.collapse_round is None else float(guess), low=ends[0], high=ends[-1], absolute_error=error,
+    return found.assign(forecast=np.inf if forecast.collapse_round is None else float(guess), low=low, high=high, absolute_error=error,
                         inside_50=holds(lower, upper), inside=holds(low, high))
 
-# %% ../nbs/15_scores.ipynb #9fc2287d
+# %% ../nbs/15_scores.ipynb #7fa47747
 def rolling_origin(
     table: pd.DataFrame, # measurement table of any number of runs
     names: tuple = FORECASTERS, # forecasters to judge
     threshold: float = 0.5, # accuracy that defines collapse
     resamples: int = 100, # size of every sample
     seed: int = 0, # of the sampling
+    population: Population = None, # what other runs teach; None: the one that comes with si_nb
 ) -> tuple: # scores per run, origin, forecaster, round; calls per run, origin, forecaster; refusals: run, origin, forecaster, why
     "Forecast every run from every round before its end, and score each forecast on what followed."
     scores, calls, refusals, runs = [], [], [], trajectory(table)
@@ -84,7 +85,7 @@ def rolling_origin(
         rows, end = table.merge(run[RUN].drop_duplicates(), on=RUN), collapse_round(run, threshold)
         for origin in range(min(end["at_least"].iloc[0], end["last_round"].iloc[0])):
             for name in names:
-                try: made = forecast(run, origin, threshold, name, resamples, np.random.default_rng(seed), rows)
+                try: made = forecast(run, origin, threshold, name, resamples, np.random.default_rng(seed), rows, population)
                 except LawError as error: refusals.append((*key, origin, name, str(error))); continue
                 label = dict(origin=origin, forecaster=name)
                 scores.append(score_forecast(made, run, np.random.default_rng(seed)).assign(**label))
