@@ -232,7 +232,7 @@ def fit_population(
     priors[ANY] = {ANY: fit_priors(steps(after, lambda row: f"{row['kind']} {row['task']}"), deviation(after))[ANY]}
     return Population(priors, {kind: _link_of(part) for kind, part in {**groups, ANY: after}.items()}, after.groupby(RUN).ngroups)
 
-# %% ../nbs/13_horizon.ipynb #1e971f4f
+# %% ../nbs/13_horizon.ipynb #81bd52ce
 _DIGITS = 4  # significant digits in the file
 
 def _rounded(value):
@@ -250,6 +250,18 @@ def save_population(
     path.write_text(json.dumps(_rounded(asdict(population)), indent=1) + "\n")
     return path
 
+def _checked(population):
+    "The population; ValueError where one of its numbers is impossible."
+    for kind, tasks in {ANY: population.priors[ANY], **population.priors}.items():
+        link = population.links[kind]
+        for prior in (tasks[ANY], *tasks.values()):
+            numbers = np.r_[prior.mean, np.ravel(prior.covariance), prior.noise, prior.deviation]
+            if (np.shape(prior.mean), np.shape(prior.covariance)) != ((2,), (2, 2)) or not np.isfinite(numbers).all() or prior.noise <= 0 \
+                    or prior.deviation < 0 or np.linalg.eigvalsh(prior.covariance).min() <= 0: raise ValueError(f"impossible prior of kind {kind}")
+        if len(link.log_odds) != len(KNOTS) or not np.isfinite(link.log_odds).all() or (np.diff(link.log_odds) < 0).any() \
+                or not (0 < link.overdispersion < 1 and 0 < link.own_overdispersion < 1): raise ValueError(f"impossible link of kind {kind}")
+    return population
+
 def load_population(
     path: str = None, # a JSON file; None: the one that comes with si_nb
 ) -> Population: # as it was saved
@@ -262,10 +274,9 @@ def load_population(
         nested = lambda p: Prior(tuple(p["mean"]), tuple(map(tuple, p["covariance"])), float(p["noise"]), float(p["deviation"]))
         priors = {kind: {task: nested(p) for task, p in tasks.items()} for kind, tasks in found["priors"].items()}
         links = {kind: Link(tuple(link["log_odds"]), float(link["overdispersion"]), float(link["own_overdispersion"])) for kind, link in found["links"].items()}
-        if priors[ANY][ANY].noise <= 0 or len(links[ANY].log_odds) != len(KNOTS): raise ValueError("numbers out of range")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _checked(Population(priors, links, int(found["runs"])))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LawError(f"{path}: no population of runs ({type(error).__name__}: {error}); make one with fit_population and save_population") from None
-    return Population(priors, links, int(found["runs"]))
 
 # %% ../nbs/13_horizon.ipynb #e667c7c4
 @dataclass(frozen=True)

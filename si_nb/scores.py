@@ -125,7 +125,7 @@ def compare(
     verdict = "better" if low > 0 else "worse" if high < 0 else "tie"
     return dict(advantage=gain.mean(), low=low, high=high, p=float((means <= 0).mean()), runs=len(gain), better_in=int((gain > 0).sum()), verdict=verdict)
 
-# %% ../nbs/15_scores.ipynb #68cfc85d
+# %% ../nbs/15_scores.ipynb #55f7e630
 def stack(
     scores: pd.DataFrame, # as `rolling_origin` gives them
     names: tuple, # forecasters to weigh
@@ -137,8 +137,8 @@ def stack(
     speaks, by_run = wide.notna().to_numpy(), 1 / wide.groupby(RUN)[wide.columns[0]].transform("size").to_numpy()
     weights = np.full(len(names), 1 / len(names))
     for _ in range(iterations):
-        lent = weights * speaks / (weights * speaks).sum(1, keepdims=True)
-        share = lent * likelihood / (lent * likelihood).sum(1, keepdims=True)
-        weights = ((share + (1 - speaks) * weights) * by_run[:, None]).sum(0) / by_run.sum()
-        weights = np.maximum(weights, 1e-12) / np.maximum(weights, 1e-12).sum()
+        heard = (weights * speaks).sum(1, keepdims=True)
+        share = weights * likelihood / (weights * likelihood).sum(1, keepdims=True)
+        weights = ((share + (1 - speaks) * weights / heard) * by_run[:, None]).sum(0)  # the silent: as many as would have been drawn
+        weights = np.maximum(weights / weights.sum(), 1e-12)
     return dict(zip(names, map(float, weights)))
