@@ -74,9 +74,9 @@ def _add_place_flags(run):
     run.add_argument("--wandb_project", default="si_nb", help="Weights & Biases project")
     run.add_argument("--wandb_name", help="Weights & Biases run name")
 
-# %% ../nbs/20_cli.ipynb #c69b7775
+# %% ../nbs/20_cli.ipynb #9e0350f4
 def _add_law_flags(parser):
-    parser.add_argument("--until_round", type=int, help="last round the law may see (default: law: all; run: two fifths of them)")
+    parser.add_argument("--until_round", type=int, help="last round the forecast may see, 0 for the base model alone (default: law: all; run: two fifths of them)")
     parser.add_argument("--threshold", type=float, default=0.5, help="accuracy below which a run has collapsed (default: 0.5)")
 
 # %% ../nbs/20_cli.ipynb #2d697882
@@ -129,7 +129,7 @@ def _add_sweep(commands):
     sweep.add_argument("--executor", default="local", help="local, slurm, or submitit for a trial of the latter (default: local)")
     sweep.add_argument("--jobs", type=int, default=1, help="jobs at the same time, here or in the queue (default: 1)")
 
-# %% ../nbs/20_cli.ipynb #c6d94b3d
+# %% ../nbs/20_cli.ipynb #61b1969c
 def make_parser(
     command: str | None = None,  # the command that will be parsed; None for all
 ) -> OneLineParser:  # knows the commands
@@ -140,7 +140,7 @@ def make_parser(
         _add_run(commands)
     _add_sweep(commands)
     law = _add_table_command(commands, "law", "fit laws to measured tables and forecast the collapse")
-    law.add_argument("--law", default="best", help="best, average, or the name of a law (default: best)")
+    law.add_argument("--law", default="best", help="best, average, horizon, error_budget, or the name of a curve such as weibull (default: best)")
     law.add_argument("--json", action="store_true", help="print JSON")
     figures = _add_table_command(commands, "figures", "draw the figures of measured tables")
     figures.add_argument("--out", default="figures", help="folder for the pictures (default: figures)")
@@ -157,13 +157,13 @@ def forecast_origin(
     """Where `run` forecasts from: after two fifths of the rounds, and after three at least."""
     return max(3, 2 * rounds // 5)
 
-# %% ../nbs/20_cli.ipynb #1f5c4903
+# %% ../nbs/20_cli.ipynb #7bbf4859
 def _check_law_flags(args):
     """Before an hour of training, not after it."""
     if not 0 < args.threshold <= 1:
         raise CommandError(f"threshold is {args.threshold}: it must be above 0 and at most 1")
-    if args.until_round is not None and args.until_round < 1:
-        raise CommandError(f"until_round is {args.until_round}: it must be at least 1")
+    if args.until_round is not None and args.until_round < 0:
+        raise CommandError(f"until_round is {args.until_round}: it must be at least 0, the base model")
 
 
 def law_command(
@@ -215,7 +215,7 @@ def _report_run(table, until_round, threshold, folder):
     print_report(report)
     _draw(table, report, folder.path / "figures", threshold)
 
-# %% ../nbs/20_cli.ipynb #44d69f49
+# %% ../nbs/20_cli.ipynb #661e87fb
 _WHERE = (
     "run_dir", "models_dir", "data_dir", "resume", "checkpoint_minutes", "skip_base_model_train", "skip_si", "wandb",
     "wandb_project", "wandb_name",
@@ -248,7 +248,7 @@ def run_command(
         raise CommandError(str(error)) from None
     print("base models:" if args.skip_si else "table:", folder.models if args.skip_si else folder.measurements)
     if not args.skip_si and config.si_rounds:
-        until_round = args.until_round or forecast_origin(config.si_rounds)
+        until_round = forecast_origin(config.si_rounds) if args.until_round is None else args.until_round
         _report_run(read_table(folder.measurements), until_round, args.threshold, folder)
 
 # %% ../nbs/20_cli.ipynb #77749eb7

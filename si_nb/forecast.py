@@ -39,10 +39,11 @@ def collapse_round(
     earliest = (found["last_round"] + (~found["ended_below"].astype(bool)).astype(int)).where(censored, found["collapse_round"])
     return found.assign(censored=censored, at_least=earliest.astype("int64"))[RUN + ["collapse_round", "censored", "at_least", "last_round"]]
 
-# %% ../nbs/14_forecast.ipynb #2fb8e25a
+# %% ../nbs/14_forecast.ipynb #b07d2c05
 LEVEL = 0.9  # probability inside every interval of a forecast
 ROUNDS_AHEAD = 5  # how far the predicted accuracies go when nothing later was measured
 
+# %% ../nbs/14_forecast.ipynb #14ce9d88
 @dataclass(frozen=True)
 class Seen:
     "One arm up to the origin of a forecast."
@@ -53,6 +54,7 @@ class Seen:
     earliest: int # round before which it cannot have collapsed; 1 where several runs are seen together
     population: Population # what runs measured before teach
 
+# %% ../nbs/14_forecast.ipynb #a3464f98
 def look_back(
     series: pd.DataFrame, # trajectory of one arm, one or more runs
     until_round: int = None, # origin; None: the last round
@@ -72,7 +74,7 @@ def look_back(
     alone = known is not None and len(known) == 1 and known["censored"].iloc[0]
     return Seen(series, table, origin, threshold, int(known["at_least"].iloc[0]) if alone else 1, population or load_population())
 
-# %% ../nbs/14_forecast.ipynb #5806fa5a
+# %% ../nbs/14_forecast.ipynb #a983f177
 @dataclass(frozen=True)
 class Outlook:
     "What one forecaster expects of an arm, as a sample of possible courses."
@@ -84,6 +86,7 @@ class Outlook:
     parameters: dict # name -> dict(value, low, high, unit)
     failed: int = 0 # resamples that did not converge and were dropped
 
+# %% ../nbs/14_forecast.ipynb #873c36fd
 def shortest_interval(
     rounds: np.ndarray, # (B,) sample of collapse rounds; inf: never
     level: float, # probability inside, at least
@@ -96,6 +99,7 @@ def shortest_interval(
     best = min(starts, key=lambda i: (place[ends[i]] - place[i], -(below[ends[i] + 1] - below[i])))
     return float(values[best]), float(values[ends[best]])
 
+# %% ../nbs/14_forecast.ipynb #0262a9d2
 def describe_parameters(
     names: dict, # name -> unit
     values: np.ndarray, # (k,) best guesses
@@ -168,7 +172,7 @@ def horizon_outlook(
     return _from_paths(np.concatenate([f.accuracy for f in found]), seen, rounds, float(np.mean([f.overdispersion for f in found])),
                        describe_parameters(PARAMETERS, values, sample))
 
-# %% ../nbs/14_forecast.ipynb #1469a79e
+# %% ../nbs/14_forecast.ipynb #bef019c7
 SMALLEST_SPREAD = 0.01  # of the wrong share over the rounds, below which no slope is attempted
 
 @dataclass(frozen=True)
@@ -180,6 +184,7 @@ class Budget:
     kappa: np.ndarray # (B,) learned share of wrong labels; None: no slope can be seen
     rest: np.ndarray # (B,) accuracy lost besides, at kappa, or at one where there is none
 
+# %% ../nbs/14_forecast.ipynb #e972c7d9
 def _round_counts(table, until_round):
     "Successes and trials of every step, a row per run and round; None where a step was not measured."
     budget = error_budget(table)
@@ -189,6 +194,7 @@ def _round_counts(table, until_round):
     enough = all(q in counts["trials"] and counts["trials"][q].sum() > 0 for q in needed)
     return counts if enough else None
 
+# %% ../nbs/14_forecast.ipynb #f58f81fd
 def budget_factors(
     table: pd.DataFrame, # measurement table of one arm, with label rows
     until_round: int = None, # leave later rounds out
@@ -261,7 +267,7 @@ def outlooks(
     except LawError as error:
         return found, {**refused, **dict.fromkeys(curves, str(error))}, None
 
-# %% ../nbs/14_forecast.ipynb #2fd62b69
+# %% ../nbs/14_forecast.ipynb #998d9b00
 def load_weights(
     path: str = None, # a JSON file; None: the one that comes with si_nb
 ) -> dict: # forecaster -> weight, adding up to one
@@ -276,6 +282,7 @@ def load_weights(
         raise LawError(f"{path}: no weights of forecasters ({type(error).__name__}: {error}); make them with si_nb.scores.stack") from None
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
+# %% ../nbs/14_forecast.ipynb #e94c0ca9
 def mix(
     outlooks: dict, # name -> Outlook
     weights: dict, # name -> weight; those of absent outlooks are shared out
@@ -316,7 +323,7 @@ class Forecast:
     refused: dict # forecaster -> why it could not speak
     fits: Fits # of the curves; None: there are none
 
-# %% ../nbs/14_forecast.ipynb #831365fa
+# %% ../nbs/14_forecast.ipynb #51918a8b
 def _whole(value):
     "A collapse round as int; None for never."
     return int(value) if np.isfinite(value) and value <= FOREVER else None
@@ -332,6 +339,7 @@ def check_choice(
     if law not in FORECASTERS: raise LawError(f"unknown law {law!r}; use {', '.join(CHOICES + FORECASTERS)}")
     return (law,)
 
+# %% ../nbs/14_forecast.ipynb #ec67220c
 def _choose(law, found, fits, resamples, generator):
     "Name, point, centre and sample (accuracy, collapses, overdispersion) of a choice among outlooks."
     if law == "average":
@@ -368,7 +376,7 @@ def forecast(
     return Forecast(name, seen.origin, last, threshold, _whole(point), _whole(low), _whole(high), float(np.isinf(collapses).mean()),
                     float((collapses <= last).mean()), rounds, centre, accuracy, collapses, scatter, int(seen.series["trials"].mean()), found, refused, fits)
 
-# %% ../nbs/14_forecast.ipynb #ca0ea952
+# %% ../nbs/14_forecast.ipynb #d1e9130a
 def predicted_rates(
     forecast: Forecast, # as `forecast` makes it
     rounds: np.ndarray, # (R,) of forecast.rounds
@@ -379,6 +387,7 @@ def predicted_rates(
     rates, size = np.clip(forecast.draws[:, np.asarray(rounds) - 1], 1e-6, 1 - 1e-6), 1 / np.maximum(forecast.overdispersion[:, None], 1e-6) - 1
     return beta_binomial(generator.beta(rates * size, (1 - rates) * size), np.asarray(trials), 0.0, generator) / trials
 
+# %% ../nbs/14_forecast.ipynb #4b748aa6
 def predicted_accuracy(
     forecast: Forecast, # as `forecast` makes it
     level: float = LEVEL, # probability inside the band

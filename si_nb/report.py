@@ -137,7 +137,11 @@ def law_report(
     if all(a["note"] for a in arms.values()): raise LawError("; ".join(f"{name}: {a['note']}" for name, a in arms.items()))
     return {**(next(iter(arms.values())) if len(arms) == 1 else {}), "arms": arms}
 
-# %% ../nbs/16_report.ipynb #17c76468
+# %% ../nbs/16_report.ipynb #f211a03c
+def _rounds_seen(until_round):
+    "What a forecast saw, in words."
+    return f"rounds 1-{until_round}" if until_round else "the base model"
+
 def collapse_line(
     report: dict, # of one arm
 ) -> str: # one line
@@ -148,7 +152,7 @@ def collapse_line(
     if c["round"] is None: start = f"no collapse below {c['threshold']:g} forecast"
     else: start = f"collapse below {c['threshold']:g} forecast at round {c['round']}"
     interval = f"{c['level']:.0%} interval {say(c['low'])} to {say(c['high'])}"
-    return (f"{start} ({interval}) by {report['chosen']} from rounds 1-{report['until_round']}; collapsed by round {report['last_round']} with probability "
+    return (f"{start} ({interval}) by {report['chosen']} from {_rounds_seen(report['until_round'])}; collapsed by round {report['last_round']} with probability "
             f"{c['probability_by_last_round']:.2f}, never with {c['sustained_probability']:.2f}")
 
 def measured_line(
@@ -158,11 +162,11 @@ def measured_line(
     each = [f"not before round {m['at_least']}" if m["censored"] else f"at round {m['collapse_round']}" for m in report["measured"]]
     return "measured: collapse " + ", ".join(each)
 
-# %% ../nbs/16_report.ipynb #b37f7291
+# %% ../nbs/16_report.ipynb #660af89f
 def _laws_table(report):
     "The fitted laws of one arm as a rich table."
     who = f"{report['runs']} runs" if report["runs"] > 1 else report["measured"][0]["run_id"]
-    shown = Table(title=f"{report['task']}, arm {report['arm']}: {who}, rounds 1-{report['until_round']}", title_justify="left")
+    shown = Table(title=f"{report['task']}, arm {report['arm']}: {who}, {_rounds_seen(report['until_round'])}", title_justify="left")
     for column in ("law", f"parameters ({LEVEL:.0%} interval)"): shown.add_column(column, overflow="fold")
     for column in ("log-lik.", "AICc", "weight", "in average"): shown.add_column(column, justify="right")
     for law in report["laws"]:
@@ -179,7 +183,7 @@ def _rounds_table(report):
     for r in later: shown.add_row(str(r["round"]), f"{r['accuracy']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}", f"{r['measured']:.3f}")
     return shown if later else None
 
-# %% ../nbs/16_report.ipynb #a3d93ea7
+# %% ../nbs/16_report.ipynb #3586c70a
 def print_report(
     report: dict, # as `law_report` makes it
     console: Console = None, # where to print; None: standard output
@@ -188,7 +192,9 @@ def print_report(
     console = Console() if console is None else console
     for arm in report["arms"].values():
         if arm["laws"]: console.print(_laws_table(arm))
-        for name, why in arm["left_out"].items(): console.print(f"left out: {name} ({why})", highlight=False)
+        for why in dict.fromkeys(arm["left_out"].values()):
+            names = ", ".join(name for name, reason in arm["left_out"].items() if reason == why)
+            console.print(f"left out: {names} ({why})", highlight=False, soft_wrap=True)
         failed = {law["name"]: law["failed_resamples"] for law in arm["laws"] if law["failed_resamples"]}
         if failed: console.print("refits that did not converge: " + ", ".join(f"{n} {k}" for n, k in failed.items()), highlight=False)
         if arm["note"]: console.print(f"{arm['arm']}: {arm['note']}", highlight=False, soft_wrap=True)

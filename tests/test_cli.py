@@ -60,7 +60,7 @@ def counts(tmp_path):
         (["--vote_threshold", "1.5"], "vote_threshold"),
         (["--threshold", "0"], "threshold"),
         (["--threshold", "1.01"], "threshold"),
-        (["--until_round", "0"], "until_round"),
+        (["--until_round", "-1"], "until_round"),
         (["--stop_before_collapse", "0"], "stop_before_collapse is 0"),
         (["--stop_before_collapse", "-3"], "stop_before_collapse is -3"),
         (["--stop_before_collapse", "1.5"], "1.5"),

@@ -58,15 +58,15 @@ def say(number):
 def measured_rows():
     """The rows of README's table of results, from the committed tables."""
     rows = []
-    for task, origin in (("copy", 4), ("reverse_addition", 3)):
-        reports = [law_report(read_table(path), origin)["arms"] for path in sorted((ROOT / "results" / task).glob("seed*"))]
+    for task in ("copy", "reverse_addition"):
+        tables = [read_table(path) for path in sorted((ROOT / "results" / task).glob("seed*"))]
+        reports = {origin: [law_report(table, origin, law="horizon")["arms"] for table in tables] for origin in (0, 2)}
         for arm in ("none", "mv_length"):
-            arms = [report[arm] for report in reports]
-            found = [arm["measured"][0] for arm in arms]
+            found = [report[arm]["measured"][0] for report in reports[0]]
             measured = ", ".join(f"after {run['last_round']}" if run["censored"] else str(run["collapse_round"]) for run in found)
-            calls = [arm["collapse"] for arm in arms]
-            forecast = ", ".join(f"{say(call['round'])} ({say(call['low'])} to {say(call['high'])})" for call in calls)
-            rows.append(f"| {task} | `{arm}` | {measured} | {forecast} | 1-{origin} |")
+            calls = {origin: [report[arm]["collapse"] for report in each] for origin, each in reports.items()}
+            text = [", ".join(f"{say(call['round'])} ({say(call['low'])} to {say(call['high'])})" for call in each) for each in calls.values()]
+            rows.append(f"| {task} | `{arm}` | {measured} | {text[0]} | {text[1]} |")
     return rows
 
 

@@ -1,0 +1,63 @@
+"""Judges every forecaster on every run of the sweeps, and learns the weights of their average.
+
+Runs that may be looked at are forecast with what the runs of other tasks and base strengths teach, and give `weights.json`.
+Held-out runs are forecast with `population.json` as it is, and give `forecasts/`. Hours of one core: python results/judge.py look|test [processes].
+"""
+
+import json
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+
+from si_nb.forecast import FORECASTERS
+from si_nb.horizon import fit_population, load_population, margins
+from si_nb.measurements import RUN, read_table
+from si_nb.scores import rolling_origin, stack
+
+HERE, SWEEPS, RESAMPLES, HORIZONS, DIGITS = Path(__file__).parent, ("sweep", "long"), 200, (1, 2, 4), 4
+
+
+def load(role):
+    """Counts of the runs of one role, and their settings."""
+    runs = pd.concat([pd.read_csv(HERE / name / "runs.csv", keep_default_na=False) for name in SWEEPS])
+    runs = runs.merge(pd.read_csv(HERE / "split.csv").query("role == @role")[["run_id"]], on="run_id")
+    return read_table(*[HERE / name for name in SWEEPS]).merge(runs[["run_id"]], on="run_id"), runs
+
+
+def judge_one(job, names):
+    """Scores and calls of one run."""
+    table, population = job
+    scores, calls, _ = rolling_origin(table, names, resamples=RESAMPLES, population=population)
+    return scores[scores["horizon"].isin(HORIZONS)], calls
+
+
+def judge(role, names, processes):
+    """Scores and calls of all runs of a role, long ones first."""
+    table, runs = load(role)
+    if role == "look":
+        known = margins(table).merge(runs[["run_id", "task", "max_iters"]], on=["run_id", "task"])
+        cells = known[["task", "max_iters"]].drop_duplicates()
+        left_out = {(cell.task, cell.max_iters): fit_population(known[(known["task"] != cell.task) | (known["max_iters"] != cell.max_iters)]) for cell in cells.itertuples()}
+    parts = {key[0]: part for key, part in table.groupby(RUN)}
+    runs = runs.sort_values("si_rounds", ascending=False)
+    jobs = [(parts[row.run_id], left_out[row.task, row.max_iters] if role == "look" else load_population()) for row in runs.itertuples()]
+    with ProcessPoolExecutor(processes) as pool:
+        found = list(pool.map(partial(judge_one, names=names), jobs))
+    return [pd.concat(part, ignore_index=True) for part in zip(*found)]
+
+
+if __name__ == "__main__":
+    role, processes = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    names = FORECASTERS if role == "look" else (*FORECASTERS, "average")  # best is the horizon law wherever lengths were measured
+    scores, calls = judge(role, names, processes)
+    if role == "look":
+        weights = {name: round(weight, DIGITS) for name, weight in stack(scores, names).items()}
+        (HERE / "weights.json").write_text(json.dumps(weights, indent=1) + "\n")
+    out = HERE / "forecasts" / role
+    out.mkdir(parents=True, exist_ok=True)
+    for name, part in (("scores", scores), ("calls", calls)):
+        part = part.drop(columns=["task", "arm", "seed"]).round(DIGITS)
+        part.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
