@@ -1,5 +1,7 @@
 """Scores: proper, exact on known distributions, blind to the future, paired fairly; the average's weights are the best ones."""
+import importlib.util
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -289,3 +291,18 @@ def test_stacking_survives_scores_far_apart():
     table = scored({"sure": np.full((12, 3), -2000.0), "wrong": np.full((12, 3), -9000.0)})
     weights = S.stack(table, ("sure", "wrong"), 50)
     assert np.isfinite(list(weights.values())).all() and weights["sure"] > 0.99
+
+
+def test_the_judge_of_the_committed_forecasts_works():
+    """results/judge.py, which made results/forecasts, scores a run at the rounds ahead that it promises."""
+    path = Path(__file__).parents[1] / "results" / "judge.py"
+    spec = importlib.util.spec_from_file_location("judge", path)
+    judge = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(judge)
+    table, _ = judge.load("test")
+    one = table[table["run_id"] == table["run_id"].iloc[0]]
+    scores, calls = judge.judge_one((one, None), ("horizon",))
+    assert set(scores["horizon"]) <= set(judge.HORIZONS) and calls["origin"].tolist() == list(range(len(calls)))
+    committed = pd.read_csv(path.parent / "forecasts" / "test" / "calls.csv").query("forecaster == 'horizon'")
+    committed = committed[committed["run_id"] == one["run_id"].iloc[0]].set_index("origin")
+    assert (np.abs(committed["absolute_error"].clip(upper=10) - calls.set_index("origin")["absolute_error"].clip(upper=10)) <= 1).all()
