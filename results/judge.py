@@ -56,8 +56,8 @@ if __name__ == "__main__":
     if role == "look":
         weights = {name: round(weight, DIGITS) for name, weight in stack(scores, names).items()}
         (HERE / "weights.json").write_text(json.dumps(weights, indent=1) + "\n")
-    out = HERE / "forecasts" / role
-    out.mkdir(parents=True, exist_ok=True)
-    for name, part in (("scores", scores), ("calls", calls)):
-        part = part.drop(columns=["task", "arm", "seed"]).round(DIGITS)
-        part.to_csv(out / f"{name}.csv", index=False, lineterminator="\n")
+    else:
+        (HERE / "forecasts").mkdir(exist_ok=True)
+        for name, part in (("scores", scores), ("calls", calls)):
+            part = part.drop(columns=["task", "arm", "seed"]).round(DIGITS)
+            part.to_csv(HERE / "forecasts" / f"{name}.csv", index=False, lineterminator="\n")

@@ -3,11 +3,12 @@
 # %% auto #0
 __all__ = ['LEVEL', 'ROUNDS_AHEAD', 'SMALLEST_SPREAD', 'WALKERS', 'FORECASTERS', 'CHOICES', 'collapse_round', 'Seen', 'look_back',
            'Outlook', 'shortest_interval', 'describe_parameters', 'law_outlooks', 'horizon_outlook', 'Budget',
-           'budget_factors', 'budget_outlook', 'outlooks', 'load_weights', 'mix', 'Forecast', 'check_choice',
+           'budget_factors', 'budget_outlook', 'Walker', 'outlooks', 'load_weights', 'mix', 'Forecast', 'check_choice',
            'forecast', 'predicted_rates', 'predicted_accuracy']
 
-# %% ../nbs/14_forecast.ipynb #3c67d2f6
+# %% ../nbs/14_forecast.ipynb #96e7ed7c
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,11 +244,21 @@ def budget_outlook(
     scatter = seen.population.prior(seen.series["task"].iloc[0], seen.series["arm"].iloc[0])[1].overdispersion
     return _from_paths(np.stack(path, -1), seen, rounds, scatter, describe_parameters(names, np.median(sample, 0), sample))
 
-# %% ../nbs/14_forecast.ipynb #78e4e594
-WALKERS = {"horizon": horizon_outlook, "error_budget": budget_outlook}  # name -> forecaster that walks from round to round
+# %% ../nbs/14_forecast.ipynb #b7e424f9
+@dataclass(frozen=True)
+class Walker:
+    "A law that walks from round to round."
+    formula: str # one round of it, a' for the next a
+    outlook: Callable # (seen, rounds, resamples, generator) -> Outlook; LawError when it cannot speak
+
+WALKERS = {  # name -> Walker
+    "horizon": Walker("margin' = margin - 1 + c - b max(0, 1 - margin)", horizon_outlook),
+    "error_budget": Walker("g = tau a, q = phi g / (phi g + psi (1 - g)), a' = 1 - kappa (1 - q) - rest", budget_outlook),
+}
 FORECASTERS = (*WALKERS, *LAWS, *RIVALS)  # all names, curves and rivals included
 CHOICES = ("best", "average")  # beside a name
 
+# %% ../nbs/14_forecast.ipynb #af1c4dc4
 def outlooks(
     seen: Seen, # an arm at an origin
     names: tuple, # of FORECASTERS
@@ -258,7 +269,7 @@ def outlooks(
     "Ask forecasters; those that cannot speak say why."
     found, refused, fits = {}, {}, None
     for name in (name for name in WALKERS if name in names):
-        try: found[name] = WALKERS[name](seen, rounds, resamples, generator)
+        try: found[name] = WALKERS[name].outlook(seen, rounds, resamples, generator)
         except LawError as error: refused[name] = str(error)
     curves = {name: law for name, law in {**LAWS, **RIVALS}.items() if name in names}
     try:

@@ -4,14 +4,14 @@
 __all__ = ['reproduction_number', 'reproduction_by_round', 'arm_report', 'law_report', 'collapse_line', 'measured_line',
            'print_report']
 
-# %% ../nbs/16_report.ipynb #b794d41c
+# %% ../nbs/16_report.ipynb #54223951
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from .forecast import (LEVEL, Forecast, budget_factors, check_choice, collapse_round, forecast, load_weights,
-                            predicted_accuracy)
+from .forecast import (LEVEL, WALKERS, Forecast, budget_factors, check_choice, collapse_round, forecast,
+                            load_weights, predicted_accuracy)
 from .law import LAWS, LawError
 from .measurements import MINIMAL, RUN, check_table, error_budget, trajectory
 
@@ -47,12 +47,10 @@ def reproduction_by_round(
     low, middle, high = np.quantile(number, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
     return right.index.to_frame(index=False).assign(value=middle, low=low, high=high)
 
-# %% ../nbs/16_report.ipynb #b578e674
+# %% ../nbs/16_report.ipynb #f17a0824
 def _number(value):
     "A float for JSON; None where it is not finite."
     return float(value) if value is not None and np.isfinite(value) else None
-
-_FORMULAS = {"horizon": "margin' = margin - 1 + c - b max(0, 1 - margin)", "error_budget": "g = tau a, q = phi g / (phi g + psi (1 - g)), a' = 1 - kappa (1 - q) - rest"}
 
 def _law_entry(name, forecast, weights):
     "One forecaster that could speak: its parameters with intervals, how it fits, and its weight in the average."
@@ -60,7 +58,7 @@ def _law_entry(name, forecast, weights):
     parameters = {n: {k: v if k == "unit" else _number(v) for k, v in p.items()} for n, p in outlook.parameters.items()}
     known = dict(log_likelihood=_number(fit.log_likelihood), aicc=_number(fit.aicc), weight=_number(fit.weight), converged=fit.converged) if fit else \
         dict(log_likelihood=None, aicc=None, weight=None, converged=True)
-    return dict(name=name, formula=fit.law.formula if fit else _FORMULAS[name], parameters=parameters, **known,
+    return dict(name=name, formula=fit.law.formula if fit else WALKERS[name].formula, parameters=parameters, **known,
                 average_weight=weights.get(name, 0.0), failed_resamples=outlook.failed)
 
 def _measured_entries(series, threshold):

@@ -39,35 +39,37 @@ def log_probability(
     each = coefficient + betaln(successes + rates * size, trials - successes + (1 - rates) * size) - betaln(rates * size, (1 - rates) * size)
     return np.logaddexp(logsumexp(each, axis=0) - np.log(len(rates)) + np.log1p(-UNIFORM_SHARE), np.log(UNIFORM_SHARE) - np.log(trials + 1))
 
-# %% ../nbs/15_scores.ipynb #66c70a13
+# %% ../nbs/15_scores.ipynb #2af31458
 def score_forecast(
     forecast: Forecast, # made from the first rounds
     trajectory: pd.DataFrame, # the same arm with its later rounds
     generator: np.random.Generator = None, # source of chance; None: default_rng(0)
-) -> pd.DataFrame: # run columns, round, horizon, measured, log_score, crps, inside_50, inside_90
+) -> pd.DataFrame: # run columns, round, horizon, measured, log_score, crps, inside_50, inside_90, width_50, width_90
     "Score a forecast on every measured round after its origin, up to the rounds it predicts."
     generator = np.random.default_rng(0) if generator is None else generator
     later = trajectory[(trajectory["round"] > forecast.until_round) & (trajectory["round"] <= forecast.rounds[-1]) & (trajectory["trials"] > 0)]
     successes, trials = later["successes"].to_numpy(float), later["trials"].to_numpy(float)
     rounds, measured = later["round"].to_numpy(), successes / trials
     drawn = predicted_rates(forecast, rounds, trials.astype(int), generator)
-    inside = {f"inside_{p}": (np.quantile(drawn, 0.5 - p / 200, axis=0) <= measured) & (measured <= np.quantile(drawn, 0.5 + p / 200, axis=0)) for p in (50, 90)}
+    ends = {level: np.quantile(drawn, [0.5 - level / 200, 0.5 + level / 200], axis=0) for level in (50, 90)}
+    inside = {f"inside_{level}": (low <= measured) & (measured <= high) for level, (low, high) in ends.items()}
+    width = {f"width_{level}": high - low for level, (low, high) in ends.items()}
     return later[RUN + ["round"]].assign(horizon=later["round"] - forecast.until_round, measured=measured,
         log_score=log_probability(forecast.draws[:, rounds - 1], forecast.overdispersion, successes, trials),
-        crps=ranked_probability_score(drawn, measured), **inside).reset_index(drop=True)
+        crps=ranked_probability_score(drawn, measured), **inside, **width).reset_index(drop=True)
 
-# %% ../nbs/15_scores.ipynb #6f0160c3
+# %% ../nbs/15_scores.ipynb #c62e05c2
 def score_collapse(
     forecast: Forecast, # made from the first rounds
     trajectory: pd.DataFrame, # the same arm with all that was measured
-) -> pd.DataFrame: # run columns, collapse_round, censored, at_least, last_round, forecast, low, high, absolute_error, inside_50, inside
+) -> pd.DataFrame: # run columns, collapse_round, censored, at_least, last_round, forecast, low, high, low_50, high_50, absolute_error, inside_50, inside
     "Forecast collapse round against the measured one of every run; for censored runs the smallest error that the run proves."
     found = collapse_round(trajectory, forecast.threshold)
     low, high, lower, upper = [min(end, FOREVER) for level in (LEVEL, 0.5) for end in shortest_interval(forecast.collapses, level)]
     guess, actual = FOREVER if forecast.collapse_round is None else forecast.collapse_round, found["at_least"].to_numpy(float)
     error = np.where(found["censored"], np.maximum(actual - guess, 0), np.abs(actual - guess))
     holds = lambda low, high: (found["censored"] | (actual >= low)) & (actual <= high)
-    return found.assign(forecast=np.inf if forecast.collapse_round is None else float(guess), low=low, high=high, absolute_error=error,
+    return found.assign(forecast=np.inf if forecast.collapse_round is None else float(guess), low=low, high=high, low_50=lower, high_50=upper, absolute_error=error,
                         inside_50=holds(lower, upper), inside=holds(low, high))
 
 # %% ../nbs/15_scores.ipynb #7fa47747

@@ -303,6 +303,6 @@ def test_the_judge_of_the_committed_forecasts_works():
     one = table[table["run_id"] == table["run_id"].iloc[0]]
     scores, calls = judge.judge_one((one, None), ("horizon",))
     assert set(scores["horizon"]) <= set(judge.HORIZONS) and calls["origin"].tolist() == list(range(len(calls)))
-    committed = pd.read_csv(path.parent / "forecasts" / "test" / "calls.csv").query("forecaster == 'horizon'")
+    committed = pd.read_csv(path.parent / "forecasts" / "calls.csv").query("forecaster == 'horizon'")
     committed = committed[committed["run_id"] == one["run_id"].iloc[0]].set_index("origin")
     assert (np.abs(committed["absolute_error"].clip(upper=10) - calls.set_index("origin")["absolute_error"].clip(upper=10)) <= 1).all()
