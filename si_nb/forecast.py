@@ -132,26 +132,25 @@ def law_outlooks(
                               describe_parameters({p.name: p.unit for p in fit.law.parameters}, fit.parameters, sample), int((~converged).sum()))
     return found, fits
 
-# %% ../nbs/14_forecast.ipynb #ce58512c
-def _collapses(paths, seen):
-    "Collapse round of every path (B, rounds after the origin); inf for never."
-    last = seen.series.groupby(RUN).last()
-    below = (last["successes"] < seen.threshold * last["trials"]).all() and seen.origin > 0
-    low = np.concatenate([np.full((len(paths), 1), below), paths < seen.threshold], 1)
+# %% ../nbs/14_forecast.ipynb #f6694b35
+def _collapses(paths, series, threshold):
+    "Collapse round of every path (B, rounds after those of a run); inf for never. A collapse already measured stands."
+    known, last = collapse_round(series, threshold), series.iloc[-1]
+    if not known["censored"].any(): return np.full(len(paths), float(known["collapse_round"].iloc[0]))
+    below = last["round"] > 0 and last["successes"] < threshold * last["trials"]
+    low = np.concatenate([np.full((len(paths), 1), below), paths < threshold], 1)
     both = low[:, :-1] & low[:, 1:]
-    return np.where(both.any(1), both.argmax(1) + float(seen.origin), np.inf)
+    return np.where(both.any(1), both.argmax(1) + float(last["round"]), np.inf)
 
-def _from_paths(paths, seen, rounds, overdispersion, parameters):
-    "The outlook of walked paths; rounds already seen keep what was measured."
+def _from_paths(walks, seen, rounds, overdispersion, parameters):
+    "The outlook of walks, each a trajectory and paths (B, ...) after it; rounds already seen keep what was measured."
     measured = seen.series[seen.series["round"] >= 1].groupby("round")[["successes", "trials"]].sum()
-    rates = ((measured["successes"] + 0.5) / (measured["trials"] + 1)).to_numpy()
+    rates, paths = ((measured["successes"] + 0.5) / (measured["trials"] + 1)).to_numpy(), np.concatenate([path for _, path in walks])
     accuracy = np.concatenate([np.tile(rates, (len(paths), 1)), paths], 1)[:, :rounds]
-    known = collapse_round(seen.series, seen.threshold) if seen.origin else None
-    over = known is not None and not known["censored"].any()
-    collapses = np.full(len(paths), float(known["collapse_round"].max())) if over else _collapses(paths, seen)
+    collapses = np.concatenate([_collapses(path, series, seen.threshold) for series, path in walks])
     return Outlook(accuracy, collapses, np.quantile(collapses, 0.5, method="inverted_cdf"), np.median(accuracy, 0), overdispersion, parameters)
 
-# %% ../nbs/14_forecast.ipynb #65cbc755
+# %% ../nbs/14_forecast.ipynb #3f3d4e7b
 def horizon_outlook(
     seen: Seen, # an arm at an origin
     rounds: int, # Q
@@ -164,13 +163,13 @@ def horizon_outlook(
     lengths = None if seen.table is None else seen.table[seen.table["quantity"] == "accuracy"].groupby("round")["length"].nunique()
     if lengths is None or lengths.min() < 3 or 0 not in lengths.index:
         raise LawError("the horizon law needs the base model's and every round's accuracy at three lengths or more")
-    try: runs = [run for _, run in margins(seen.table).groupby(RUN)]
+    try: runs = [run for _, run in margins(seen.table).groupby(RUN) if run["round"].max() == seen.origin]
     except TableError as error: raise LawError(f"no margin can be read: {error}") from None
     share = -(-resamples // len(runs))
     found = [course(run, seen.population, int(FOREVER) - seen.origin, share, generator) for run in runs]
     sample = np.concatenate([generator.multivariate_normal(f.known.mean, f.known.covariance, size=share) for f in found])
     values = np.mean([f.known.mean for f in found], axis=0)
-    return _from_paths(np.concatenate([f.accuracy for f in found]), seen, rounds, float(np.mean([f.overdispersion for f in found])),
+    return _from_paths([(run, f.accuracy) for run, f in zip(runs, found)], seen, rounds, float(np.mean([f.overdispersion for f in found])),
                        describe_parameters(PARAMETERS, values, sample))
 
 # %% ../nbs/14_forecast.ipynb #bef019c7
@@ -219,7 +218,7 @@ def budget_factors(
     rest = (error_after - (1.0 if kappa is None else kappa[:, None]) * wrong).mean(1)
     return Budget(raw[:, follows] / (1 - error[:, follows - 1]), pooled("kept_right"), pooled("kept_wrong"), kappa, rest)
 
-# %% ../nbs/14_forecast.ipynb #c26de991
+# %% ../nbs/14_forecast.ipynb #408072fa
 def budget_outlook(
     seen: Seen, # an arm at an origin
     rounds: int, # Q
@@ -242,7 +241,9 @@ def budget_outlook(
     names = dict(tau="share", phi="share", psi="share", kappa="1", rest="share")
     sample = np.stack([tau, factors.phi, factors.psi, kappa, factors.rest], -1)
     scatter = seen.population.prior(seen.series["task"].iloc[0], seen.series["arm"].iloc[0])[1].overdispersion
-    return _from_paths(np.stack(path, -1), seen, rounds, scatter, describe_parameters(names, np.median(sample, 0), sample))
+    ending = seen.series.groupby(RUN).filter(lambda run: run["round"].max() == seen.origin)
+    latest = collapse_round(ending, seen.threshold).sort_values("at_least")["run_id"].iloc[-1]  # carried on as one arm: over when all its runs are
+    return _from_paths([(ending[ending["run_id"] == latest], np.stack(path, -1))], seen, rounds, scatter, describe_parameters(names, np.median(sample, 0), sample))
 
 # %% ../nbs/14_forecast.ipynb #b7e424f9
 @dataclass(frozen=True)
