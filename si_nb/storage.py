@@ -245,7 +245,7 @@ def _touch_until(done, lock):
         with suppress(OSError):  # a drive that is away for a moment
             os.utime(lock)
 
-# %% ../nbs/06_storage.ipynb #6ca9e680
+# %% ../nbs/06_storage.ipynb #d28ba335
 class LockedError(RuntimeError):
     """A folder that another process is working in; the message is one line naming its host and process."""
 
@@ -267,7 +267,7 @@ def hold(
         raise StorageError(f"{lock}: cannot be written ({error.strerror}); choose another folder") from None
     def check():
         try:
-            found = lock.read_bytes()
+            found = lock.read_bytes() if lock.exists() or not folder.is_dir() else b""  # whoever took it over may have ended by now
         except OSError as error:
             gone = "the folder is gone or out of reach; nothing more is written"
             raise StorageError(f"{lock}: cannot be read ({error.strerror}): {gone}") from None

@@ -743,6 +743,13 @@ def test_an_absurd_lock_is_no_crash(nursery, tmp_path, field, value):
         assert is_one_line(error)
 
 
+def test_a_lock_that_is_gone_counts_as_taken_over(tmp_path):
+    """Whoever took a folder over may have ended: the first one still writes nothing more, and says why."""
+    with pytest.raises(LockedError, match="taken over"), hold(tmp_path) as check:
+        (tmp_path / "run.lock").unlink()
+        check()
+
+
 def race(nursery, folder, stale, racers=10):
     """Let ten processes run for one folder; what each of them said."""
     folder.mkdir()
