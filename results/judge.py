@@ -1,7 +1,7 @@
 """Judges every forecaster on every run of the sweeps, and learns the weights of their average.
 
 Runs that may be looked at are forecast with what the runs of other tasks and base strengths teach, and give `weights.json`.
-Held-out runs are forecast with `population.json` as it is, and give `forecasts/`. Hours of one core: python results/judge.py look|test [processes].
+Held-out runs are forecast with `population.json` as it is, and give `forecasts/`. A quarter of an hour of one core each: python results/judge.py look|test [processes].
 """
 
 import json
