@@ -4,12 +4,12 @@
 __all__ = ['FLAGS', 'LENGTH_CURVES', 'SHORTEST', 'LONGEST', 'CurveError', 'falling', 'horizon', 'counts_by_length', 'horizons',
            'crossing_length', 'fit_curve', 'left_out', 'compare_curves']
 
-# %% ../nbs/12_curves.ipynb #320e0b17
+# %% ../nbs/12_curves.ipynb #59d532a8
 from itertools import product
 
 import numpy as np
 import pandas as pd
-from scipy.special import expit, gammainc, gammaincc, gammaincinv, logit
+from scipy.special import gammainc, gammaincc, gammaincinv, logit
 
 from .law import PRIOR_OVERDISPERSION, PRIOR_POINTS, Law, Parameter, corrected_akaike, fit_batch, log_likelihood
 from .measurements import RUN, accuracy_by_length, trajectory

@@ -3,13 +3,13 @@
 # %% auto #0
 __all__ = ['RESAMPLES', 'forecast_so_far', 'reason_to_stop', 'SustainabilityMonitor', 'stop_before_collapse']
 
-# %% ../nbs/17_monitor.ipynb #6084a942
+# %% ../nbs/17_monitor.ipynb #4cfd7645
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
 
-from .forecast import LEVEL, Forecast, check_choice, collapse_round, forecast
+from .forecast import LEVEL, Forecast, check_choice, check_threshold, collapse_round, forecast
 from .law import LawError
 from .measurements import RUN, TableError, check_table, trajectory
 from .report import reproduction_number
@@ -54,11 +54,11 @@ def reason_to_stop(
     high = "never" if found.high is None else found.high
     return f"collapse below {threshold:g} forecast at round {found.collapse_round} ({LEVEL:.0%} interval {found.low} to {high}) by {found.law}"
 
-# %% ../nbs/17_monitor.ipynb #76cb0f07
+# %% ../nbs/17_monitor.ipynb #66706e1d
 def _check(within, threshold, law):
     "Refuse what could never work before the first round."
     if within != int(within) or within < 1: raise LawError(f"a collapse within {within} rounds; give a whole number, 1 or more")
-    if not 0 < threshold <= 1: raise LawError(f"threshold {threshold} is outside (0, 1]; give an accuracy such as 0.5")
+    check_threshold(threshold)
     check_choice(law)
 
 

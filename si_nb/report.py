@@ -4,15 +4,15 @@
 __all__ = ['reproduction_number', 'reproduction_by_round', 'arm_report', 'law_report', 'collapse_line', 'measured_line',
            'print_report']
 
-# %% ../nbs/16_report.ipynb #54223951
+# %% ../nbs/16_report.ipynb #a874dc3f
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from .forecast import (LEVEL, WALKERS, Forecast, budget_factors, check_choice, collapse_round, forecast,
+from .forecast import (LEVEL, WALKERS, Forecast, budget_factors, check_choice, check_threshold, collapse_round, forecast,
                             load_weights, predicted_accuracy)
-from .law import LAWS, LawError
+from .law import LawError
 from .measurements import MINIMAL, RUN, check_table, error_budget, trajectory
 
 # %% ../nbs/16_report.ipynb #cfc96ca9
@@ -102,7 +102,7 @@ def _no_law(series, threshold, line):
                 collapse=dict(threshold=float(threshold), round=None, low=None, high=None, level=LEVEL, probability_by_last_round=None, sustained_probability=None),
                 measured=_measured_entries(series, threshold), rounds=[], reproduction_number=dict(value=None, low=None, high=None))
 
-# %% ../nbs/16_report.ipynb #02c01f25
+# %% ../nbs/16_report.ipynb #3dc7baaa
 def _subjects(series):
     "What each fit is of: an arm's runs as repeats of each other, or each run alone where a seed occurs twice."
     runs = series[RUN].drop_duplicates()
@@ -122,7 +122,7 @@ def law_report(
     """Fit, compare and forecast every arm of a table; runs of an arm that differ in more than the seed each by themselves.
 
     Raises: TableError for a table that is none; LawError when no arm can be fitted. One line each."""
-    if not 0 < threshold <= 1: raise LawError(f"threshold {threshold} is outside (0, 1]; give an accuracy such as 0.5")
+    check_threshold(threshold)
     check_choice(law)
     is_table = "quantity" in table or set(table.columns) == set(MINIMAL)
     table = check_table(table) if is_table else table

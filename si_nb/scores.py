@@ -4,15 +4,15 @@
 __all__ = ['UNIFORM_SHARE', 'SHARES', 'ranked_probability_score', 'log_probability', 'score_forecast', 'score_collapse',
            'rolling_origin', 'at_shares', 'compare', 'stack']
 
-# %% ../nbs/15_scores.ipynb #dc291ded
+# %% ../nbs/15_scores.ipynb #79c1368f
 import numpy as np
 import pandas as pd
-from scipy.special import betaln, gammaln, logsumexp
+from scipy.special import logsumexp
 
 from .forecast import FORECASTERS, LEVEL, Forecast, collapse_round, forecast, predicted_rates, shortest_interval
-from .horizon import Population
-from .law import FOREVER, LAWS, LawError, crossing_round, first_round_below, simulate_run
-from .measurements import RUN, read_table, results_folder, trajectory
+from .horizon import Population, load_population
+from .law import FOREVER, LawError, log_likelihood
+from .measurements import RUN, trajectory
 
 # %% ../nbs/15_scores.ipynb #eb02e038
 def ranked_probability_score(
@@ -24,7 +24,7 @@ def ranked_probability_score(
     position = (2 * np.arange(1, size + 1) - size - 1)[:, None]
     return np.abs(draws - outcome).mean(0) - (position * ordered).sum(0) / size**2
 
-# %% ../nbs/15_scores.ipynb #3cd49367
+# %% ../nbs/15_scores.ipynb #0fe717f7
 UNIFORM_SHARE = 1e-3  # of every forecast, spread over all counts
 
 def log_probability(
@@ -34,9 +34,7 @@ def log_probability(
     trials: np.ndarray, # (Q,) counts
 ) -> np.ndarray: # (Q,) nats
     "Log-probability of counts under a mixture of beta-binomials and a small uniform share."
-    rates, size = np.clip(rates, 1e-6, 1 - 1e-6), 1 / np.maximum(overdispersion, 1e-6)[:, None] - 1
-    coefficient = gammaln(trials + 1) - gammaln(successes + 1) - gammaln(trials - successes + 1)
-    each = coefficient + betaln(successes + rates * size, trials - successes + (1 - rates) * size) - betaln(rates * size, (1 - rates) * size)
+    each = log_likelihood(-np.log(np.clip(rates, 1e-6, 1 - 1e-6)), successes, trials, np.maximum(overdispersion, 1e-6)[:, None])
     return np.logaddexp(logsumexp(each, axis=0) - np.log(len(rates)) + np.log1p(-UNIFORM_SHARE), np.log(UNIFORM_SHARE) - np.log(trials + 1))
 
 # %% ../nbs/15_scores.ipynb #2af31458
@@ -72,7 +70,7 @@ def score_collapse(
     return found.assign(forecast=np.inf if forecast.collapse_round is None else float(guess), low=low, high=high, low_50=lower, high_50=upper, absolute_error=error,
                         inside_50=holds(lower, upper), inside=holds(low, high))
 
-# %% ../nbs/15_scores.ipynb #7fa47747
+# %% ../nbs/15_scores.ipynb #06314940
 def rolling_origin(
     table: pd.DataFrame, # measurement table of any number of runs
     names: tuple = FORECASTERS, # forecasters to judge
@@ -82,7 +80,7 @@ def rolling_origin(
     population: Population = None, # what other runs teach; None: the one that comes with si_nb
 ) -> tuple: # scores per run, origin, forecaster, round; calls per run, origin, forecaster; refusals: run, origin, forecaster, why
     "Forecast every run from every round before its end, and score each forecast on what followed."
-    scores, calls, refusals, runs = [], [], [], trajectory(table)
+    scores, calls, refusals, runs, population = [], [], [], trajectory(table), population or load_population()
     for key, run in runs.groupby(RUN):
         rows, end = table.merge(run[RUN].drop_duplicates(), on=RUN), collapse_round(run, threshold)
         for origin in range(min(end["at_least"].iloc[0], end["last_round"].iloc[0])):

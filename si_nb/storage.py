@@ -245,7 +245,7 @@ def _touch_until(done, lock):
         with suppress(OSError):  # a drive that is away for a moment
             os.utime(lock)
 
-# %% ../nbs/06_storage.ipynb #d28ba335
+# %% ../nbs/06_storage.ipynb #9cc26bd5
 class LockedError(RuntimeError):
     """A folder that another process is working in; the message is one line naming its host and process."""
 
@@ -265,14 +265,18 @@ def hold(
         _acquire(lock, content)
     except OSError as error:
         raise StorageError(f"{lock}: cannot be written ({error.strerror}); choose another folder") from None
+    taken = f"{folder}: another process has taken over here, after ten silent minutes of this one; nothing more is written"
+
     def check():
         try:
-            found = lock.read_bytes() if lock.exists() or not folder.is_dir() else b""  # whoever took it over may have ended by now
+            found = lock.read_bytes()
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and folder.is_dir():
+                raise LockedError(taken) from None  # whoever took it over has ended by now
             gone = "the folder is gone or out of reach; nothing more is written"
             raise StorageError(f"{lock}: cannot be read ({error.strerror}): {gone}") from None
         if found != content:
-            raise LockedError(f"{folder}: another process has taken over here, after ten silent minutes of this one; nothing more is written")
+            raise LockedError(taken)
 
     heart = threading.Thread(target=_touch_until, args=(done, lock), daemon=True)
     heart.start()
