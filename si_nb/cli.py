@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'make_parser', 'CommandError', 'forecast_origin',
-           'law_command', 'figures_command', 'run_command', 'sweep_command', 'main']
+           'law_command', 'figures_command', 'run_command', 'cost_command', 'sweep_command', 'main']
 
 # %% ../nbs/23_cli.ipynb #4b9341b3
 import argparse
@@ -86,7 +86,7 @@ def _add_table_command(commands, name, meaning):
     _add_law_flags(command)
     return command
 
-# %% ../nbs/23_cli.ipynb #af8eef7d
+# %% ../nbs/23_cli.ipynb #4a4324cb
 _RUN_EXAMPLES = """examples:
   si_nb run --preset quick                                       the main job, minutes on two CPU cores
   si_nb run --max_iters 100 --si_rounds 1 --si_iter 100 --bias   full size, but few steps
@@ -95,16 +95,27 @@ _RUN_EXAMPLES = """examples:
   si_nb run --skip_base_model_train --models_dir models          rounds only, from base models that are there"""
 
 
-def _add_run(commands):
+def _add_experiment(commands, name, meaning, description):
     from si_nb.runs import PRESETS, RunConfig
 
-    run = commands.add_parser("run", help="run an experiment and forecast its collapse", description=_RUN_EXAMPLES)
-    run.add_argument("--preset", help=f"a named setting: {', '.join(PRESETS)}; other flags change it")
-    add_config_flags(run, RunConfig)
+    command = commands.add_parser(name, help=meaning, description=description)
+    command.add_argument("--preset", help=f"a named setting: {', '.join(PRESETS)}; other flags change it")
+    add_config_flags(command, RunConfig)
+    return command
+
+
+def _add_run(commands):
+    run = _add_experiment(commands, "run", "run an experiment and forecast its collapse", _RUN_EXAMPLES)
     _add_place_flags(run)
     _add_law_flags(run)
     stop = "stop an arm when its collapse is forecast at most ROUNDS rounds after its newest one (default: never)"
     run.add_argument("--stop_before_collapse", type=int, metavar="ROUNDS", help=stop)
+
+# %% ../nbs/23_cli.ipynb #9961258e
+def _add_cost(commands):
+    meaning = "say how long a run will take on this machine and how much memory it needs"
+    cost = _add_experiment(commands, "cost", meaning, f"{meaning}; a few pieces of it are tried out, nothing is written")
+    cost.add_argument("--json", action="store_true", help="print JSON: seconds and bytes")
 
 # %% ../nbs/23_cli.ipynb #60a8b6db
 _SWEEP_EXAMPLES = """example, a file grid.toml:
@@ -129,15 +140,16 @@ def _add_sweep(commands):
     sweep.add_argument("--executor", default="local", help="local, slurm, or submitit for a trial of the latter (default: local)")
     sweep.add_argument("--jobs", type=int, default=1, help="jobs at the same time, here or in the queue (default: 1)")
 
-# %% ../nbs/23_cli.ipynb #61b1969c
+# %% ../nbs/23_cli.ipynb #85ece1f0
 def make_parser(
     command: str | None = None,  # the command that will be parsed; None for all
 ) -> OneLineParser:  # knows the commands
-    """The parser; `run` is left out, with the imports it needs, when another command is asked for."""
+    """The parser; `run` and `cost` are left out, with the imports they need, when another command is asked for."""
     parser = OneLineParser(prog="si_nb", description="How long can a transformer teach itself?")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|sweep|law|figures")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|cost|sweep|law|figures")
     if command not in ("sweep", "law", "figures"):
         _add_run(commands)
+        _add_cost(commands)
     _add_sweep(commands)
     law = _add_table_command(commands, "law", "fit laws to measured tables and forecast the collapse")
     law.add_argument("--law", default="best", help="best, average, horizon, error_budget, or the name of a curve such as weibull (default: best)")
@@ -251,6 +263,21 @@ def run_command(
         until_round = forecast_origin(config.si_rounds) if args.until_round is None else args.until_round
         _report_run(read_table(folder.measurements), until_round, args.threshold, folder)
 
+# %% ../nbs/23_cli.ipynb #a0e1ce0a
+def cost_command(
+    args: argparse.Namespace,  # flags of the configuration, json
+) -> None:
+    """Estimate time and memory of a run."""
+    from si_nb.cost import CostError, cost_report, estimate, print_cost
+    from si_nb.runs import ConfigError
+    from si_nb.trainer import DeviceError
+
+    try:
+        cost = estimate(_config_from(args))
+    except (ConfigError, DeviceError, CostError) as error:
+        raise CommandError(str(error)) from None
+    print(json.dumps(cost_report(cost), indent=1)) if args.json else print_cost(cost)
+
 # %% ../nbs/23_cli.ipynb #77749eb7
 def sweep_command(
     args: argparse.Namespace,  # grid, out, executor, jobs
@@ -272,8 +299,8 @@ def sweep_command(
         print("table:", Path(args.out) / "measurements.csv")
     return int(len(failed) > 0)
 
-# %% ../nbs/23_cli.ipynb #1e020928
-COMMANDS = {"run": run_command, "sweep": sweep_command, "law": law_command, "figures": figures_command}
+# %% ../nbs/23_cli.ipynb #7d978e68
+COMMANDS = {"run": run_command, "cost": cost_command, "sweep": sweep_command, "law": law_command, "figures": figures_command}
 
 
 def main(
