@@ -3,8 +3,8 @@
 # %% auto #0
 __all__ = ['PATIENCE', 'PIECES', 'synchronize', 'median_seconds', 'matmul_rate', 'copy_rate', 'training_flops', 'input_tokens',
            'training_rows', 'mixture_shares', 'plan', 'seconds_each', 'Stage', 'training_pieces', 'label_pieces',
-           'measuring_pieces', 'peak_memory', 'rehearse', 'CostError', 'rehearse_apart', 'Estimate', 'estimate',
-           'in_words', 'cost_report', 'print_cost']
+           'measuring_pieces', 'peak_memory', 'rehearse', 'CostError', 'Estimate', 'estimate', 'in_words',
+           'cost_report', 'print_cost']
 
 # %% ../nbs/20_cost.ipynb #76e3709a
 import json
@@ -290,7 +290,7 @@ def rehearse(
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {"seconds": work["seconds"].tolist(), "memory": peak_memory(), "device_memory": on_device}
 
-# %% ../nbs/20_cost.ipynb #58e4b5b5
+# %% ../nbs/20_cost.ipynb #fcf191a6
 class CostError(ValueError):
     """A rehearsal that failed."""
 
@@ -304,13 +304,8 @@ done = rehearse(make_config(**json.load(sys.stdin)), float(sys.argv[1]))
 print(json.dumps(done | {"inside": time.perf_counter() - start}))"""
 
 
-def rehearse_apart(
-    config: RunConfig,  # the experiment
-    patience: float = PATIENCE,  # seconds that each piece is rehearsed at least
-) -> dict:  # of rehearse, with the seconds that the process took to start
-    """A rehearsal in a fresh process.
-
-    Raises: CostError when it fails."""
+def _rehearse_apart(config, patience):
+    """A rehearsal in a fresh process, with the seconds that the process took to start."""
     start, settings = time.perf_counter(), json.dumps(identity(config) | {"device": config.device})
     child = subprocess.run([sys.executable, "-c", _CHILD, str(patience)], input=settings, capture_output=True, text=True, check=False)
     if child.returncode:
@@ -319,7 +314,7 @@ def rehearse_apart(
     done = json.loads(child.stdout)
     return done | {"start": time.perf_counter() - start - done.pop("inside")}
 
-# %% ../nbs/20_cost.ipynb #d4a16645
+# %% ../nbs/20_cost.ipynb #8a1e4008
 class Estimate(NamedTuple):
     """What a run will cost."""
 
@@ -336,7 +331,7 @@ def estimate(
 
     Raises: DeviceError when the device is not there, CostError when the rehearsal fails."""
     choose_device(config.device)
-    work, done = plan(config), rehearse_apart(config, patience)
+    work, done = plan(config), _rehearse_apart(config, patience)
     seconds = work[["least", "pieces", "most"]].mul(work["jobs"] * np.array(done["seconds"]), axis=0)
     phases = seconds.set_axis(["least", "seconds", "most"], axis=1).groupby(work["phase"], sort=False).sum()
     phases.loc["start"] = done["start"]
