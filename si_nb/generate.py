@@ -11,79 +11,150 @@ from .model import GPT, KeyValueCache
 from .tasks import Problems, is_right
 from .tokenizer import END, PAD
 
-# %% ../nbs/03_generate.ipynb #a930f532
-def _decode_batch(model, prompts, max_new_tokens):
-    """Greedy tokens of one batch, as wide as its longest answer."""
+# %% ../nbs/03_generate.ipynb #080c0b15
+_TOKENS_PER_PASS = {"cpu": 4_096}  # tokens of all sequences of a pass together
+_TOKENS_ELSEWHERE = 65_536
+
+
+def _parts(model, count, length, batch_size):
+    """Slices of at most batch_size sequences; by default as many as suit the device."""
+    size = batch_size or max(1, _TOKENS_PER_PASS.get(model.head.weight.device.type, _TOKENS_ELSEWHERE) // length)
+    return [slice(start, start + size) for start in range(0, count, size)]
+
+# %% ../nbs/03_generate.ipynb #d16b1080
+def _make_cache(model, batch, length):
+    """An empty cache, of the type in which keys and values arrive: autocast's while it is on, else the weights' own."""
     weight = model.head.weight
-    tokens = torch.as_tensor(prompts, device=weight.device).long()
-    room = prompts.shape[1] + max_new_tokens - 1  # the last token chosen is never read
-    cache = KeyValueCache(model.config, len(prompts), room, weight.device, _activation_type(weight))
-    ended = torch.zeros(len(prompts), dtype=torch.bool, device=weight.device)
+    kind = weight.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+    return KeyValueCache(model.config, batch, length, weight.device, dtype)
+
+
+def _decode(model, prompts, max_new_tokens):
+    """Greedy tokens of one batch, as wide as its longest answer."""
+    tokens = torch.as_tensor(prompts, device=model.head.weight.device).long()
+    cache = _make_cache(model, len(prompts), prompts.shape[1] + max_new_tokens - 1)  # the last token chosen is never read
+    ended = torch.zeros(len(prompts), dtype=torch.bool, device=tokens.device)
     decoded = []
     while len(decoded) < max_new_tokens and not ended.all():
-        following = model(tokens, cache)[:, -1].argmax(dim=-1)
-        following = following.masked_fill(ended, PAD)
+        following = model(tokens, cache)[:, -1].argmax(dim=-1).masked_fill(ended, PAD)
         ended |= following == END
         decoded.append(following)
         tokens = following[:, None]
     return torch.stack(decoded, dim=1).cpu().numpy().astype(np.uint8)
 
+# %% ../nbs/03_generate.ipynb #5b28e706
+_WORTHWHILE = 0.7  # share of tokens that drafts must settle to save time on a CPU
 
-def _activation_type(weight):
-    """Type in which keys and values arrive: autocast's while it is on, else the weights' own."""
-    kind = weight.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
 
-# %% ../nbs/03_generate.ipynb #a9b44324
 @torch.inference_mode()
 def generate(
     model: GPT,  # in evaluation mode
     prompts: np.ndarray,  # (N, prompt width) uint8 tokens
     max_new_tokens: int,  # room for the answer, end mark included
-    batch_size: int = 1024,  # sequences decoded together
+    batch_size: int | None = None,  # sequences decoded together; default: as many as suit the device
+    drafts: np.ndarray | None = None,  # (N, width) uint8 guesses at the answers, which save time and change nothing
 ) -> np.ndarray:  # (N, max_new_tokens) uint8 tokens, PAD after the end mark
     """Greedy answers to equally long prompts."""
     answers = np.full((len(prompts), max_new_tokens), PAD, dtype=np.uint8)
-    for start in range(0, len(prompts), batch_size):
-        batch = answers[start : start + batch_size]
-        decoded = _decode_batch(model, prompts[start : start + batch_size], max_new_tokens)
-        batch[:, : decoded.shape[1]] = decoded
+    unsure, settled = np.zeros(len(prompts), dtype=bool), 1.0
+    for part in _parts(model, len(prompts), prompts.shape[1] + max_new_tokens, batch_size):
+        if drafts is None or settled < _WORTHWHILE:
+            decoded = _decode(model, prompts[part], max_new_tokens)
+        else:
+            decoded, unsure[part], settled = _decode_drafted(model, prompts[part], drafts[part], max_new_tokens)
+        answers[part, : decoded.shape[1]] = decoded
+    if unsure.any():
+        answers[unsure] = generate(model, prompts[unsure], max_new_tokens, batch_size)
     return answers
 
-# %% ../nbs/03_generate.ipynb #aee5f510
+# %% ../nbs/03_generate.ipynb #76bff885
 NEAR_TIE = 1e-3  # gap between the two best logits, in nats; fp32 rounding moves logits by less than 1e-4
 NEAR_TIE_LOW_PRECISION = 0.25  # the same where activations have 8 to 11 significant bits
 
 
-def _verify_batch(model, prompts, answers):
-    """Right and near-tied items of one batch."""
-    device = model.head.weight.device
-    tokens = torch.as_tensor(np.concatenate([prompts, answers], axis=1), device=device).long()
-    logits = model(tokens[:, :-1])[:, prompts.shape[1] - 1 :].float()
-    target = tokens[:, prompts.shape[1] :]
-    best = logits.topk(2, dim=-1)
-    tolerance = NEAR_TIE_LOW_PRECISION if torch.is_autocast_enabled(device.type) else NEAR_TIE
-    counts = target != PAD
-    wrong = counts & (best.indices[..., 0] != target)
-    close = counts & (best.values[..., 0] - best.values[..., 1] < tolerance)
-    sure_error = wrong & ~close
-    return (~wrong.any(dim=1)).cpu().numpy(), (close.any(dim=1) & ~sure_error.any(dim=1)).cpu().numpy()
+def _choose(logits):
+    """Greedy tokens, and which of them are near-ties."""
+    tolerance = NEAR_TIE_LOW_PRECISION if torch.is_autocast_enabled(logits.device.type) else NEAR_TIE
+    best = logits.float().topk(2, dim=-1)
+    return best.indices[..., 0], best.values[..., 0] - best.values[..., 1] < tolerance
 
-# %% ../nbs/03_generate.ipynb #40cc8f36
+
+def _read(model, prompts, answers, cache=None):
+    """What the model chooses after each prompt and after each token of a given answer, and which choices are near-ties."""
+    tokens = torch.as_tensor(np.concatenate([prompts, answers], axis=1), device=model.head.weight.device).long()
+    return _choose(model(tokens, cache)[:, prompts.shape[1] - 1 :])
+
+# %% ../nbs/03_generate.ipynb #b541289c
+def _verify(model, prompts, answers):
+    """Right and unsure items of one batch."""
+    chosen, close = _read(model, prompts, answers[:, :-1])
+    target = torch.as_tensor(answers, device=chosen.device)
+    counts = target != PAD
+    wrong, close = counts & (chosen != target), counts & close
+    clear_error = (wrong & ~close).any(dim=1)
+    return (~wrong.any(dim=1)).cpu().numpy(), (close.any(dim=1) & ~clear_error).cpu().numpy()
+
+# %% ../nbs/03_generate.ipynb #84c5db09
 @torch.inference_mode()
 def exact_match(
     model: GPT,  # in evaluation mode
     problems: Problems,  # one length
-    batch_size: int = 1024,  # sequences per pass
+    batch_size: int | None = None,  # sequences per pass; default: as many as suit the device
 ) -> tuple[np.ndarray, int]:  # (N,) bool, and the number of items that had to be decoded
     """Whether the greedy answer to each problem is right, by one pass over prompt and true answer."""
     prompts, answers = problems
     right = np.zeros(len(prompts), dtype=bool)
     unsure = np.zeros(len(prompts), dtype=bool)
-    for start in range(0, len(prompts), batch_size):
-        part = slice(start, start + batch_size)
-        right[part], unsure[part] = _verify_batch(model, prompts[part], answers[part])
+    for part in _parts(model, len(prompts), prompts.shape[1] + answers.shape[1], batch_size):
+        right[part], unsure[part] = _verify(model, prompts[part], answers[part])
     again = np.flatnonzero(unsure)
     if len(again):
         right[again] = is_right(generate(model, prompts[again], answers.shape[1], batch_size), answers[again])
     return right, len(again)
+
+# %% ../nbs/03_generate.ipynb #abb2c8ff
+def _follow(drafts, chosen):
+    """The place at which each draft stops to be the greedy answer: its first own token, its end, or the end of the draft."""
+    columns = torch.arange(chosen.shape[1], device=chosen.device)
+    stops = (chosen != drafts) | (chosen == END) | (columns == columns[-1])
+    return stops.int().argmax(dim=1)
+
+# %% ../nbs/03_generate.ipynb #f46f834c
+def _decode_on(model, cache, answers, stop, prompt_width):
+    """Complete answers, (open, max_new_tokens), that are known up to their stops, which rise; which of them met a near-tie."""
+    begun = torch.bincount(stop, minlength=answers.shape[1]).cumsum(0).tolist()
+    ended, unsure = torch.zeros_like(stop, dtype=torch.bool), torch.zeros_like(stop, dtype=torch.bool)
+    for place in range(int(stop[0]), answers.shape[1] - 1):
+        rows = slice(begun[place])
+        cache.filled = prompt_width + place
+        following, close = _choose(model(answers[rows, place][:, None], cache)[:, -1])
+        following = following.masked_fill(ended[rows], PAD)
+        unsure[rows] |= close & ~ended[rows]
+        ended[rows] |= following == END
+        answers[rows, place + 1] = following
+        if ended.all():
+            break
+    return answers, unsure
+
+# %% ../nbs/03_generate.ipynb #f29d6fc8
+def _decode_drafted(model, prompts, drafts, max_new_tokens):
+    """Greedy tokens of one batch, which answers are unsure because of a near-tie, and the share of tokens that the drafts settled."""
+    fed = min(int((drafts < END).any(axis=0).sum()), max_new_tokens - 1)
+    cache = _make_cache(model, len(prompts), prompts.shape[1] + max_new_tokens - 1)
+    chosen, close = _read(model, prompts, drafts[:, :fed], cache)
+    width = fed + 1  # choices made: one after the prompt, one after each token fed
+    padded = np.full((len(drafts), width), PAD, dtype=np.uint8)
+    padded[:, : min(width, drafts.shape[1])] = drafts[:, :width]
+    stop = _follow(torch.as_tensor(padded, device=chosen.device), chosen)
+    behind = torch.arange(width, device=stop.device) > stop[:, None]
+    unsure = (close & ~behind).any(dim=1)
+    answers = chosen.new_full((len(prompts), max_new_tokens), PAD)
+    answers[:, :width] = chosen.masked_fill(behind, PAD)
+    still_open = ~unsure & (stop < max_new_tokens - 1) & (chosen.gather(1, stop[:, None])[:, 0] != END)
+    order = torch.where(still_open, stop, max_new_tokens).argsort(stable=True)[: int(still_open.sum())]
+    if len(order):
+        cache.keep(order)
+        answers[order], unsure[order] = _decode_on(model, cache, answers[order], stop[order], prompts.shape[1])
+    answers = answers.cpu().numpy().astype(np.uint8)
+    return answers, unsure.cpu().numpy(), (int(stop.sum()) + len(stop)) / max(1, np.count_nonzero(answers != PAD))

@@ -35,7 +35,7 @@ class ModelConfig:
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must be in [0, 1)")
 
-# %% ../nbs/02_model.ipynb #438a30ef
+# %% ../nbs/02_model.ipynb #d7c600e5
 class KeyValueCache:
     """Keys and values of the tokens seen so far, one pair of arrays per block."""
 
@@ -54,12 +54,19 @@ class KeyValueCache:
     def extend(
         self,
         layer: int,  # block that asks
-        keys_values: torch.Tensor,  # (2, batch, heads, new tokens, head width)
-    ) -> torch.Tensor:  # (2, batch, heads, tokens so far, head width)
-        """Store the new keys and values of one block and return all that the block has seen."""
-        end = self.filled + keys_values.shape[3]
-        self.stored[:, layer, :, :, self.filled : end] = keys_values
-        return self.stored[:, layer, :, :, :end]
+        keys_values: torch.Tensor,  # (2, rows, heads, new tokens, head width), of the first rows sequences
+    ) -> torch.Tensor:  # (2, rows, heads, tokens so far, head width)
+        """Store the new keys and values of one block and return all that it has seen of these sequences."""
+        rows, end = keys_values.shape[1], self.filled + keys_values.shape[3]
+        self.stored[:, layer, :rows, :, self.filled : end] = keys_values
+        return self.stored[:, layer, :rows, :, :end]
+
+    def keep(
+        self,
+        rows: torch.Tensor,  # (kept,) int64 sequences, in their new order
+    ) -> None:
+        """Forget all other sequences."""
+        self.stored = self.stored.index_select(2, rows)
 
 # %% ../nbs/02_model.ipynb #f8e129d2
 class Packing(NamedTuple):
@@ -92,7 +99,18 @@ def _padded(x, packing):
 def _packed(x, packing):
     return x if packing is None else packing.pack(x)
 
-# %% ../nbs/02_model.ipynb #7e1bbf9f
+# %% ../nbs/02_model.ipynb #33164031
+def _attend(heads, dropout):
+    """Causal attention of all tokens at once; heads are (3, batch, heads, length, head width)."""
+    queries, keys, values = heads.unbind(0)
+    if dropout or not heads.requires_grad or heads.device.type != "cpu":
+        return F.scaled_dot_product_attention(queries, keys, values, dropout_p=dropout, is_causal=True)
+    future = heads.new_full((heads.shape[3], heads.shape[3]), -torch.inf).triu(1)
+    queries, keys, values = (part.flatten(0, 1) for part in (queries, keys, values))
+    weights = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=heads.shape[4] ** -0.5).softmax(dim=-1)
+    return torch.bmm(weights, values).unflatten(0, heads.shape[1:3])
+
+# %% ../nbs/02_model.ipynb #b5a86ffd
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
@@ -114,8 +132,10 @@ class Attention(nn.Module):
     ) -> torch.Tensor:  # shape of x
         """What every token gathers from itself and the tokens before it."""
         heads = _padded(self.queries_keys_values(x), packing).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
-        keys, values = heads[1:] if cache is None else cache.extend(self.layer, heads[1:])
-        y = F.scaled_dot_product_attention(heads[0], keys, values, dropout_p=self.dropout * self.training, is_causal=heads.shape[3] > 1)
+        if cache is None:
+            y = _attend(heads, self.dropout * self.training)
+        else:
+            y = F.scaled_dot_product_attention(heads[0], *cache.extend(self.layer, heads[1:]), is_causal=heads.shape[3] > 1)
         return self.projection(_packed(y.transpose(1, 2).flatten(2), packing))
 
 # %% ../nbs/02_model.ipynb #656e3341

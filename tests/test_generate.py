@@ -95,7 +95,7 @@ def test_exact_match_is_decoding_in_low_precision(trained):
 def test_near_ties_are_decoded(trained, monkeypatch):
     """With a tolerance that makes everything a near-tie, every item is decoded, and what counts is the decoded answer."""
     task, model = trained
-    problems = problems_of(task, 3)
+    problems = problems_of(task, 2)
     usual, _ = exact_match(model, problems)
     monkeypatch.setattr(si_nb.generate, "NEAR_TIE", 1e9)
     right, again = exact_match(model, problems, batch_size=300)
@@ -119,3 +119,83 @@ def test_no_items_no_answers(trained):
     task, model = trained
     prompts = problems_of(task, 2).prompts[:0]
     assert generate(model, prompts, 5).shape == (0, 5)
+    assert generate(model, prompts, 5, drafts=prompts).shape == (0, 5)
+
+
+def make_drafts(kind, task, answers, room):
+    """Guesses of many kinds."""
+    rng = np.random.default_rng(0)
+    false = np.where((rng.random(answers.shape) < 0.1) & (answers < 10), (answers + 1) % 10, answers)
+    ended = np.where(np.arange(answers.shape[1]) == 1, END, answers)
+    return {
+        "true": answers, "partly false": false.astype(np.uint8), "of another problem": answers[::-1], "too short": answers[:, :1],
+        "empty": answers[:, :0], "ended early": ended.astype(np.uint8), "without an end": np.where(answers == END, 7, answers).astype(np.uint8),
+        "random": rng.integers(0, 14, (len(answers), room + 3), dtype=np.uint8),
+    }[kind]  # fmt: skip
+
+
+KINDS = ("true", "partly false", "of another problem", "too short", "empty", "ended early", "without an end", "random")
+
+
+@pytest.mark.parametrize("length", [2, 4])
+def test_drafts_change_nothing(trained, length, monkeypatch):
+    """Whatever the drafts and however many of their tokens are used, the answers are those of plain decoding."""
+    task, model = trained
+    monkeypatch.setattr(si_nb.generate, "_WORTHWHILE", 0)  # draft to the end, though it costs time
+    problems = problems_of(task, length)
+    for room in (problems.answers.shape[1] + 2, 1):
+        plain = generate_plainly(model, problems.prompts, room)
+        for kind in KINDS:
+            drafted = generate(model, problems.prompts, room, 97, make_drafts(kind, task, problems.answers, room))
+            assert (drafted == plain).all(), (kind, room)
+
+
+def test_true_drafts_settle_right_answers(trained, monkeypatch):
+    """The point of drafts: no answer that is right is decoded, unless it is a near-tie."""
+    task, model = trained
+    problems, decoded = problems_of(task, 2), []
+    decode_on = si_nb.generate._decode_on
+    monkeypatch.setattr(si_nb.generate, "_decode_on", lambda model, cache, answers, *rest: decoded.append(len(answers)) or decode_on(model, cache, answers, *rest))
+    answers = generate(model, problems.prompts, problems.answers.shape[1] + 1, 1024, problems.answers)
+    right = int(is_right(answers, problems.answers).sum())
+    assert right > 0 and sum(decoded) <= ITEMS - right
+
+
+def test_near_ties_of_drafts_are_decoded_plainly(trained, monkeypatch):
+    """With a tolerance that makes everything a near-tie, every answer comes from plain decoding."""
+    task, model = trained
+    problems, decoded = problems_of(task, 4), []
+    room = problems.answers.shape[1] + 1
+    plain = generate(model, problems.prompts, room)
+    decode = si_nb.generate._decode
+    monkeypatch.setattr(si_nb.generate, "NEAR_TIE", 1e9)
+    monkeypatch.setattr(si_nb.generate, "_decode", lambda model, prompts, room: decoded.append(len(prompts)) or decode(model, prompts, room))
+    assert (generate(model, problems.prompts, room, drafts=problems.answers) == plain).all() and sum(decoded) == ITEMS
+
+
+def test_useless_drafts_are_given_up(trained, monkeypatch):
+    """After a batch of drafts that settled little, the rest is decoded plainly."""
+    task, model = trained
+    problems, drafted = problems_of(task, 3), []
+    decode_drafted = si_nb.generate._decode_drafted
+    monkeypatch.setattr(si_nb.generate, "_decode_drafted", lambda model, prompts, *rest: drafted.append(len(prompts)) or decode_drafted(model, prompts, *rest))
+    useless = np.zeros_like(problems.answers)
+    answers = generate(model, problems.prompts, 6, 100, useless)
+    assert drafted == [100] and (answers == generate(model, problems.prompts, 6)).all()
+
+
+@pytest.mark.slow(reason="decodes 100,000 problems of each task plainly, which takes minutes")
+def test_fast_ways_are_decoding_on_many_items(trained):
+    """100,000 problems per task: the one-pass accuracy and drafted answers equal plain decoding without a cache, item by item."""
+    task, model = trained
+    decoded = 0
+    for length in LENGTHS:
+        problems = problems_of(task, length, 20_000)
+        room = problems.answers.shape[1] + 1
+        plain = np.concatenate([generate_plainly(model, prompts, room) for prompts in np.array_split(problems.prompts, 100)])
+        right, again = exact_match(model, problems)
+        decoded += again
+        assert (right == is_right(plain, problems.answers)).all()
+        assert (generate(model, problems.prompts, room, drafts=problems.answers) == plain).all()
+    print(f"{task.name}: {decoded} of {len(LENGTHS) * 20_000} items had to be decoded")
+    assert decoded < 0.01 * len(LENGTHS) * 20_000
