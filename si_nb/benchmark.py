@@ -183,7 +183,7 @@ def llama_generate(
         answers.append(decoded[:, tokens.shape[1] :].cpu().numpy())
     return np.concatenate(answers)
 
-# %% ../nbs/22_benchmark.ipynb #c29a0a69
+# %% ../nbs/22_benchmark.ipynb #2f4178f0
 def _stack(models):
     """All voters' parameters along a further axis, and the program that they are parameters of."""
     parameters, _ = torch.func.stack_module_state(models)
@@ -195,7 +195,7 @@ def _attention(device):
     """On a CPU the fused attention cannot be batched over voters; there, plain matrix products are."""
     return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
 
-
+# %% ../nbs/22_benchmark.ipynb #c3e31fb6
 @torch.inference_mode()
 def stacked_right(
     models: list[GPT],  # voters of the same sizes
@@ -211,7 +211,23 @@ def stacked_right(
     target = tokens[:, start:]
     return ((logits[:, :, start - 1 :].argmax(dim=-1) == target) | (target == PAD)).all(dim=-1).cpu().numpy()
 
-# %% ../nbs/22_benchmark.ipynb #5577ca66
+# %% ../nbs/22_benchmark.ipynb #7fc2d7dc
+def _stacked_losses(program, parameters, batch):
+    """(K,) mean cross-entropy of each voter."""
+    with autocast(batch.device), _attention(batch.device):
+        logits = torch.vmap(program, randomness="different")(parameters, batch[..., :-1])
+    targets = batch[..., 1:]
+    losses = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=PAD, reduction="none")
+    return losses.view(len(batch), -1).sum(dim=1) / (targets != PAD).flatten(1).sum(dim=1)
+
+
+def _clip_each(parameters, largest):
+    """Scale each voter's gradient to the largest norm allowed."""
+    norms = torch.stack([p.grad.flatten(1).norm(dim=1) for p in parameters]).norm(dim=0)
+    for p in parameters:
+        p.grad.mul_((largest / (norms + 1e-6)).clamp(max=1).view(-1, *[1] * (p.dim() - 1)))
+
+# %% ../nbs/22_benchmark.ipynb #2a7c5945
 def stacked_train(
     models: list[GPT],  # voters of the same sizes, changed in place
     rows: np.ndarray,  # (N, width) uint8 tokens, filled with PAD on the right
@@ -238,22 +254,6 @@ def stacked_train(
     for index, model in enumerate(models):
         model.load_state_dict({name: value[index].detach() for name, value in parameters.items()})
     return losses.detach()
-
-
-def _stacked_losses(program, parameters, batch):
-    """(K,) mean cross-entropy of each voter."""
-    with autocast(batch.device), _attention(batch.device):
-        logits = torch.vmap(program, randomness="different")(parameters, batch[..., :-1])
-    targets = batch[..., 1:]
-    losses = F.cross_entropy(logits.float().flatten(0, 2), targets.flatten(), ignore_index=PAD, reduction="none")
-    return losses.view(len(batch), -1).sum(dim=1) / (targets != PAD).flatten(1).sum(dim=1)
-
-
-def _clip_each(parameters, largest):
-    """Scale each voter's gradient to the largest norm allowed."""
-    norms = torch.stack([p.grad.flatten(1).norm(dim=1) for p in parameters]).norm(dim=0)
-    for p in parameters:
-        p.grad.mul_((largest / (norms + 1e-6)).clamp(max=1).view(-1, *[1] * (p.dim() - 1)))
 
 # %% ../nbs/22_benchmark.ipynb #59fc92b2
 @dataclass
@@ -301,7 +301,11 @@ class Bench:
         """The length at which about the wanted share of labels is right, and that share."""
         return choose_length(self.voters[0], self.sizes)
 
-# %% ../nbs/22_benchmark.ipynb #efc9f37d
+# %% ../nbs/22_benchmark.ipynb #477e2c9a
+def _base(config, count):
+    return make_base_data(TASKS[config.task], config.original_digits, count, np.random.default_rng(config.seed))
+
+# %% ../nbs/22_benchmark.ipynb #d41172a5
 def train_voters(
     sizes: BenchSizes,  # of model and training
     device: torch.device,  # where they are wanted
@@ -317,11 +321,7 @@ def train_voters(
         train(model, mixture, TrainConfig(max(1, steps // 20), 0, 0, config.batch_size, rate / 4), np.random.default_rng(voter))
     return [first, *further]
 
-
-def _base(config, count):
-    return make_base_data(TASKS[config.task], config.original_digits, count, np.random.default_rng(config.seed))
-
-
+# %% ../nbs/22_benchmark.ipynb #ba1a45e7
 def choose_length(
     model: GPT,  # in evaluation mode
     sizes: BenchSizes,  # says which share is wanted, and lengths
@@ -360,7 +360,7 @@ def _data_row(bench, name, size):
     note = f"{count:,} examples of {task.name} up to {digits} digits; plain made {plain_count:,}"
     return [BenchRow(name, f"base data, {size}", **seconds, roofline=count * task.width(digits) / bench.bytes_per_second, note=note)]
 
-# %% ../nbs/22_benchmark.ipynb #3df6bbfa
+# %% ../nbs/22_benchmark.ipynb #53bcc2dd
 def _hold_ours(config, count):
     base = _base(config, count)
     return base, Mixture([base], [1], torch.device("cpu"))
@@ -377,7 +377,7 @@ def _hold_encoded(config, count):
         row[:] = plain_encode(lines[start : start + 1_000], config.block_size, encoded.device)
     return lines, encoded
 
-
+# %% ../nbs/22_benchmark.ipynb #63707b40
 MEMORY_JOBS = {"ours": _hold_ours, "lines": _hold_lines, "encoded": _hold_encoded}
 
 
@@ -430,7 +430,7 @@ def _memory_row(bench, name):
         BenchRow(name, "the same, plain encoded", ours, taken["encoded"], least, unit="MB", note="plain holds lines and int64 rows of the block size"),
     ]
 
-# %% ../nbs/22_benchmark.ipynb #02fe2313
+# %% ../nbs/22_benchmark.ipynb #b16bc4c3
 class Pool(NamedTuple):
     """The same training examples for all sides."""
 
@@ -441,7 +441,7 @@ class Pool(NamedTuple):
 
 _POOL_ROWS, _SAMPLE_ROWS = 50_000, 4_096
 
-
+# %% ../nbs/22_benchmark.ipynb #c14f5da6
 def make_pool(
     config: RunConfig,  # the experiment
     late: bool,  # with the labels of all rounds, all of them right
@@ -503,7 +503,7 @@ def _step_row(bench, name, size, late):
     what = f"training step, {size}, {_KINDS[late]}"
     return [BenchRow(name, what, **bench.time(**jobs), roofline=float(flops / bench.flops_per_second), note=note)]
 
-# %% ../nbs/22_benchmark.ipynb #7792fadf
+# %% ../nbs/22_benchmark.ipynb #6f608c5b
 def answer_room(
     config: RunConfig,  # the experiment
 ) -> int:  # tokens
@@ -515,7 +515,7 @@ def _texts(config, length, count):
     problems = make_problems(TASKS[config.task], length, count, np.random.default_rng(length), "evaluate")
     return problems, decode(problems.prompts), decode(problems.answers)
 
-
+# %% ../nbs/22_benchmark.ipynb #05873a16
 @_rows(accuracy_known=dict(beyond=False), accuracy_beyond=dict(beyond=True))
 def _accuracy_row(bench, name, beyond):
     config, model, room = bench.sizes.quick, bench.voters[0], answer_room(bench.sizes.quick)
@@ -542,7 +542,7 @@ def _match(model, problems):
     with autocast(model.head.weight.device):
         return exact_match(model, problems)
 
-# %% ../nbs/22_benchmark.ipynb #03efeeeb
+# %% ../nbs/22_benchmark.ipynb #b3a1d7f7
 def _experiment(config, device):
     """What making labels asks of an experiment; nothing is stored."""
     return Experiment(
@@ -550,7 +550,7 @@ def _experiment(config, device):
         checkpoint_minutes=1, check=None,
     )  # fmt: skip
 
-
+# %% ../nbs/22_benchmark.ipynb #e2aaad7d
 @_rows(labels_1=dict(voters=1), labels_5=dict(voters=5))
 def _labels_row(bench, name, voters):
     sizes, models, (length, share) = bench.sizes, bench.voters[:voters], bench.label_length
@@ -571,7 +571,7 @@ def _labels_row(bench, name, voters):
     note = f"{count:,} problems of {length} digits, {share:.0%} right; plain labels {few:,} of them with {room} tokens each"
     return [BenchRow(name, f"labels, {voters} voter{'s' * (voters > 1)}", **bench.time(**jobs), roofline=flops / bench.flops_per_second, note=note)]
 
-# %% ../nbs/22_benchmark.ipynb #0f105bfe
+# %% ../nbs/22_benchmark.ipynb #d049de50
 def _together(bench, name, what, jobs, flops, note):
     """Two lines: threads, and one program, each against one after another."""
     seconds = bench.time(**jobs)
@@ -581,7 +581,7 @@ def _together(bench, name, what, jobs, flops, note):
         for key, way in ways.items()
     ]
 
-
+# %% ../nbs/22_benchmark.ipynb #821a4822
 @_rows(voters_accuracy=dict())
 def _voters_accuracy_row(bench, name):
     config, models = bench.sizes.quick, bench.voters
@@ -595,7 +595,7 @@ def _voters_accuracy_row(bench, name):
     flops = len(models) * len(problems.prompts) * forward_flops(config.model, problems.prompts.shape[1] + problems.answers.shape[1] - 1)
     return _together(bench, name, f"{len(models)} voters, accuracy", jobs, flops, f"{config.original_digits} digits")
 
-
+# %% ../nbs/22_benchmark.ipynb #4f4ab7c9
 @_rows(voters_step=dict())
 def _voters_step_row(bench, name):
     config, models = bench.sizes.quick, [copy.deepcopy(model) for model in bench.voters]
@@ -635,7 +635,7 @@ def time_rounds(
         seconds.append(moments[1] - moments[0])
     return seconds, {arm: int(count) for arm, count in tried.items()}
 
-# %% ../nbs/22_benchmark.ipynb #b5a02b94
+# %% ../nbs/22_benchmark.ipynb #b10bca23
 def plain_decoding_seconds(
     bench: Bench,  # with trained voters
 ) -> Callable:  # length -> seconds per problem
@@ -647,7 +647,7 @@ def plain_decoding_seconds(
     seconds = bench.time(**jobs)
     return lambda length: np.interp(length, at, [np.median(seconds[str(length)]) for length in at])
 
-
+# %% ../nbs/22_benchmark.ipynb #ea9a62c6
 def plain_round_seconds(
     config: RunConfig,  # the experiment
     round_number: int,  # from 1
@@ -664,7 +664,7 @@ def plain_round_seconds(
         total += voters * (labels + round_training(config, arm, round_number).steps * step + tests)
     return float(total)
 
-# %% ../nbs/22_benchmark.ipynb #50343df7
+# %% ../nbs/22_benchmark.ipynb #1bdee4d0
 def planned_flops(
     config: RunConfig,  # the experiment
 ) -> np.ndarray:  # (rounds + 1,) operations of the base models and of each round
@@ -682,7 +682,7 @@ def _round_row(bench, name):
     rows = [BenchRow("round", "a whole round", seconds, plain[:1], float(planned_flops(config)[1] / bench.flops_per_second), note=note)]
     return rows + [_whole_run_row(bench, np.median(seconds), sum(plain), step)]
 
-
+# %% ../nbs/22_benchmark.ipynb #65449d97
 def _whole_run_row(bench, round_seconds, plain_rounds, plain_step):
     config, flops = bench.sizes.quick, planned_flops(bench.sizes.quick)
     steps, (data,) = config.base_voters * base_training(config).steps, bench.measure("data_quick")
@@ -692,7 +692,7 @@ def _whole_run_row(bench, round_seconds, plain_rounds, plain_step):
     what = f"base and {config.si_rounds} rounds"
     return BenchRow("round", what, [float(ours)], [float(plain)], float(flops.sum() / bench.flops_per_second), note="quick; both sides put together from their parts")
 
-# %% ../nbs/22_benchmark.ipynb #c893492a
+# %% ../nbs/22_benchmark.ipynb #3a08071e
 class BenchError(ValueError):
     """A benchmark that cannot be run as asked."""
 
@@ -703,7 +703,7 @@ def _processor():
     names = [line.split(":", 1)[1].strip() for line in facts.read_text().splitlines() if line.startswith("model name")] if facts.exists() else []
     return names[0] if names else "unknown"
 
-
+# %% ../nbs/22_benchmark.ipynb #c4844193
 def describe_machine(
     bench: Bench,  # after or before measuring
 ) -> dict:  # JSON types only
@@ -735,7 +735,7 @@ def run_bench(
         rows += [{**row._asdict(), **summarize(row)} for row in bench.measure(name)]
     return {"machine": describe_machine(bench), "repeats": repeats, "sizes": json.loads(json.dumps(asdict(sizes))), "rows": rows}
 
-# %% ../nbs/22_benchmark.ipynb #5a527715
+# %% ../nbs/22_benchmark.ipynb #75fbb9e4
 _SCALES = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")), "MB": ((1, "MB"),)}
 
 
@@ -745,7 +745,7 @@ def _quantity(value, unit):
     scale, name = next((pair for pair in _SCALES[unit] if value >= pair[0]), _SCALES[unit][-1])
     return f"{value / scale:#.3g} {name}".replace(". ", " ")
 
-
+# %% ../nbs/22_benchmark.ipynb #f28e447c
 def print_bench(
     report: dict,  # from run_bench
     console: Console | None = None,  # where to; default: the terminal
