@@ -2,9 +2,9 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'make_parser', 'CommandError', 'forecast_origin',
-           'law_command', 'figures_command', 'run_command', 'cost_command', 'sweep_command', 'main']
+           'law_command', 'figures_command', 'run_command', 'cost_command', 'bench_command', 'sweep_command', 'main']
 
-# %% ../nbs/23_cli.ipynb #4b9341b3
+# %% ../nbs/23_cli.ipynb #3dc7ecc9
 import argparse
 import json
 import os
@@ -18,7 +18,7 @@ from .report import law_report, print_report
 from .law import LawError
 from .measurements import TableError, read_table
 from .monitor import stop_before_collapse
-from .storage import DamagedError, LockedError, StorageError
+from .storage import DamagedError, LockedError, StorageError, write_whole
 
 # %% ../nbs/23_cli.ipynb #7ff80e8c
 class OneLineParser(argparse.ArgumentParser):
@@ -140,14 +140,23 @@ def _add_sweep(commands):
     sweep.add_argument("--executor", default="local", help="local, slurm, or submitit for a trial of the latter (default: local)")
     sweep.add_argument("--jobs", type=int, default=1, help="jobs at the same time, here or in the queue (default: 1)")
 
-# %% ../nbs/23_cli.ipynb #85ece1f0
+# %% ../nbs/23_cli.ipynb #5f38a623
+def _add_bench(commands):
+    meaning = "time each part of the experiment beside a plain script and Hugging Face's Llama"
+    bench = commands.add_parser("bench", help=meaning, description=f"{meaning}; minutes on two CPU cores")
+    bench.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    bench.add_argument("--rows", metavar="NAME,...", help="rows to measure (default: all)")
+    bench.add_argument("--repeats", type=int, default=3, help="times that each is measured, in turns (default: 3)")
+    bench.add_argument("--json", metavar="FILE", help="write all repeats, the sizes and the machine's speed there")
+
+# %% ../nbs/23_cli.ipynb #15b53984
 def make_parser(
     command: str | None = None,  # the command that will be parsed; None for all
 ) -> OneLineParser:  # knows the commands
     """The parser; `run` and `cost` are left out, with the imports they need, when another command is asked for."""
     parser = OneLineParser(prog="si_nb", description="How long can a transformer teach itself?")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|cost|sweep|law|figures")
-    if command not in ("sweep", "law", "figures"):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|cost|sweep|law|figures|bench")
+    if command not in ("sweep", "law", "figures", "bench"):
         _add_run(commands)
         _add_cost(commands)
     _add_sweep(commands)
@@ -156,6 +165,7 @@ def make_parser(
     law.add_argument("--json", action="store_true", help="print JSON")
     figures = _add_table_command(commands, "figures", "draw the figures of measured tables")
     figures.add_argument("--out", default="figures", help="folder for the pictures (default: figures)")
+    _add_bench(commands)
     return parser
 
 # %% ../nbs/23_cli.ipynb #6c2fa5ce
@@ -278,6 +288,25 @@ def cost_command(
         raise CommandError(str(error)) from None
     print(json.dumps(cost_report(cost), indent=1)) if args.json else print_cost(cost)
 
+# %% ../nbs/23_cli.ipynb #27b62d84
+def bench_command(
+    args: argparse.Namespace,  # device, rows, repeats, json
+) -> None:
+    """Measure speed, print the table and, if asked to, write it."""
+    from si_nb.benchmark import BenchError, print_bench, run_bench
+    from si_nb.trainer import DeviceError
+
+    target = Path(args.json) if args.json else None
+    if target and not target.parent.is_dir():
+        raise CommandError(f"{target.parent}: no such folder; make it, or name another for --json")
+    try:
+        report = run_bench(args.rows.split(",") if args.rows else None, args.device, args.repeats, progress=sys.stderr.isatty())
+    except (BenchError, DeviceError) as error:
+        raise CommandError(str(error)) from None
+    if target:
+        write_whole(target, (json.dumps(report, indent=1) + "\n").encode())
+    print_bench(report)
+
 # %% ../nbs/23_cli.ipynb #77749eb7
 def sweep_command(
     args: argparse.Namespace,  # grid, out, executor, jobs
@@ -299,8 +328,11 @@ def sweep_command(
         print("table:", Path(args.out) / "measurements.csv")
     return int(len(failed) > 0)
 
-# %% ../nbs/23_cli.ipynb #7d978e68
-COMMANDS = {"run": run_command, "cost": cost_command, "sweep": sweep_command, "law": law_command, "figures": figures_command}
+# %% ../nbs/23_cli.ipynb #b47800f0
+COMMANDS = {
+    "run": run_command, "cost": cost_command, "sweep": sweep_command, "law": law_command, "figures": figures_command,
+    "bench": bench_command,
+}  # fmt: skip
 
 
 def main(
