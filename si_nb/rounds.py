@@ -5,7 +5,8 @@ __all__ = ['SIDE_BY_SIDE_WIDTH', 'BASE_TRAINING_SETTINGS', 'count_workers', 'cou
            'Experiment', 'make_base', 'train_base_models', 'evaluation_lengths', 'measure', 'Labelled', 'make_labels',
            'mix', 'next_lengths', 'run_round', 'training_steps', 'Start', 'Interrupted', 'run_experiment']
 
-# %% ../nbs/10_rounds.ipynb #5d68b6a0
+# %% ../nbs/10_rounds.ipynb #bec42ebb
+import math
 import os
 import signal
 import threading
@@ -30,7 +31,7 @@ from .runs import ConfigError, RunConfig, RunFolder, base_training, check_tracke
 from .runs import load_model, load_tensors, locate_run, open_run, open_tracker, recover_table, round_training, run_name
 from .runs import runs_home, save_checkpoint, save_model, save_tensors, say
 from .storage import DamagedError, hold, read_sealed, remove_partial, remove_sealed, write_sealed
-from .tasks import TASKS, is_right, make_base_data, make_problems
+from .tasks import TASKS, Problems, is_right, make_base_data, make_problems
 from .tokenizer import PAD
 from .trainer import DivergedError, Mixture, autocast, choose_device, train
 from .voting import KEEP_RULES, damage_labels, label_quality, propose, wrong_agreement
@@ -263,8 +264,9 @@ def measure(
     results = _for_voters(experiment, job, models)
     return [row for rows in results for row in rows]
 
-# %% ../nbs/10_rounds.ipynb #056f617d
+# %% ../nbs/10_rounds.ipynb #3c8c3074
 _LABEL_SLACK = 1  # tokens that a label may be too long, so that a length filter can see it
+_PROBLEMS_PER_JOB = 512  # of small models
 
 
 class Labelled(NamedTuple):
@@ -277,13 +279,16 @@ class Labelled(NamedTuple):
 
 def _answer(experiment, voters, problems):
     """(K, N, width) answers of all voters."""
-    room = problems.answers.shape[1] + _LABEL_SLACK
+    room, count = problems.answers.shape[1] + _LABEL_SLACK, len(problems.prompts)
+    size = _PROBLEMS_PER_JOB if count_workers(experiment.config) > 1 else count
 
-    def job(model):
+    def job(model, start):
+        part = slice(start, start + size)
         with autocast(experiment.device):
-            return generate(model, problems.prompts, room)
+            return generate(model, problems.prompts[part], room, drafts=problems.answers[part])
 
-    return np.stack(_for_voters(experiment, job, [(model,) for model in voters]))
+    answers = _for_voters(experiment, job, [(model, start) for model in voters for start in range(0, count, size)])
+    return np.concatenate(answers).reshape(len(voters), count, room)
 
 # %% ../nbs/10_rounds.ipynb #888d6846
 def _keep(config, arm, numbers, answers, problems, length, room):
@@ -305,7 +310,12 @@ def _keep(config, arm, numbers, answers, problems, length, room):
     rows = np.concatenate([problems.prompts[:needed], proposal.labels], axis=1)
     return Labelled(rows[kept], truth[kept], counts)
 
-# %% ../nbs/10_rounds.ipynb #61e6d195
+# %% ../nbs/10_rounds.ipynb #dbe9a6c7
+def _likely_needed(missing, kept, tried):
+    """Problems to try for the missing labels, from the share kept so far."""
+    return math.ceil(1.05 * missing * (tried + 1) / (kept + 1)) + 16
+
+# %% ../nbs/10_rounds.ipynb #5e71b954
 def make_labels(
     experiment: Experiment,  # the run
     arm: str,  # keep rule
@@ -315,16 +325,20 @@ def make_labels(
     wanted: int,  # labels to keep
 ) -> Labelled:  # kept labels, and counts of what was tried
     """Label problems with an arm's voters and keep what its rule keeps."""
-    config, tries = experiment.config, wanted * KEEP_RULES[arm].tries
-    chunks, counts, room = [], {}, wanted
-    while tries > 0 and room > 0:
-        rng = derive_rng(config.seed, "prompts", round_number, length, len(chunks))
-        problems = make_problems(TASKS[config.task], length, min(wanted, tries), rng)
+    config, task = experiment.config, TASKS[experiment.config.task]
+    chunks, counts, kept, tried = [], {}, 0, 0
+    while tried < wanted * KEEP_RULES[arm].tries and kept < wanted:
+        if tried % wanted == 0:
+            rng = derive_rng(config.seed, "prompts", round_number, length, tried // wanted)
+            drawn = make_problems(task, length, wanted, rng)
+        start = tried % wanted
+        part = slice(start, min(wanted, start + _likely_needed(wanted - kept, kept, tried)))
+        problems = Problems(drawn.prompts[part], drawn.answers[part])
         answers = _answer(experiment, list(voters.values()), problems)
-        chunk = _keep(config, arm, list(voters), answers, problems, length, room)
+        chunk = _keep(config, arm, list(voters), answers, problems, length, wanted - kept)
         counts = {key: tuple(np.add(counts.get(key, (0, 0)), found).tolist()) for key, found in chunk.counts.items()}
         chunks.append(chunk)
-        tries, room = tries - len(answers[0]), room - len(chunk.rows)
+        kept, tried = kept + len(chunk.rows), tried + len(problems.prompts)
     return Labelled(np.concatenate([c.rows for c in chunks]), np.concatenate([c.answers for c in chunks]), counts)
 
 # %% ../nbs/10_rounds.ipynb #ed21efbd

@@ -94,7 +94,7 @@ def learning_rate_at(
     fall = 0.5 * (1 + math.cos(math.pi * into_decay / config.decay)) if into_decay > 0 else 1.0
     return config.learning_rate * rise * fall
 
-# %% ../nbs/04_trainer.ipynb #d646c383
+# %% ../nbs/04_trainer.ipynb #cc9d1843
 class Mixture:
     """Rows of tokens from several sources, drawn with given weights."""
 
@@ -104,15 +104,9 @@ class Mixture:
         weights: list[float],  # relative share of each source in a batch
         device: torch.device,  # where batches are wanted
     ):
-        width = max(source.shape[1] for source in sources)
-        self.sizes = np.array([len(source) for source in sources])
-        self.starts = self.sizes.cumsum() - self.sizes
+        self.sources, self.device = sources, device
         self.shares = np.array(weights, dtype=float) / sum(weights)
-        pool = np.full((self.sizes.sum(), width), PAD, dtype=np.uint8)
-        for start, source in zip(self.starts, sources):
-            pool[start : start + len(source), : source.shape[1]] = source
-        self.lengths = width - (pool[:, ::-1] != PAD).argmax(axis=1).astype(np.uint16)
-        self.tokens = torch.as_tensor(pool, device=device)
+        self.width = max(source.shape[1] for source in sources)
 
     def draw(
         self,
@@ -120,13 +114,15 @@ class Mixture:
         rng: np.random.Generator,  # chooses sources and rows
     ) -> tuple[torch.Tensor, Packing]:  # (batch_size, longest row) int64 tokens, and where its inputs are
         """A batch of rows, sources in proportion to their weights."""
-        source = rng.choice(len(self.shares), batch_size, p=self.shares)
-        rows = self.starts[source] + rng.integers(self.sizes[source])
-        inputs = self.lengths[rows].astype(np.int64) - 1
-        length = int(inputs.max())
-        places = np.flatnonzero(np.arange(length) < inputs[:, None])
-        index, places = (torch.as_tensor(array, device=self.tokens.device) for array in (rows, places))
-        return self.tokens[index, : length + 1].long(), Packing(places, batch_size, length)
+        tokens, start = np.full((batch_size, self.width), PAD, dtype=np.uint8), 0
+        for source, count in zip(self.sources, rng.multinomial(batch_size, self.shares)):
+            if count:
+                tokens[start : start + count, : source.shape[1]] = source.take(rng.integers(len(source), size=count), axis=0)
+                start += count
+        real = tokens != PAD
+        length = int(real.any(axis=0).sum())
+        places = torch.as_tensor(np.flatnonzero(real[:, 1:length]), device=self.device)
+        return torch.as_tensor(tokens[:, :length], device=self.device).long(), Packing(places, batch_size, length - 1)
 
 # %% ../nbs/04_trainer.ipynb #195be1ec
 def next_tokens(
@@ -227,10 +223,10 @@ def _check_divergence(diverged, config):
     if step:
         raise DivergedError(f"the loss or its gradient is not finite at step {step}: lower learning_rate {config.learning_rate}")
 
-# %% ../nbs/04_trainer.ipynb #58a59368
+# %% ../nbs/04_trainer.ipynb #8db899a4
 def train(
     model: GPT,  # changed in place
-    mixture: Mixture,  # on the model's device
+    mixture: Mixture,  # for the model's device
     config: TrainConfig,  # steps, schedule and optimiser
     rng: np.random.Generator,  # draws the batches
     report: Callable[[int, float], None] | None = None,  # called with steps done and mean loss since the last call
@@ -241,7 +237,7 @@ def train(
     """Train for the given number of steps.
 
     Raises: DivergedError naming the step at which loss or gradient stopped being finite."""
-    device, mean = mixture.tokens.device, math.nan
+    device, mean = mixture.device, math.nan
     optimizer = _optimizer(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=choose_precision(device) is torch.float16)
     model.train()
