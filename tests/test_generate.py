@@ -107,7 +107,7 @@ def test_near_ties_are_decoded(trained, monkeypatch):
 def test_clear_errors_are_not_decoded(trained, monkeypatch):
     """An item with a clear error is wrong whatever its near-ties would give, and costs no decoding."""
     task, model = trained
-    problems = problems_of(task, 5)
+    problems = problems_of(task, 3)
     monkeypatch.setattr(si_nb.generate, "NEAR_TIE", 0.5)
     right, again = exact_match(model, problems)
     answers = generate(model, problems.prompts, problems.answers.shape[1])
