@@ -33,7 +33,7 @@ setup(
     exclude_package_data={"si_nb": ["results/*/runs/*", "results/*/bases/*", "results/*/jobs/*"]},  # working folders of sweeps
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={"dev": settings["dev_requirements"].split(), "cluster": settings["cluster_requirements"].split()},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "cluster", "bench")},
     entry_points={"console_scripts": settings["console_scripts"].split()},
     zip_safe=False,
 )

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['HOW_TO_GET_LLAMA', 'ROWS', 'MEMORY_JOBS', 'Job', 'time_in_turns', 'BenchRow', 'summarize', 'BenchSizes',
-           'has_transformers', 'make_llama', 'llama_train', 'llama_generate', 'stacked_right', 'stacked_train', 'Bench',
-           'train_voters', 'choose_length', 'peak_bytes', 'print_peak', 'Pool', 'make_pool', 'answer_room',
+           'has_transformers', 'make_llama', 'llama_train', 'llama_generate', 'stacked_right', 'stacked_train',
+           'train_voters', 'choose_length', 'Bench', 'peak_bytes', 'print_peak', 'Pool', 'make_pool', 'answer_room',
            'time_rounds', 'plain_decoding_seconds', 'plain_round_seconds', 'planned_flops', 'BenchError',
            'describe_machine', 'run_bench', 'print_bench']
 
@@ -255,6 +255,39 @@ def stacked_train(
         model.load_state_dict({name: value[index].detach() for name, value in parameters.items()})
     return losses.detach()
 
+# %% ../nbs/22_benchmark.ipynb #477e2c9a
+def _base(config, count):
+    return make_base_data(TASKS[config.task], config.original_digits, count, np.random.default_rng(config.seed))
+
+# %% ../nbs/22_benchmark.ipynb #d41172a5
+def train_voters(
+    sizes: BenchSizes,  # of model and training
+    device: torch.device,  # where they are wanted
+) -> list[GPT]:  # in evaluation mode
+    """Models that know the quick experiment's base lengths."""
+    config, steps = sizes.quick, sizes.model_steps
+    base = _base(config, config.base_samples)
+    mixture, first = Mixture([base], [1], device), GPT(config.model, torch.Generator().manual_seed(0)).to(device)
+    rate = 2 * config.learning_rate  # fewer steps than the experiment takes, so larger ones
+    train(first, mixture, TrainConfig(steps, steps // 10, steps // 4, config.batch_size, rate), np.random.default_rng(0))
+    further = [copy.deepcopy(first) for _ in range(sizes.voters - 1)]
+    for voter, model in enumerate(further, start=1):
+        train(model, mixture, TrainConfig(max(1, steps // 20), 0, 0, config.batch_size, rate / 4), np.random.default_rng(voter))
+    return [first, *further]
+
+# %% ../nbs/22_benchmark.ipynb #ba1a45e7
+def choose_length(
+    model: GPT,  # in evaluation mode
+    sizes: BenchSizes,  # says which share is wanted, and lengths
+) -> tuple[int, float]:  # length in digits, share right there
+    """The length at which the share of right answers is closest to the wanted one."""
+    task, shares = TASKS[sizes.quick.task], {}
+    for length in range(sizes.quick.original_digits, sizes.quick.last_length + 1):
+        problems = make_problems(task, length, sizes.items, np.random.default_rng(length), "select")
+        with autocast(model.head.weight.device):
+            shares[length] = float(exact_match(model, problems)[0].mean())
+    return min(shares.items(), key=lambda found: abs(found[1] - sizes.right_labels))
+
 # %% ../nbs/22_benchmark.ipynb #59fc92b2
 @dataclass
 class Bench:
@@ -300,39 +333,6 @@ class Bench:
     def label_length(self) -> tuple[int, float]:
         """The length at which about the wanted share of labels is right, and that share."""
         return choose_length(self.voters[0], self.sizes)
-
-# %% ../nbs/22_benchmark.ipynb #477e2c9a
-def _base(config, count):
-    return make_base_data(TASKS[config.task], config.original_digits, count, np.random.default_rng(config.seed))
-
-# %% ../nbs/22_benchmark.ipynb #d41172a5
-def train_voters(
-    sizes: BenchSizes,  # of model and training
-    device: torch.device,  # where they are wanted
-) -> list[GPT]:  # in evaluation mode
-    """Models that know the quick experiment's base lengths."""
-    config, steps = sizes.quick, sizes.model_steps
-    base = _base(config, config.base_samples)
-    mixture, first = Mixture([base], [1], device), GPT(config.model, torch.Generator().manual_seed(0)).to(device)
-    rate = 2 * config.learning_rate  # fewer steps than the experiment takes, so larger ones
-    train(first, mixture, TrainConfig(steps, steps // 10, steps // 4, config.batch_size, rate), np.random.default_rng(0))
-    further = [copy.deepcopy(first) for _ in range(sizes.voters - 1)]
-    for voter, model in enumerate(further, start=1):
-        train(model, mixture, TrainConfig(max(1, steps // 20), 0, 0, config.batch_size, rate / 4), np.random.default_rng(voter))
-    return [first, *further]
-
-# %% ../nbs/22_benchmark.ipynb #ba1a45e7
-def choose_length(
-    model: GPT,  # in evaluation mode
-    sizes: BenchSizes,  # says which share is wanted, and lengths
-) -> tuple[int, float]:  # length in digits, share right there
-    """The length at which the share of right answers is closest to the wanted one."""
-    task, shares = TASKS[sizes.quick.task], {}
-    for length in range(sizes.quick.original_digits, sizes.quick.last_length + 1):
-        problems = make_problems(task, length, sizes.items, np.random.default_rng(length), "select")
-        with autocast(model.head.weight.device):
-            shares[length] = float(exact_match(model, problems)[0].mean())
-    return min(shares.items(), key=lambda found: abs(found[1] - sizes.right_labels))
 
 # %% ../nbs/22_benchmark.ipynb #c05e1df9
 ROWS = {}  # name -> function of a Bench and the name that measures one or more lines

@@ -21,6 +21,7 @@ SETTINGS = read_settings()
 RUNTIME = [Requirement(text) for text in SETTINGS["requirements"].split()]
 MODULES = sorted(path.stem for path in (ROOT / "si_nb").glob("*.py"))
 CLUSTER = [Requirement(text) for text in SETTINGS["cluster_requirements"].split()]
+BENCH = [Requirement(text) for text in SETTINGS["bench_requirements"].split()]
 DISTRIBUTION_OF = {"IPython": "ipython", "google": "google-colab", "tomllib": "tomli"}  # import name -> distribution, where they differ
 AWAY_FROM_NETWORK = {name: None for name in os.environ if name.startswith("PIP_")} | {"PIP_CONFIG_FILE": os.devnull}
 
@@ -177,12 +178,12 @@ def test_constraints_cover_the_requirements():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     constraints = {r.name: r.specifier for r in (Requirement(line) for line in lines if line and not line.startswith("#"))}
     assert str(constraints["torch"]) == "<2.14"
-    needed = [*RUNTIME, *CLUSTER, *(Requirement(text) for text in SETTINGS["dev_requirements"].split())]
+    needed = [*RUNTIME, *CLUSTER, *BENCH, *(Requirement(text) for text in SETTINGS["dev_requirements"].split())]
     missing = [r.name for r in needed if r.name not in constraints]
     assert not missing, f"constraints.txt says nothing of {missing}"
     from importlib.metadata import version
 
-    needed = [r for r in needed if r.marker is None or r.marker.evaluate()]
+    needed = [r for r in needed if (r.marker is None or r.marker.evaluate()) and r not in BENCH]  # which dev does not install
     outside = [r.name for r in needed if not (constraints[r.name] & r.specifier).contains(version(r.name), prereleases=True)]
     assert not outside, f"installed versions outside of constraints.txt: {outside}"
 
@@ -269,8 +270,8 @@ def test_tracker_is_imported_only_when_asked_for():
 
 
 def undeclared(names):
-    """Imported names that are neither Python's own, nor ours, nor a requirement at run time or on a cluster."""
-    declared = {canonicalize_name(requirement.name) for requirement in (*RUNTIME, *CLUSTER)}
+    """Imported names that are neither Python's own, nor ours, nor a requirement at run time, on a cluster or of the benchmark."""
+    declared = {canonicalize_name(requirement.name) for requirement in (*RUNTIME, *CLUSTER, *BENCH)}
     foreign = {name for name in names if name not in sys.stdlib_module_names and not name.startswith("si_nb")}
     return {name for name in foreign if canonicalize_name(DISTRIBUTION_OF.get(name, name)) not in declared}
 
