@@ -68,7 +68,7 @@ class KeyValueCache:
         """Forget all other sequences."""
         self.stored = self.stored.index_select(2, rows)
 
-# %% ../nbs/02_model.ipynb #f8e129d2
+# %% ../nbs/02_model.ipynb #33ebff70
 class Packing(NamedTuple):
     """Where the real tokens of a padded batch are."""
 
@@ -89,7 +89,7 @@ class Packing(NamedTuple):
     ) -> torch.Tensor:  # (batch, length, width), zero at padding
         """The padded array of a list of real tokens."""
         padded = x.new_zeros(self.batch * self.length, x.shape[-1])
-        return padded.index_copy(0, self.places, x).unflatten(0, (self.batch, self.length))
+        return padded.index_copy_(0, self.places, x).unflatten(0, (self.batch, self.length))
 
 # %% ../nbs/02_model.ipynb #c075d9cc
 def _padded(x, packing):
