@@ -4,7 +4,7 @@
 __all__ = ['HOW_TO_GET_LLAMA', 'ROWS', 'MEMORY_JOBS', 'Job', 'time_in_turns', 'BenchRow', 'summarize', 'BenchSizes',
            'has_transformers', 'make_llama', 'llama_train', 'llama_generate', 'stacked_right', 'stacked_train',
            'train_voters', 'choose_length', 'Bench', 'peak_bytes', 'print_peak', 'Pool', 'make_pool', 'answer_room',
-           'time_rounds', 'plain_decoding_seconds', 'plain_round_seconds', 'planned_flops', 'BenchError',
+           'time_round', 'plain_decoding_seconds', 'plain_round_seconds', 'planned_flops', 'BenchError',
            'describe_machine', 'run_bench', 'print_bench']
 
 # %% ../nbs/22_benchmark.ipynb #6d8cc3a2
@@ -610,30 +610,27 @@ def _voters_step_row(bench, name):
     flops = len(models) * config.batch_size * training_flops(config.model, (pool.rows != PAD).sum(axis=1) - 1).mean()
     return _together(bench, name, f"{len(models)} voters, a step", jobs, flops, f"batch {config.batch_size} each")
 
-# %% ../nbs/22_benchmark.ipynb #985630b3
-def time_rounds(
+# %% ../nbs/22_benchmark.ipynb #18d4b0a9
+def time_round(
     bench: Bench,  # with trained voters
-) -> tuple[list[float], dict[str, int]]:  # seconds of a round per turn; arm -> problems tried by each voter
-    """Run the first round of the quick experiment."""
-    config, seconds, tried = replace(bench.sizes.quick, device=str(bench.device)), [], {}
-    for _ in range(bench.repeats):
-        moments = []
+) -> tuple[float, dict[str, int]]:  # seconds; arm -> problems tried by each voter
+    """Run the first round of the quick experiment, once."""
+    config, moments, tables = replace(bench.sizes.quick, device=str(bench.device)), [], []
 
-        def after_round(table):
-            synchronize(bench.device)
-            moments.append(time.perf_counter())
-            raw = table[table["quantity"] == "label_raw"]
-            tried.update(raw.groupby("arm")["trials"].max())
-            return dict.fromkeys(config.si_method, "measured") if len(moments) > 1 else {}
+    def after_round(table):
+        synchronize(bench.device)
+        moments.append(time.perf_counter())
+        tables.append(table)
+        return dict.fromkeys(config.si_method, "measured") if len(moments) > 1 else {}
 
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
-            place = locate_run(config, folder)
-            place.models.mkdir(parents=True, exist_ok=True)
-            for voter in range(config.base_voters):
-                save_model(bench.voters[voter], place.base_model(voter), task=config.task, original_digits=config.original_digits)
-            run_experiment(config, folder, skip_base_model_train=True, progress=False, after_round=after_round)
-        seconds.append(moments[1] - moments[0])
-    return seconds, {arm: int(count) for arm, count in tried.items()}
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+        place = locate_run(config, folder)
+        place.models.mkdir(parents=True, exist_ok=True)
+        for voter in range(config.base_voters):
+            save_model(bench.voters[voter], place.base_model(voter), task=config.task, original_digits=config.original_digits)
+        run_experiment(config, folder, skip_base_model_train=True, progress=False, after_round=after_round)
+    raw = tables[1][tables[1]["quantity"] == "label_raw"]
+    return moments[1] - moments[0], raw.groupby("arm")["trials"].max().astype(int).to_dict()
 
 # %% ../nbs/22_benchmark.ipynb #b10bca23
 def plain_decoding_seconds(
@@ -664,7 +661,7 @@ def plain_round_seconds(
         total += voters * (labels + round_training(config, arm, round_number).steps * step + tests)
     return float(total)
 
-# %% ../nbs/22_benchmark.ipynb #1bdee4d0
+# %% ../nbs/22_benchmark.ipynb #3eedc49a
 def planned_flops(
     config: RunConfig,  # the experiment
 ) -> np.ndarray:  # (rounds + 1,) operations of the base models and of each round
@@ -675,12 +672,12 @@ def planned_flops(
 
 @_rows(round=dict())
 def _round_row(bench, name):
-    config, (seconds, tried) = bench.sizes.quick, time_rounds(bench)
+    config, (seconds, tried) = bench.sizes.quick, time_round(bench)
     step, decoding = np.median(bench.measure("step_quick")[0].plain), plain_decoding_seconds(bench)
     plain = [plain_round_seconds(config, number, tried, step, decoding) for number in range(1, config.si_rounds + 1)]
-    note = f"first round of quick: {', '.join(f'{arm} tried {count:,}' for arm, count in tried.items())}; plain put together from its parts"
-    rows = [BenchRow("round", "a whole round", seconds, plain[:1], float(planned_flops(config)[1] / bench.flops_per_second), note=note)]
-    return rows + [_whole_run_row(bench, np.median(seconds), sum(plain), step)]
+    note = f"first round of quick: {', '.join(f'{arm} tried {count:,}' for arm, count in tried.items())}; measured once; plain put together"
+    rows = [BenchRow("round", "a whole round", [seconds], plain[:1], float(planned_flops(config)[1] / bench.flops_per_second), note=note)]
+    return rows + [_whole_run_row(bench, seconds, sum(plain), step)]
 
 # %% ../nbs/22_benchmark.ipynb #65449d97
 def _whole_run_row(bench, round_seconds, plain_rounds, plain_step):
