@@ -209,3 +209,10 @@ def test_planned_operations_grow():
     """The base models take most, and later rounds more than earlier ones."""
     flops = planned_flops(make_config("quick"))
     assert len(flops) == 11 and flops[0] > flops[1] and (np.diff(flops[1:]) > 0).all()
+
+
+@pytest.mark.cuda(reason="the same rows on a GPU")
+def test_every_row_is_measured_on_cuda():
+    """Nothing in the benchmark needs a CPU."""
+    report = run_bench(None, "cuda", 1, SIZES)
+    assert list(dict.fromkeys(row["name"] for row in report["rows"])) == list(ROWS) and "cuda" in report["machine"]["device"]
