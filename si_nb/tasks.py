@@ -119,14 +119,14 @@ def _draw(task, lengths, count, rng):
     answers[columns == used[:, None]] = END
     return Problems(prompts, answers)
 
-# %% ../nbs/01_tasks.ipynb #ae063523
+# %% ../nbs/01_tasks.ipynb #6cae8330
 def _draw_split(task, lengths, count, rng, split):
     """Problems of one split: rejection sampling on the class of the prompt."""
     if sum(lengths) <= UNSPLIT_DIGITS:
         return _draw(task, lengths, count, rng)
     first, last = SPLITS[split]
     found, missing = [], count
-    while missing > 0:
+    while missing > 0 or not found:
         drawn = _draw(task, lengths, missing * 16 // (last - first) + 64, rng)
         classes = problem_class(drawn.prompts)
         mine = np.flatnonzero((classes >= first) & (classes < last))[:missing]

@@ -119,3 +119,10 @@ def test_a_label_is_right_only_as_a_whole():
     labels = encode(["123$", "124$", "1234$", "12$", "123$", "123$4"])
     assert is_right(labels, answers).tolist() == [True, False, False, False, False, False]
     assert is_right(answers, np.pad(answers, ((0, 0), (0, 3)), constant_values=PAD)).all()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_few_base_examples(name):
+    """With fewer examples than there are combinations of lengths, some combinations get none."""
+    for count in (1, 3):
+        assert make_base_data(TASKS[name], 10, count, np.random.default_rng(0)).shape == (count, TASKS[name].width(10))
