@@ -13,12 +13,11 @@ TABLE = Path(__file__).parents[1] / "results" / "cost" / "checks.csv"
 SETTINGS = {
     "tiny": "--preset tiny",
     "quick": "--preset quick",
-    "three rounds": "--preset quick --si_rounds 3",
-    "a third of the base": "--preset quick --max_iters 1000 --si_rounds 3",
-    "width 32": "--preset quick --n_embd 32 --max_iters 1000 --si_rounds 3",
-    "width 128": "--preset quick --n_embd 128 --max_iters 500 --si_rounds 2 --si_iter 100",
-    "addition, five voters": "--preset quick --task reverse_addition --voters 5 --max_iters 500 --si_rounds 2 --si_iter 100",
-    "paper, few steps": "--preset paper --max_iters 2 --si_rounds 1 --si_iter 2 --voters 2 --num_samples 1024 --eval_samples 64",
+    "a third of the steps": "--preset quick --max_iters 1000 --si_iter 50 --si_rounds 3",
+    "width 32": "--preset quick --n_embd 32 --max_iters 600 --si_rounds 3",
+    "width 128": "--preset quick --n_embd 128 --max_iters 200 --si_rounds 2 --si_iter 50",
+    "addition, five voters": "--preset quick --task reverse_addition --voters 5 --max_iters 150 --si_rounds 2 --si_iter 50",
+    "paper, few steps": "--preset paper --max_iters 2 --si_rounds 1 --si_iter 2 --voters 2 --num_samples 512 --eval_samples 64",
 }
 
 

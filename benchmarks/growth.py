@@ -99,7 +99,7 @@ def machine(rates):
     """What the numbers were measured on."""
     return {
         "cpu": cpu_name(), "cores": os.cpu_count(), "threads_per_voter": 1, "torch": torch.__version__, "python": platform.python_version(),
-        "layers": LAYERS, "load_before": round(os.getloadavg()[0], 2), "matmul_rate": float(np.median([rate for rate, _ in rates])),
+        "layers": LAYERS, "head_width": HEAD_WIDTH, "load_before": round(os.getloadavg()[0], 2), "matmul_rate": float(np.median([rate for rate, _ in rates])),
         "copy_rate": float(np.median([rate for _, rate in rates])),
     }  # fmt: skip
 

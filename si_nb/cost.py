@@ -89,9 +89,9 @@ def training_flops(
     """Operations of a training step: the forward pass and twice as much for the gradients."""
     return 3 * forward_flops(config, length)
 
-# %% ../nbs/20_cost.ipynb #0a87fd6f
+# %% ../nbs/20_cost.ipynb #2b718669
 _SAMPLE = 2**16  # rows of base data whose tokens are counted
-_LABELS = 1024  # labels rehearsed at a time
+_PROBLEMS = {"cpu": 512}  # per worker, labelled or evaluated at a time in a rehearsal: a few passes, or one that fills the device
 
 
 def input_tokens(
@@ -128,17 +128,17 @@ def mixture_shares(
     row = np.zeros((1, 2), dtype=np.uint8)
     return mix(row, [row] * round_number, config.original_digits, torch.device("cpu")).shares if round_number else np.ones(1)
 
-# %% ../nbs/20_cost.ipynb #1ee43ee2
+# %% ../nbs/20_cost.ipynb #873a09b1
 def _voters(config, arm):
     return config.voters if KEEP_RULES[arm].vote else 1
 
 
 def _label_row(config, arm, number, workers):
-    """Labelling of one arm in one round; a piece is a problem, read and answered with a token to spare."""
+    """Labelling of one arm in one round; a piece is a problem, answered with a token to spare. All workers have a share of them."""
     voters, tokens = _voters(config, arm), TASKS[config.task].width(config.original_digits + number)
     least, most = config.num_samples, config.num_samples * KEEP_RULES[arm].tries
     pieces = round(math.sqrt(least * most))
-    return ("labelling", number, arm, voters, min(voters, workers), pieces, least, most, tokens, forward_flops(config.model, tokens))
+    return ("labelling", number, arm, voters, workers, pieces, least, most, tokens, forward_flops(config.model, tokens))
 
 
 def _measuring_row(config, number, workers):
@@ -195,13 +195,18 @@ def seconds_each(
         count, each = 2 * count, seconds / count
     return each
 
-# %% ../nbs/20_cost.ipynb #fb0bc66d
+# %% ../nbs/20_cost.ipynb #bbde3a86
 class Stage(NamedTuple):
     """What a rehearsal needs."""
 
     experiment: Experiment  # settings, device, workers; it has no folder
     base: np.ndarray  # base data, (base_samples, width) uint8 tokens
     models: list[GPT]  # one for every job of a round
+
+
+def _problems(stage, wanted):
+    """How many problems to rehearse with, out of so many."""
+    return min(wanted, _PROBLEMS.get(stage.experiment.device.type, 4096) * stage.experiment.workers)
 
 
 def _abreast(stage, job, count):
@@ -214,7 +219,7 @@ def _abreast(stage, job, count):
 def training_pieces(
     stage: Stage,  # models and base data
     row: NamedTuple,  # of the plan
-) -> tuple[Callable[[int], None], int]:  # does so many times what the number says, in pieces per job
+) -> tuple[Callable[[int], None], int]:  # does as often as it is told what the number says, in pieces of all jobs
     """Training steps of one round, on mixtures as large as the run's, at a rate that changes nothing."""
     config, device = stage.experiment.config, stage.experiment.device
     kept = [training_rows(config, number, config.num_samples) for number in range(1, row.round + 1)]
@@ -225,7 +230,7 @@ def training_pieces(
         job = partial(train, mixture=mixtures[0], config=replace(training, steps=count), rng=np.random.default_rng(0))
         _abreast(stage, job, row.side_by_side)
 
-    return steps, 1
+    return steps, row.side_by_side
 
 
 def label_pieces(
@@ -234,8 +239,8 @@ def label_pieces(
 ) -> tuple[Callable[[int], None], int]:  # as above
     """Labels of one round, all kept."""
     config, length = stage.experiment.config, stage.experiment.config.original_digits + row.round
-    wanted, voters = min(config.num_samples, _LABELS), dict(enumerate(stage.models[: row.side_by_side]))
-    return lambda count: [make_labels(stage.experiment, "none", voters, row.round, length, wanted) for _ in range(count)], wanted
+    wanted, voters = _problems(stage, config.num_samples), dict(enumerate(stage.models[: row.jobs]))
+    return lambda count: [make_labels(stage.experiment, "none", voters, row.round, length, wanted) for _ in range(count)], wanted * row.jobs
 
 
 def measuring_pieces(
@@ -245,10 +250,11 @@ def measuring_pieces(
     """Evaluated problems of the length that is nearest to the mean in operations."""
     config, task = stage.experiment.config, TASKS[stage.experiment.config.task]
     length = min(evaluation_lengths(config), key=lambda length: abs(forward_flops(config.model, task.width(length) - 1) - row.flops))
-    job = partial(count_right, task=task, items=config.eval_samples, seed=config.seed)
-    return lambda count: _abreast(stage, partial(job, lengths=[length] * count), row.side_by_side), config.eval_samples
+    items = _problems(stage, config.eval_samples)
+    job = partial(count_right, task=task, items=items, seed=config.seed)
+    return lambda count: _abreast(stage, partial(job, lengths=[length] * count), row.side_by_side), items * row.side_by_side
 
-# %% ../nbs/20_cost.ipynb #eb434526
+# %% ../nbs/20_cost.ipynb #a89e118e
 PIECES = {
     "base training": training_pieces, "round training": training_pieces, "labelling": label_pieces, "measuring": measuring_pieces,
 }  # fmt: skip
@@ -263,10 +269,10 @@ def _piece_seconds(stage, rows, patience):
     seconds = []
     for row in ends.itertuples():
         job, pieces = PIECES[row.phase](stage, row)
-        seconds.append(seconds_each(job, patience) / pieces / row.side_by_side)
+        seconds.append(seconds_each(job, patience) / pieces)
     return np.interp(rows["flops"], ends["flops"], seconds)
 
-# %% ../nbs/20_cost.ipynb #d526d86f
+# %% ../nbs/20_cost.ipynb #c75b253d
 def peak_memory() -> int:  # bytes
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -285,7 +291,7 @@ def rehearse(
     jobs = max(config.base_voters, sum(_voters(config, arm) for arm in config.si_method))
     models = [GPT(config.model, torch.Generator().manual_seed(job)).to(device).eval() for job in range(jobs)]
     rehearsed = work[work["phase"].isin(PIECES)]
-    for _, rows in rehearsed.groupby([rehearsed["phase"].map(lambda phase: PIECES[phase].__name__), "side_by_side"]):
+    for _, rows in rehearsed.groupby([rehearsed["phase"].map(lambda phase: PIECES[phase].__name__), "side_by_side"], sort=False):
         work.loc[rows.index, "seconds"] = _piece_seconds(Stage(experiment, base, models), rows, patience)
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {"seconds": work["seconds"].tolist(), "memory": peak_memory(), "device_memory": on_device}
