@@ -99,7 +99,7 @@ def _padded(x, packing):
 def _packed(x, packing):
     return x if packing is None else packing.pack(x)
 
-# %% ../nbs/02_model.ipynb #33164031
+# %% ../nbs/02_model.ipynb #ed8a859e
 def _attend(heads, dropout):
     """Causal attention of all tokens at once; heads are (3, batch, heads, length, head width)."""
     queries, keys, values = heads.unbind(0)
@@ -110,7 +110,12 @@ def _attend(heads, dropout):
     weights = torch.baddbmm(future, queries, keys.transpose(1, 2), alpha=heads.shape[4] ** -0.5).softmax(dim=-1)
     return torch.bmm(weights, values).unflatten(0, heads.shape[1:3])
 
-# %% ../nbs/02_model.ipynb #b5a86ffd
+
+def _look_back(heads, cache, layer):
+    """Attention of new tokens to all tokens so far: many into an empty cache, or one into any."""
+    return F.scaled_dot_product_attention(heads[0], *cache.extend(layer, heads[1:]), is_causal=heads.shape[3] > 1)
+
+# %% ../nbs/02_model.ipynb #1d785de6
 class Attention(nn.Module):
     """Causal multi-head self-attention."""
 
@@ -132,10 +137,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:  # shape of x
         """What every token gathers from itself and the tokens before it."""
         heads = _padded(self.queries_keys_values(x), packing).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
-        if cache is None:
-            y = _attend(heads, self.dropout * self.training)
-        else:
-            y = F.scaled_dot_product_attention(heads[0], *cache.extend(self.layer, heads[1:]), is_causal=heads.shape[3] > 1)
+        y = _attend(heads, self.dropout * self.training) if cache is None else _look_back(heads, cache, self.layer)
         return self.projection(_packed(y.transpose(1, 2).flatten(2), packing))
 
 # %% ../nbs/02_model.ipynb #656e3341
