@@ -17,7 +17,7 @@ SETTINGS = {
     "width 32": "--preset quick --n_embd 32 --max_iters 600 --si_rounds 3",
     "width 128": "--preset quick --n_embd 128 --max_iters 200 --si_rounds 2 --si_iter 50",
     "addition, five voters": "--preset quick --task reverse_addition --voters 5 --max_iters 150 --si_rounds 2 --si_iter 50",
-    "paper, few steps": "--preset paper --max_iters 2 --si_rounds 1 --si_iter 2 --voters 2 --num_samples 512 --eval_samples 64",
+    "paper, few steps": "--preset paper --max_iters 1 --si_rounds 1 --si_iter 1 --voters 2 --num_samples 512 --eval_samples 64",
 }
 
 

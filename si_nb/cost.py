@@ -6,7 +6,7 @@ __all__ = ['PATIENCE', 'PIECES', 'synchronize', 'median_seconds', 'matmul_rate',
            'measuring_pieces', 'peak_memory', 'rehearse', 'CostError', 'Estimate', 'estimate', 'in_words',
            'cost_report', 'print_cost']
 
-# %% ../nbs/20_cost.ipynb #76e3709a
+# %% ../nbs/20_cost.ipynb #52e3b309
 import json
 import math
 import resource
@@ -28,7 +28,7 @@ from rich.table import Table
 from .evaluate import count_right, derive_rng
 from .model import GPT, ModelConfig, forward_flops
 from .rounds import Experiment, count_threads, count_workers, evaluation_lengths, make_base, make_labels, mix, side_by_side
-from .runs import ConfigError, RunConfig, base_training, identity, make_config, round_training
+from .runs import RunConfig, base_training, identity, round_training
 from .tasks import TASKS, make_base_data, make_problems
 from .tokenizer import PAD
 from .trainer import Mixture, choose_device, train
@@ -175,27 +175,29 @@ def plan(
         rows.append(_measuring_row(config, number, workers))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
-# %% ../nbs/20_cost.ipynb #d0581137
+# %% ../nbs/20_cost.ipynb #2c307ddc
 PATIENCE = 0.4  # seconds that a rehearsal lasts at least
-_TOO_LONG = 15  # times that: a first, cold piece of this length is not done again
+_TOO_LONG = 6.0  # seconds of a piece on a CPU that is not done again because its first time was cold
 
 
 def seconds_each(
     job: Callable[[int], None],  # does a number of pieces
     patience: float = PATIENCE,  # seconds that the clock needs to tell it
+    too_long: float = math.inf,  # seconds of a first, cold piece that is not repeated
 ) -> float:  # seconds of one
     """How long a piece takes when it is one of many, from as few as can be told."""
-    count, seconds = 1, 0.0
-    while seconds < patience:
+    def timed(count):
         start = time.perf_counter()
         job(count)
-        seconds = time.perf_counter() - start
-        if count == 1 and seconds < _TOO_LONG * patience:
-            seconds = 0.0
-        count, each = 2 * count, seconds / count
+        return (time.perf_counter() - start) / count
+
+    count, each = 1, timed(1)
+    while count * each < patience or (count == 1 and each < too_long):
+        count *= 2
+        each = timed(count)
     return each
 
-# %% ../nbs/20_cost.ipynb #bbde3a86
+# %% ../nbs/20_cost.ipynb #ce5912e3
 class Stage(NamedTuple):
     """What a rehearsal needs."""
 
@@ -220,15 +222,15 @@ def training_pieces(
     stage: Stage,  # models and base data
     row: NamedTuple,  # of the plan
 ) -> tuple[Callable[[int], None], int]:  # does as often as it is told what the number says, in pieces of all jobs
-    """Training steps of one round, on mixtures as large as the run's, at a rate that changes nothing."""
+    """Training steps of one round, on a mixture as large as the run's, at a rate that changes nothing."""
     config, device = stage.experiment.config, stage.experiment.device
     kept = [training_rows(config, number, config.num_samples) for number in range(1, row.round + 1)]
-    mixtures = [mix(stage.base, kept, config.original_digits, device) for _ in config.si_method] if kept else [Mixture([stage.base], [1], device)]
+    mixture = mix(stage.base, kept, config.original_digits, device) if kept else Mixture([stage.base], [1], device)
     training = replace(base_training(config), warmup=0, decay=0, learning_rate=1e-9)
 
     def steps(count):
-        job = partial(train, mixture=mixtures[0], config=replace(training, steps=count), rng=np.random.default_rng(0))
-        _abreast(stage, job, row.side_by_side)
+        some = replace(training, steps=count)
+        _abreast(stage, lambda model: train(model, mixture, some, np.random.default_rng(0)), row.side_by_side)
 
     return steps, row.side_by_side
 
@@ -254,7 +256,7 @@ def measuring_pieces(
     job = partial(count_right, task=task, items=items, seed=config.seed)
     return lambda count: _abreast(stage, partial(job, lengths=[length] * count), row.side_by_side), items * row.side_by_side
 
-# %% ../nbs/20_cost.ipynb #a89e118e
+# %% ../nbs/20_cost.ipynb #00e057fb
 PIECES = {
     "base training": training_pieces, "round training": training_pieces, "labelling": label_pieces, "measuring": measuring_pieces,
 }  # fmt: skip
@@ -266,10 +268,10 @@ def _piece_seconds(stage, rows, patience):
     ends = rows.loc[[rows["flops"].idxmin(), rows["flops"].idxmax()]].drop_duplicates()
     if ends["flops"].max() < _ALIKE * ends["flops"].min():
         ends = ends[-1:]
-    seconds = []
+    seconds, too_long = [], _TOO_LONG if stage.experiment.device.type == "cpu" else math.inf
     for row in ends.itertuples():
         job, pieces = PIECES[row.phase](stage, row)
-        seconds.append(seconds_each(job, patience) / pieces)
+        seconds.append(seconds_each(job, patience, too_long) / pieces)
     return np.interp(rows["flops"], ends["flops"], seconds)
 
 # %% ../nbs/20_cost.ipynb #c75b253d
