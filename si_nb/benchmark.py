@@ -7,7 +7,7 @@ __all__ = ['HOW_TO_GET_LLAMA', 'ROWS', 'MEMORY_JOBS', 'Job', 'time_in_turns', 'B
            'time_round', 'plain_decoding_seconds', 'plain_round_seconds', 'planned_flops', 'BenchError',
            'describe_machine', 'run_bench', 'print_bench']
 
-# %% ../nbs/22_benchmark.ipynb #6d8cc3a2
+# %% ../nbs/22_benchmark.ipynb #8d3ee0e2
 import contextlib
 import copy
 import io
@@ -41,11 +41,10 @@ from .generate import exact_match
 from .model import GPT, ModelConfig, forward_flops
 from .plain import plain_base_data, plain_batch, plain_encode, plain_labels, plain_mixture, plain_prompt, plain_right, plain_train
 from .rounds import Experiment, count_threads, count_workers, evaluation_lengths, make_labels, mix, run_experiment, side_by_side
-from .runs import RunConfig, base_training, describe_environment, locate_run, make_config, round_training, save_model
+from .runs import RunConfig, arm_voters, base_training, describe_environment, locate_run, make_config, round_training, save_model
 from .tasks import TASKS, Problems, make_base_data, make_problems
 from .tokenizer import PAD, decode, encode
 from .trainer import Mixture, TrainConfig, autocast, choose_device, choose_precision, train
-from .voting import KEEP_RULES
 
 # %% ../nbs/22_benchmark.ipynb #a27edeaa
 class Job(NamedTuple):
@@ -644,7 +643,7 @@ def plain_decoding_seconds(
     seconds = bench.time(**jobs)
     return lambda length: np.interp(length, at, [np.median(seconds[str(length)]) for length in at])
 
-# %% ../nbs/22_benchmark.ipynb #ea9a62c6
+# %% ../nbs/22_benchmark.ipynb #2140460e
 def plain_round_seconds(
     config: RunConfig,  # the experiment
     round_number: int,  # from 1
@@ -656,9 +655,8 @@ def plain_round_seconds(
     newest, total = config.original_digits + round_number, 0.0
     lengths = np.array([*evaluation_lengths(config), newest])
     for arm in config.si_method:
-        voters = config.voters if KEEP_RULES[arm].vote else 1
         labels, tests = tried[arm] * decoding(newest), config.eval_samples * decoding(lengths).sum()
-        total += voters * (labels + round_training(config, arm, round_number).steps * step + tests)
+        total += arm_voters(config, arm) * (labels + round_training(config, arm, round_number).steps * step + tests)
     return float(total)
 
 # %% ../nbs/22_benchmark.ipynb #3eedc49a

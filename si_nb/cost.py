@@ -6,7 +6,7 @@ __all__ = ['PATIENCE', 'PIECES', 'synchronize', 'median_seconds', 'matmul_rate',
            'measuring_pieces', 'peak_memory', 'rehearse', 'CostError', 'Estimate', 'estimate', 'in_words',
            'cost_report', 'print_cost']
 
-# %% ../nbs/20_cost.ipynb #52e3b309
+# %% ../nbs/20_cost.ipynb #fa1c2750
 import json
 import math
 import resource
@@ -28,7 +28,7 @@ from rich.table import Table
 from .evaluate import count_right, derive_rng
 from .model import GPT, ModelConfig, forward_flops
 from .rounds import Experiment, count_threads, count_workers, evaluation_lengths, make_base, make_labels, mix, side_by_side
-from .runs import RunConfig, base_training, identity, round_training
+from .runs import RunConfig, arm_voters, base_training, identity, round_training
 from .tasks import TASKS, make_base_data, make_problems
 from .tokenizer import PAD
 from .trainer import Mixture, choose_device, train
@@ -128,14 +128,10 @@ def mixture_shares(
     row = np.zeros((1, 2), dtype=np.uint8)
     return mix(row, [row] * round_number, config.original_digits, torch.device("cpu")).shares if round_number else np.ones(1)
 
-# %% ../nbs/20_cost.ipynb #873a09b1
-def _voters(config, arm):
-    return config.voters if KEEP_RULES[arm].vote else 1
-
-
+# %% ../nbs/20_cost.ipynb #447aab79
 def _label_row(config, arm, number, workers):
     """Labelling of one arm in one round; a piece is a problem, answered with a token to spare. All workers have a share of them."""
-    voters, tokens = _voters(config, arm), TASKS[config.task].width(config.original_digits + number)
+    voters, tokens = arm_voters(config, arm), TASKS[config.task].width(config.original_digits + number)
     least, most = config.num_samples, config.num_samples * KEEP_RULES[arm].tries
     pieces = round(math.sqrt(least * most))
     return ("labelling", number, arm, voters, workers, pieces, least, most, tokens, forward_flops(config.model, tokens))
@@ -143,13 +139,13 @@ def _label_row(config, arm, number, workers):
 
 def _measuring_row(config, number, workers):
     """Measuring of all voters after one round; a piece is a problem, read in one pass with its answer."""
-    jobs = sum(_voters(config, arm) for arm in config.si_method)
+    jobs = sum(arm_voters(config, arm) for arm in config.si_method)
     lengths = [*evaluation_lengths(config), config.original_digits + number]
     tokens = np.array([TASKS[config.task].width(length) - 1 for length in lengths])
     pieces, flops = config.eval_samples * len(lengths), forward_flops(config.model, tokens).mean()
     return ("measuring", number, "all", jobs, min(jobs, workers), pieces, pieces, pieces, tokens.mean(), flops)
 
-# %% ../nbs/20_cost.ipynb #3a87843a
+# %% ../nbs/20_cost.ipynb #44be6479
 _COLUMNS = ["phase", "round", "arm", "jobs", "side_by_side", "pieces", "least", "most", "tokens", "flops"]
 
 
@@ -158,7 +154,7 @@ def plan(
 ) -> pd.DataFrame:  # phase, round, arm, jobs; pieces per job, with least and most; tokens and flops per piece
     """The work of a whole run, one row per phase, round and, where they differ, arm."""
     workers, (tokens, flops) = count_workers(config), _per_row(config)
-    training_jobs = sum(_voters(config, arm) for arm in config.si_method)
+    training_jobs = sum(arm_voters(config, arm) for arm in config.si_method)
 
     def training(phase, number, arm, jobs, together, steps):
         shares = config.batch_size * mixture_shares(config, number)
@@ -171,7 +167,7 @@ def plan(
         rows += [_label_row(config, arm, number, workers) for arm in config.si_method]
         for arm in config.si_method:
             steps = round_training(config, arm, number).steps
-            rows.append(training("round training", number, arm, _voters(config, arm), training_jobs, steps))
+            rows.append(training("round training", number, arm, arm_voters(config, arm), training_jobs, steps))
         rows.append(_measuring_row(config, number, workers))
     return pd.DataFrame(rows, columns=_COLUMNS)
 
@@ -274,7 +270,7 @@ def _piece_seconds(stage, rows, patience):
         seconds.append(seconds_each(job, patience, too_long) / pieces)
     return np.interp(rows["flops"], ends["flops"], seconds)
 
-# %% ../nbs/20_cost.ipynb #c75b253d
+# %% ../nbs/20_cost.ipynb #33755368
 def peak_memory() -> int:  # bytes
     """The most memory that this process has held."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -290,7 +286,7 @@ def rehearse(
     start = time.perf_counter()
     base = make_base(experiment)
     work.loc[work["phase"] == "base data", "seconds"] = (time.perf_counter() - start) / len(base)
-    jobs = max(config.base_voters, sum(_voters(config, arm) for arm in config.si_method))
+    jobs = max(config.base_voters, sum(arm_voters(config, arm) for arm in config.si_method))
     models = [GPT(config.model, torch.Generator().manual_seed(job)).to(device).eval() for job in range(jobs)]
     rehearsed = work[work["phase"].isin(PIECES)]
     for _, rows in rehearsed.groupby([rehearsed["phase"].map(lambda phase: PIECES[phase].__name__), "side_by_side"], sort=False):

@@ -31,7 +31,7 @@ def derive_rng(
     """A generator for one purpose."""
     return np.random.default_rng(derive_seed(seed, *purpose))
 
-# %% ../nbs/08_evaluate.ipynb #99f77715
+# %% ../nbs/08_evaluate.ipynb #984b17c6
 def count_right(
     model: GPT,  # in evaluation mode
     task: Task,  # what to ask
@@ -39,7 +39,7 @@ def count_right(
     items: int,  # problems per length
     seed: int,  # with the split and the length it decides the problems
     split: str = "evaluate",  # evaluate, or select when a choice is to be made
-    batch_size: int = 1024,  # problems per pass
+    batch_size: int | None = None,  # problems per pass; default: as many as suit the device
 ) -> dict[int, int]:  # length -> problems answered exactly right
     """Exact matches at each length."""
     counts = {}

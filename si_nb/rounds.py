@@ -5,7 +5,7 @@ __all__ = ['SIDE_BY_SIDE_WIDTH', 'BASE_TRAINING_SETTINGS', 'count_workers', 'cou
            'Experiment', 'make_base', 'train_base_models', 'evaluation_lengths', 'measure', 'Labelled', 'make_labels',
            'mix', 'next_lengths', 'run_round', 'training_steps', 'Start', 'Interrupted', 'run_experiment']
 
-# %% ../nbs/10_rounds.ipynb #bec42ebb
+# %% ../nbs/10_rounds.ipynb #40f5c38c
 import math
 import os
 import signal
@@ -27,7 +27,7 @@ from .evaluate import count_right, derive_rng, derive_seed
 from .generate import generate
 from .measurements import append_rows, measurement_table
 from .model import GPT
-from .runs import ConfigError, RunConfig, RunFolder, base_training, check_tracker_mode, checkpoints, load_checkpoint
+from .runs import ConfigError, RunConfig, RunFolder, arm_voters, base_training, check_tracker_mode, checkpoints, load_checkpoint
 from .runs import load_model, load_tensors, locate_run, open_run, open_tracker, recover_table, round_training, run_name
 from .runs import runs_home, save_checkpoint, save_model, save_tensors, say
 from .storage import DamagedError, hold, read_sealed, remove_partial, remove_sealed, write_sealed
@@ -517,7 +517,7 @@ def run_round(
     _track_round(experiment, table, newest)
     return table
 
-# %% ../nbs/10_rounds.ipynb #20fde830
+# %% ../nbs/10_rounds.ipynb #5f6a2bf3
 def training_steps(
     config: RunConfig,  # the experiment
     first_round: int = 1,  # rounds before it are done
@@ -527,9 +527,8 @@ def training_steps(
     """Steps that are left to do, over all voters and arms."""
     steps = config.max_iters * (config.base_voters if base_models is None else base_models)
     for method in config.si_method if arms is None else arms:
-        voters = config.voters if KEEP_RULES[method].vote else 1
         rounds = range(first_round, config.si_rounds + 1)
-        steps += voters * sum(round_training(config, method, number).steps for number in rounds)
+        steps += arm_voters(config, method) * sum(round_training(config, method, number).steps for number in rounds)
     return steps
 
 # %% ../nbs/10_rounds.ipynb #cce22f12
