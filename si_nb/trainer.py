@@ -124,7 +124,7 @@ class Mixture:
         places = torch.as_tensor(np.flatnonzero(real[:, 1:length]), device=self.device)
         return torch.as_tensor(tokens[:, :length], device=self.device).long(), Packing(places, batch_size, length - 1)
 
-# %% ../nbs/04_trainer.ipynb #195be1ec
+# %% ../nbs/04_trainer.ipynb #37bf7b58
 def next_tokens(
     tokens: torch.Tensor,  # (batch, length) int64
     packing: Packing,  # where the inputs are
@@ -141,11 +141,29 @@ def next_tokens(
 def token_loss(
     logits: torch.Tensor,  # (real tokens, vocabulary)
     targets: torch.Tensor,  # (real tokens,) int64, from next_tokens
+    counted: torch.Tensor | None = None,  # counted tokens of the whole batch, when this is a part of it
 ) -> torch.Tensor:  # scalar, nats per counted token
-    """Mean next-token cross-entropy."""
-    return F.cross_entropy(logits.float(), targets, ignore_index=PAD)
+    """Mean next-token cross-entropy, or a part's share in that of its batch."""
+    counted = (targets != PAD).sum() if counted is None else counted
+    return F.cross_entropy(logits.float(), targets, ignore_index=PAD, reduction="sum") / counted
 
-# %% ../nbs/04_trainer.ipynb #78cadfd9
+# %% ../nbs/04_trainer.ipynb #e26cfafc
+_TOKENS_PER_PART = {"cpu": 1_536}
+_TOKENS_ELSEWHERE = 65_536
+
+
+def _parts(tokens, packing):
+    """A batch as parts of similarly long rows, each with its own packing; the batch itself if it is small."""
+    total = len(packing.places)
+    count = round(total / _TOKENS_PER_PART.get(tokens.device.type, _TOKENS_ELSEWHERE))
+    if count <= 1:
+        return [(tokens, packing)]
+    inputs, order = (tokens != PAD).sum(dim=1).sub(1).sort(descending=True, stable=True)
+    sizes = torch.bincount(inputs.cumsum(0) * count // (total + 1), minlength=count).tolist()
+    parts = [tokens[rows, : int(inputs[place]) + 1] for rows, place in zip(order.split(sizes), np.cumsum([0, *sizes])) if len(rows)]
+    return [(part, Packing((part[:, 1:] != PAD).flatten().nonzero()[:, 0], len(part), part.shape[1] - 1)) for part in parts]
+
+# %% ../nbs/04_trainer.ipynb #5aafe923
 def _optimizer(model, config):
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
@@ -159,16 +177,19 @@ def _step(model, tokens, packing, config, optimizer, scaler, rate):
     """One optimiser step; the loss and the gradient norm before it, still on the device."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with autocast(tokens.device):
-        logits = model(tokens[:, :-1], packing=packing)
-        loss = token_loss(logits, next_tokens(tokens, packing, config.loss_on))
-    scaler.scale(loss).backward()
+    parts = [(part, own, next_tokens(part, own, config.loss_on)) for part, own in _parts(tokens, packing)]
+    counted, loss = sum((targets != PAD).sum() for *_, targets in parts), torch.zeros((), device=tokens.device)
+    for part, own, targets in parts:
+        with autocast(tokens.device):
+            share = token_loss(model(part[:, :-1], packing=own), targets, counted)
+        scaler.scale(share).backward()
+        loss += share.detach()
     scaler.unscale_(optimizer)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return loss.detach(), norm.detach()
+    return loss, norm.detach()
 
 # %% ../nbs/04_trainer.ipynb #b6fddab9
 class TrainState(NamedTuple):

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import si_nb.trainer
 from si_nb.model import GPT, ModelConfig
 from si_nb.tasks import TASKS, make_base_data
 from si_nb.tokenizer import EQUALS, PAD, encode
@@ -94,6 +95,36 @@ def test_the_loss_counts_the_right_tokens(loss_on):
             terms += [-row_logits[place, following].item()] if counts else []
     loss = token_loss(logits.flatten(0, 1)[packing.places], next_tokens(batch, packing, loss_on))
     assert math.isclose(loss.item(), sum(terms) / len(terms), rel_tol=1e-5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(2, 15), min_size=1, max_size=40), st.integers(1, 60))
+def test_parts_hold_every_row_once(lengths, tokens_per_part):
+    """Whatever its rows and however small its parts, a batch in parts has the same rows, real tokens and targets."""
+    batch, packing = Mixture([rows_of(lengths, 15)], [1], CPU).draw(30, np.random.default_rng(0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(si_nb.trainer._TOKENS_PER_PART, "cpu", tokens_per_part)
+        parts = si_nb.trainer._parts(batch, packing)
+    texts = [row[row != PAD].tolist() for part, _ in parts for row in part]
+    assert sorted(texts) == sorted(row[row != PAD].tolist() for row in batch)
+    for part, own in parts:
+        assert torch.equal(own.places, (part != PAD)[:, 1:].flatten().nonzero()[:, 0])
+        assert (own.batch, own.length) == (len(part), part.shape[1] - 1) and (part != PAD).any(0).all()
+
+
+@pytest.mark.parametrize("loss_on", ["all", "answer"])
+def test_parts_change_no_step(loss_on, monkeypatch):
+    """A step on a batch in many parts moves the weights as one on the whole batch, and reports the same loss."""
+    base, models, losses = make_base_data(TASKS["reverse_addition"], 5, 2_000, np.random.default_rng(0)), [], []
+    for tokens_per_part in (10**9, 200):
+        monkeypatch.setitem(si_nb.trainer._TOKENS_PER_PART, "cpu", tokens_per_part)
+        models.append(new_model())
+        config = TrainConfig(1, 0, 0, 128, 1e-3, epsilon=1e-4, loss_on=loss_on)
+        losses.append(train(models[-1], Mixture([base], [1], CPU), config, np.random.default_rng(0)))
+    assert math.isclose(*losses, rel_tol=1e-5)
+    for whole, parts, start in zip(*(model.parameters() for model in (*models, new_model()))):
+        moved = (whole - start).abs().max()
+        assert moved > 0 and (whole - parts).abs().max() < 1e-3 * moved + 1e-6
 
 
 def test_learning_the_answer_only():
