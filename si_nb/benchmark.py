@@ -730,7 +730,7 @@ def run_bench(
         rows += [{**row._asdict(), **summarize(row)} for row in bench.measure(name)]
     return {"machine": describe_machine(bench), "repeats": repeats, "sizes": json.loads(json.dumps(asdict(sizes))), "rows": rows}
 
-# %% ../nbs/22_benchmark.ipynb #75fbb9e4
+# %% ../nbs/22_benchmark.ipynb #4d8bb173
 _SCALES = {"s": ((1, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns")), "MB": ((1, "MB"),)}
 
 
@@ -738,7 +738,8 @@ def _quantity(value, unit):
     if value is None:
         return ""
     scale, name = next((pair for pair in _SCALES[unit] if value >= pair[0]), _SCALES[unit][-1])
-    return f"{value / scale:#.3g} {name}".replace(". ", " ")
+    number = value / scale
+    return f"{number:,.0f} {name}" if number >= 1000 else f"{number:#.3g} {name}".replace(". ", " ")
 
 # %% ../nbs/22_benchmark.ipynb #f28e447c
 def print_bench(

@@ -1,4 +1,5 @@
 """What README promises is run: its shell examples and its Python, each as a user would, in an empty folder."""
+import json
 import re
 import shlex
 import subprocess
@@ -7,8 +8,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from si_nb.report import law_report
+from si_nb.benchmark import _quantity
 from si_nb.measurements import read_table
+from si_nb.report import law_report
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -74,3 +76,21 @@ def measured_rows():
 def test_measured_table_is_that_of_the_committed_runs():
     """No number in README's table of results was typed by hand."""
     assert [line for line in TEXT.splitlines() if line.startswith(("| copy |", "| reverse_addition |"))] == measured_rows()
+
+
+def speed_rows():
+    """The rows of README's table of speed, from the committed benchmark."""
+    report = json.loads((ROOT / "results" / "benchmark" / "cpu.json").read_text(encoding="utf-8"))
+    rows = []
+    for row in report["rows"]:
+        ours, plain, llama = (_quantity(row[key], row["unit"]) for key in ("ours_median", "plain_median", "hugging_face_median"))
+        llama = f"{llama} ({row['hugging_face_ratio']:.1f}x)" if llama else ""
+        rows.append(f"| {row['what']} | {ours} | {plain} | {row['ratio']:.1f}x | {row['reached']:.0%} | {llama} |".replace("  ", " "))
+    return [text for row, text in zip(report["rows"], rows) if not row["name"].startswith("voters")]
+
+
+def test_speed_table_is_that_of_the_committed_benchmark():
+    """No number in README's table of speed was typed by hand."""
+    first = TEXT.index("| part |")
+    lines = TEXT[first : TEXT.index("\n\n", first)].splitlines()
+    assert lines[2:] == speed_rows()
