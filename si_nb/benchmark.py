@@ -741,13 +741,13 @@ def _quantity(value, unit):
     number = value / scale
     return f"{number:,.0f} {name}" if number >= 1000 else f"{number:#.3g} {name}".replace(". ", " ")
 
-# %% ../nbs/22_benchmark.ipynb #f28e447c
+# %% ../nbs/22_benchmark.ipynb #55c0b13b
 def print_bench(
     report: dict,  # from run_bench
     console: Console | None = None,  # where to; default: the terminal
 ) -> None:
     """Print the table, and under it what each row measured."""
-    console, machine, rows = console or Console(width=120), report["machine"], report["rows"]
+    console, machine, rows = console or Console(width=120, force_jupyter=False), report["machine"], report["rows"]
     llama = ("Llama", "ratio") if machine["transformers"] != "not installed" else ()
     table = Table("", *(Column(name, justify="right") for name in ("ours", "plain", "ratio", "roofline", "reached", *llama)))
     for row in rows:

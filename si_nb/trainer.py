@@ -94,7 +94,7 @@ def learning_rate_at(
     fall = 0.5 * (1 + math.cos(math.pi * into_decay / config.decay)) if into_decay > 0 else 1.0
     return config.learning_rate * rise * fall
 
-# %% ../nbs/04_trainer.ipynb #cc9d1843
+# %% ../nbs/04_trainer.ipynb #bf3045bd
 class Mixture:
     """Rows of tokens from several sources, drawn with given weights."""
 
@@ -121,8 +121,9 @@ class Mixture:
                 start += count
         real = tokens != PAD
         length = int(real.any(axis=0).sum())
-        places = torch.as_tensor(np.flatnonzero(real[:, 1:length]), device=self.device)
-        return torch.as_tensor(tokens[:, :length], device=self.device).long(), Packing(places, batch_size, length - 1)
+        arrays = (torch.as_tensor(array) for array in (tokens[:, :length], np.flatnonzero(real[:, 1:length])))
+        tokens, places = (array.to(self.device, non_blocking=True) for array in arrays)  # a device may still be at the step before
+        return tokens.long(), Packing(places, batch_size, length - 1)
 
 # %% ../nbs/04_trainer.ipynb #37bf7b58
 def next_tokens(
