@@ -3,7 +3,6 @@ import asyncio
 import os
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -13,7 +12,6 @@ from nbclient.exceptions import CellControlSignal
 
 SECONDS = 300  # limit for one notebook
 SLOW = {}  # notebook -> why it takes more than about a minute
-AT_ONCE = 2
 WHICH_PACKAGE = "import si_nb\nassert si_nb.__file__.startswith({site!r}), f'imported {{si_nb.__file__}}, not the wheel'"
 
 
@@ -40,23 +38,13 @@ def first_failure(path, site, folder):
     return None
 
 
-@pytest.fixture(scope="module")
-def failures(request, wheel_site, tmp_path_factory):
-    """Notebook -> its failure or None, to be waited for; two run at a time."""
-    mine = [item for item in request.session.items if item.path == request.path and not item.get_closest_marker("skip")]
-    wanted = [item.callspec.params["path"] for item in mine if hasattr(item, "callspec")]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {path: pool.submit(first_failure, path, wheel_site, tmp_path_factory.mktemp("kernel")) for path in wanted}
-        pool.shutdown(cancel_futures=True)
-
-
 @pytest.mark.parametrize(
     "path",
     [pytest.param(path, marks=pytest.mark.slow(reason=SLOW[path]) if path in SLOW else ()) for path in NOTEBOOKS],
 )
-def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, failures):
+def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, wheel_site, tmp_path):
     """A Colab user, who has the wheel and no checkout, can run the notebook from the first cell to the last."""
-    problem = failures[path].result()
+    problem = first_failure(path, wheel_site, tmp_path)
     assert problem is None, problem
 
 
