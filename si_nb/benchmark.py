@@ -7,14 +7,13 @@ __all__ = ['HOW_TO_GET_LLAMA', 'ROWS', 'MEMORY_JOBS', 'Job', 'time_in_turns', 'B
            'time_round', 'plain_decoding_seconds', 'plain_round_seconds', 'planned_flops', 'BenchError',
            'describe_machine', 'run_bench', 'print_bench']
 
-# %% ../nbs/22_benchmark.ipynb #8d3ee0e2
+# %% ../nbs/22_benchmark.ipynb #a2d5efe5
 import contextlib
 import copy
 import io
 import json
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,7 +35,7 @@ from rich.table import Column, Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm.auto import tqdm
 
-from .cost import copy_rate, matmul_rate, plan, synchronize, training_flops
+from .cost import copy_rate, input_tokens, matmul_rate, peak_memory, plan, synchronize, training_flops
 from .generate import exact_match
 from .model import GPT, ModelConfig, forward_flops
 from .plain import plain_base_data, plain_batch, plain_encode, plain_labels, plain_mixture, plain_prompt, plain_right, plain_train
@@ -376,7 +375,7 @@ def _hold_encoded(config, count):
         row[:] = plain_encode(lines[start : start + 1_000], config.block_size, encoded.device)
     return lines, encoded
 
-# %% ../nbs/22_benchmark.ipynb #63707b40
+# %% ../nbs/22_benchmark.ipynb #9594cce1
 MEMORY_JOBS = {"ours": _hold_ours, "lines": _hold_lines, "encoded": _hold_encoded}
 
 
@@ -384,8 +383,7 @@ def _resident(field):
     """Bytes of a field of this process's status on Linux; elsewhere the peak so far."""
     status = Path("/proc/self/status")
     if not status.exists():
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
+        return peak_memory()
     return 1024 * int(status.read_text().split(f"{field}:")[1].split()[0])
 
 # %% ../nbs/22_benchmark.ipynb #d352a287
@@ -474,7 +472,7 @@ def _batch_row(bench, name, size):
     roofline = 9 * rows * float((pool.rows != PAD).sum(axis=1).mean()) / bench.bytes_per_second
     return [BenchRow(name, f"a batch of {rows:,}", **seconds, roofline=roofline, note=f"{config.task}, base data; plain pads to {config.block_size}")]
 
-# %% ../nbs/22_benchmark.ipynb #50a12575
+# %% ../nbs/22_benchmark.ipynb #6d2c7ab3
 _KINDS = {False: "base data", True: "last round"}
 
 
@@ -497,7 +495,7 @@ def _step_row(bench, name, size, late):
     if has_transformers():
         llama = make_llama(config.model, bench.device)
         jobs["hugging_face"] = Job(lambda: llama_train(llama, pool.rows, training, rng), steps)
-    flops = batch * training_flops(config.model, (pool.rows != PAD).sum(axis=1) - 1).mean()
+    flops = batch * training_flops(config.model, input_tokens(pool.rows)).mean()
     note = f"{config.task}, {config.n_layer} layers of width {config.n_embd}, batch {batch}, block {config.block_size}"
     what = f"training step, {size}, {_KINDS[late]}"
     return [BenchRow(name, what, **bench.time(**jobs), roofline=float(flops / bench.flops_per_second), note=note)]
@@ -594,7 +592,7 @@ def _voters_accuracy_row(bench, name):
     flops = len(models) * len(problems.prompts) * forward_flops(config.model, problems.prompts.shape[1] + problems.answers.shape[1] - 1)
     return _together(bench, name, f"{len(models)} voters, accuracy", jobs, flops, f"{config.original_digits} digits")
 
-# %% ../nbs/22_benchmark.ipynb #4f4ab7c9
+# %% ../nbs/22_benchmark.ipynb #01ae572b
 @_rows(voters_step=dict())
 def _voters_step_row(bench, name):
     config, models = bench.sizes.quick, [copy.deepcopy(model) for model in bench.voters]
@@ -606,7 +604,7 @@ def _voters_step_row(bench, name):
         "threads": Job(lambda: side_by_side(single, len(models), threads=count_threads(config)), steps),
         "stacked": Job(lambda: stacked_train(models, pool.rows, training, np.random.default_rng(0)), steps),
     }
-    flops = len(models) * config.batch_size * training_flops(config.model, (pool.rows != PAD).sum(axis=1) - 1).mean()
+    flops = len(models) * config.batch_size * training_flops(config.model, input_tokens(pool.rows)).mean()
     return _together(bench, name, f"{len(models)} voters, a step", jobs, flops, f"batch {config.batch_size} each")
 
 # %% ../nbs/22_benchmark.ipynb #18d4b0a9
