@@ -66,8 +66,9 @@ def expected_rows(
     labelled = _label_lengths(rows, settings, rounds)
     newest, expected = _newest_lengths(settings, rounds, labelled), set()
     shortest, longest = max(1, settings["original_digits"] - 2), _longest_length(settings)
+    models = {arm: _arm_voters(rows, settings, arm) for arm in rounds}
     for arm, number in [(arm, number) for arm, last in rounds.items() for number in range(last + 1)]:
-        voters, lengths = _arm_voters(rows, settings, arm), labelled.get((arm, number), [])
+        voters, lengths = models[arm], labelled.get((arm, number), [])
         farthest = max(settings["original_digits"] + settings["si_rounds"], *(newest[other, number] for other in rounds))
         evaluated = range(shortest, min(farthest + 5, longest) + 1)
         wanted = {"accuracy": evaluated, "accuracy_select": [newest[arm, number]], "label_raw": lengths}
