@@ -4,6 +4,8 @@
 __all__ = ['expected_rows', 'check_complete']
 
 # %% ../nbs/08_complete.ipynb #962df73e
+from collections.abc import Collection
+
 import pandas as pd
 
 from .measurements import RUN, TableError
@@ -19,15 +21,15 @@ def _longest_length(settings):
     return length
 
 # %% ../nbs/08_complete.ipynb #6ba8b49e
-def _label_lengths(rows, settings, rounds):
+def _label_lengths(found, settings, rounds):
     """{(arm, round): lengths at which labels are made}."""
     lengths, longest = {}, _longest_length(settings)
-    reached = rows[rows["quantity"] == "label_raw"].groupby(["arm", "round"])["length"].max()
+    reached = {(arm, number): length for arm, number, quantity, _, length in sorted(found) if quantity == "label_raw"}
     for arm, last in rounds.items():
         newest = settings["original_digits"]
         for number in range(1, last + 1):
             first = min(newest + 1, longest)
-            newest = min(longest, max(first, int(reached.get((arm, number), first)))) if settings["accelerated"] else first
+            newest = min(longest, max(first, reached.get((arm, number), first))) if settings["accelerated"] else first
             lengths[arm, number] = range(first, newest + 1)
     return lengths
 
@@ -40,14 +42,14 @@ def _newest_lengths(settings, rounds, labelled):
     return newest
 
 # %% ../nbs/08_complete.ipynb #f4612e43
-def _arm_voters(rows, settings, arm):
+def _arm_voters(found, settings, arm):
     """Numbers of an arm's models."""
     if KEEP_RULES[arm].vote:
         return list(range(settings["voters"]))
     single = [name for name in settings["si_method"] if not KEEP_RULES[name].vote]
     several = len(single) < len(settings["si_method"]) or settings["train_multiple_base"]
-    found = rows.loc[rows["arm"].isin(single) & rows["voter"].between(0, settings["voters"] - 1 if several else 0), "voter"]
-    return [int(found.iloc[0]) if len(found) else 0]
+    there = {voter for name, _, _, voter, _ in found if name in single}
+    return [min(there.intersection(range(settings["voters"] if several else 1)), default=0)]
 
 
 def _kept_quantities(arm):
@@ -57,16 +59,21 @@ def _kept_quantities(arm):
 _WHAT = ["arm", "round", "quantity", "voter", "length"]  # what a row of one run is about
 
 
+def _counts(table):
+    """{what a row is about: (successes, trials)}."""
+    return dict(zip(table[_WHAT].itertuples(index=False, name=None), zip(table["successes"], table["trials"])))
+
+
 def expected_rows(
-    rows: pd.DataFrame,  # the run's measurement table, for what only it knows: the best voter, and accelerated lengths
+    found: Collection[tuple],  # what the table has rows about, for what only it knows: the best voter, and accelerated lengths
     settings: dict,  # of the run, as in its config.json
     rounds: dict[str, int],  # arm -> last round
 ) -> set[tuple]:  # (arm, round, quantity, voter, length)
     """What the table of a run must have a row about: these and no others."""
-    labelled = _label_lengths(rows, settings, rounds)
+    labelled = _label_lengths(found, settings, rounds)
     newest, expected = _newest_lengths(settings, rounds, labelled), set()
     shortest, longest = max(1, settings["original_digits"] - 2), _longest_length(settings)
-    models = {arm: _arm_voters(rows, settings, arm) for arm in rounds}
+    models = {arm: _arm_voters(found, settings, arm) for arm in rounds}
     for arm, number in [(arm, number) for arm, last in rounds.items() for number in range(last + 1)]:
         voters, lengths = models[arm], labelled.get((arm, number), [])
         farthest = max(settings["original_digits"] + settings["si_rounds"], *(newest[other, number] for other in rounds))
@@ -77,27 +84,18 @@ def expected_rows(
     return expected
 
 # %% ../nbs/08_complete.ipynb #4ffd55a5
-def _label_counts(rows):
-    """A row per arm, round and length, with columns such as kept_right_trials; the raw labels of the voters lowest and highest."""
-    by = ["arm", "round", "length"]
-    kept = rows[rows["voter"] < 0].pivot(index=by, columns="quantity", values=["successes", "trials"])
-    kept.columns = [f"{quantity}_{count}" for count, quantity in kept.columns]
-    raw = rows[rows["quantity"] == "label_raw"].groupby(by)["trials"].agg(raw_least="min", raw_most="max")
-    lengths = raw.groupby(["arm", "round"])["raw_least"].transform("size").rename("lengths")
-    return kept.join(raw).join(lengths)
-
-# %% ../nbs/08_complete.ipynb #2054f30f
-def _rules(counts, settings):
-    """What is wrong with a run's label counts: {complaint: rows that it is about}."""
-    tried = counts["kept_right_trials"] + counts["kept_wrong_trials"]
-    kept = counts["kept_right_successes"] + counts["kept_wrong_successes"]
-    damaged = (counts.index.get_level_values("round") == settings["noise_round"]) & (settings["noise_fraction"] > 0)
-    return {
-        "right and wrong proposals are not the labels tried": (tried != counts["raw_least"]) | (tried != counts["raw_most"]),
-        "labels kept are not the right and the wrong ones together": kept != counts["label_kept_trials"],
-        "right labels kept are counted twice, differently": (counts["label_kept_successes"] != counts["kept_right_successes"]) & ~damaged,
-        "more labels kept than wanted": kept > (settings["num_samples"] // counts["lengths"]).clip(lower=1),
+def _wrong_sum(counts, settings, voters, arm, number, length, wanted):
+    """What does not add up about the labels of one length; None when all does."""
+    raw = {counts[arm, number, "label_raw", voter, length][1] for voter in voters}
+    kept, right, wrong = (counts[arm, number, quantity, -1, length] for quantity in ("label_kept", "kept_right", "kept_wrong"))
+    damaged = number == settings["noise_round"] and settings["noise_fraction"] > 0
+    rules = {
+        "right and wrong proposals are not the labels tried": raw != {right[1] + wrong[1]},
+        "labels kept are not the right and the wrong ones together": kept[1] != right[0] + wrong[0],
+        "right labels kept are counted twice, differently": kept[0] != right[0] and not damaged,
+        "more labels kept than wanted": kept[1] > wanted,
     }
+    return next((complaint for complaint, broken in rules.items() if broken), None)
 
 # %% ../nbs/08_complete.ipynb #e4436a35
 def _check_owner(table, run_id, settings, source):
@@ -111,9 +109,8 @@ def _check_owner(table, run_id, settings, source):
             raise TableError(f"{source}: not the table of {run_id}: {column} is {foreign.iloc[0]} in {len(foreign)} rows")
 
 # %% ../nbs/08_complete.ipynb #ae1d05fa
-def _check_rows(table, run_id, expected, source):
+def _check_rows(found, run_id, expected, source):
     """A row for everything that is expected, and no other."""
-    found = set(table[_WHAT].itertuples(index=False, name=None))
     for differing, verdict in ((expected - found, "lacks"), (found - expected, "has no place for")):
         if differing:
             arm, number, quantity, voter, length = min(differing)
@@ -121,16 +118,18 @@ def _check_rows(table, run_id, expected, source):
             raise TableError(f"{source}: not the whole table of {run_id}: it {verdict} {what}, and {len(differing) - 1} rows more")
 
 # %% ../nbs/08_complete.ipynb #187ddc2e
-def _check_counts(table, run_id, settings, source):
+def _check_counts(counts, run_id, settings, rounds, source):
     """Counts that fit the settings and each other."""
-    wrong = table[table["quantity"].isin(["accuracy", "accuracy_select"]) & (table["trials"] != settings["eval_samples"])]
-    if len(wrong):
-        raise TableError(f"{source}: not the table of {run_id}: {len(wrong)} accuracies are not out of {settings['eval_samples']} problems")
-    counts = _label_counts(table)
-    for complaint, where in _rules(counts, settings).items() if len(counts) else ():
-        if where.any():
-            arm, number, length = counts.index[where][0]
-            raise TableError(f"{source}: {complaint} at length {length} in round {number} of arm {arm}; the table was changed or is damaged")
+    trials = {trials for (_, _, quantity, _, _), (_, trials) in counts.items() if quantity in ("accuracy", "accuracy_select")}
+    if trials != {settings["eval_samples"]}:
+        raise TableError(f"{source}: not the table of {run_id}: not all accuracies are out of {settings['eval_samples']} problems")
+    models = {arm: _arm_voters(counts, settings, arm) for arm in rounds}
+    for (arm, number), lengths in _label_lengths(counts, settings, rounds).items():
+        for length in lengths:
+            complaint = _wrong_sum(counts, settings, models[arm], arm, number, length, max(1, settings["num_samples"] // len(lengths)))
+            if complaint:
+                where = f"length {length} in round {number} of arm {arm}"
+                raise TableError(f"{source}: {complaint} at {where}; the table was changed or is damaged")
 
 # %% ../nbs/08_complete.ipynb #11815419
 def check_complete(
@@ -145,5 +144,6 @@ def check_complete(
     Raises: TableError, one line, on the first thing that is wrong."""
     rounds = dict.fromkeys(settings["si_method"], settings["si_rounds"]) if rounds is None else rounds
     _check_owner(table, run_id, settings, source)
-    _check_rows(table, run_id, expected_rows(table, settings, rounds), source)
-    _check_counts(table, run_id, settings, source)
+    counts = _counts(table)
+    _check_rows(counts.keys(), run_id, expected_rows(counts, settings, rounds), source)
+    _check_counts(counts, run_id, settings, rounds, source)

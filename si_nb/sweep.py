@@ -121,7 +121,7 @@ def _configs(group, preset, common):
         settings = {**common, **given, **dict(zip(axes, values))}
         yield make_config(preset, **{name: _setting_value(name, value) for name, value in settings.items()})
 
-# %% ../nbs/19_sweep.ipynb #eb96bc6b
+# %% ../nbs/19_sweep.ipynb #773c22f1
 LARGEST_GRID = 10_000  # runs; of the smallest there are, a day on two cores
 
 
@@ -139,7 +139,7 @@ def _check_size(groups):
         largest = max(groups, key=_combinations)
         name = largest.get("name") if isinstance(largest, dict) else None
         most = f"most of them in group {_shown(name)}; at most {LARGEST_GRID:,} can be planned: leave values out, or make several grids"
-        raise SweepError(f"{_shown(runs)} runs, {most}")
+        raise SweepError(f"{runs if runs < 10**15 else 'far more than 10**15'} runs, {most}")
 
 # %% ../nbs/19_sweep.ipynb #23f946d0
 class PlannedRun(NamedTuple):
@@ -156,7 +156,7 @@ class Grid(NamedTuple):
     runs: dict[str, PlannedRun]  # run name -> run, in order
     slurm: dict  # parameters for the cluster
 
-# %% ../nbs/19_sweep.ipynb #ac8c0438
+# %% ../nbs/19_sweep.ipynb #255d3bd2
 _LARGEST_FILE, _LARGEST_REMARK = 1_000_000, 10_000_000  # bytes of a grid, and of a side file
 
 
@@ -173,7 +173,7 @@ def _read_text(path, limit):
     except UnicodeDecodeError:
         raise DamagedError(f"{path}: not text in UTF-8") from None
 
-# %% ../nbs/19_sweep.ipynb #1c07ceee
+# %% ../nbs/19_sweep.ipynb #67eeb7dc
 _DEEPEST, _MOST_PARTS = 50, 100  # brackets in brackets, and parts of one key
 _QUOTED = re.compile(r"""#[^\n]*|"(?:\\.?|[^"\\\n])*(?:"|$)|'[^'\n]*(?:'|$)""", re.MULTILINE)  # comments too
 
@@ -321,7 +321,7 @@ def train_base(
     run_experiment(config, models / "run", models, skip_si=True, progress=False, workers=workers)
     shutil.rmtree(models / run_name(config), ignore_errors=True)
 
-# %% ../nbs/19_sweep.ipynb #8b613ecd
+# %% ../nbs/19_sweep.ipynb #fc98d7b0
 @lru_cache(maxsize=1000)
 def _say_once(line):
     say(line)
@@ -656,7 +656,7 @@ def _seconds_before(out):
 
     return _remark(out / "runs.csv", read) or {}
 
-# %% ../nbs/19_sweep.ipynb #d7998237
+# %% ../nbs/19_sweep.ipynb #7525edb3
 def runs_table(
     sweep: Sweep,  # how far it is
 ) -> pd.DataFrame:  # run_id, groups, status, reason, seconds, and every setting
@@ -838,7 +838,7 @@ def _look_at_copy(grid, path, own):
         check_complete(tables[name], name, identity(grid.runs[name].config), path)
     return tables
 
-# %% ../nbs/19_sweep.ipynb #4fa4d95e
+# %% ../nbs/19_sweep.ipynb #d51de5a3
 def _has_seal(path):
     return path.with_name(f"{path.name}.sha256").exists()
 
@@ -867,7 +867,7 @@ def _sound_copy(grid, path, own):
         put_aside(path)
         return {}
 
-# %% ../nbs/19_sweep.ipynb #53ccbec8
+# %% ../nbs/19_sweep.ipynb #f5da3eb7
 def _judge(own, copied, files, path):
     """Which of two tables of a run counts where they differ: (runs whose own is wrong, runs whose copy is wrong)."""
     differing = [name for name in own if name in copied and not own[name].equals(copied[name])]
@@ -881,29 +881,32 @@ def _say_unsealed(own, copied, files, path):
     loose = [files[name] for name in own if name not in trusted and not _has_seal(files[name])]
     if loose:
         say(f"{len(loose)} tables of runs have no seal, such as {loose[0]}; taken, since they have no gaps")
-    if copied and not _has_seal(path):
+    if copied and not trusted:
         say(f"{path}: has no seal; taken, since it holds every count of its {len(copied)} runs, and sealed from now on")
 
-# %% ../nbs/19_sweep.ipynb #a6949852
+# %% ../nbs/19_sweep.ipynb #d3f0f086
 def _take_stock(sweep):
     """Fill in what is finished; what is wrong on disk is said, kept under another name, and mended.
 
     Raises: SweepError before anything is touched."""
-    out, path = sweep.out, sweep.out / "measurements.csv"
-    files = {name: sweep_run(run.config, out).measurements for name, run in sweep.grid.runs.items()}
-    own, wrong = _look_at_runs(sweep.grid, out)
+    path, runs = sweep.out / "measurements.csv", sweep.grid.runs
+    files = {name: sweep_run(run.config, sweep.out).measurements for name, run in runs.items()}
+    own, wrong = _look_at_runs(sweep.grid, sweep.out)
     copied = _sound_copy(sweep.grid, path, own)
     mistaken, outdated = _judge(own, copied, files, path)
-    wrong |= {files[name]: f"{files[name]}: has no seal and differs from the sealed {path}" for name in mistaken}
+    for name in mistaken:
+        wrong[files[name]] = f"{files[name]}: has no seal and differs from the sealed {path}"
+        del own[name]
     for file, complaint in wrong.items():
         say(f"{complaint}; kept as {file.name}.damaged")
         put_aside(file)
-    tables = {**copied, **{name: table for name, table in own.items() if name not in mistaken}}
-    sweep.tables = {name: tables[name] for name, run in sweep.grid.runs.items() if _is_finished(tables.get(name), run.config)}
-    _say_unsealed({name: own[name] for name in own if name not in mistaken}, copied, files, path)
     if outdated:
         say(f"{path}: differs from the tables of {len(outdated)} runs, such as {outdated[0]}; kept as {path.name}.damaged and put together again")
         write_whole(path.with_name(f"{path.name}.damaged"), path.read_bytes())
+    else:
+        _say_unsealed(own, copied, files, path)
+    tables = {**copied, **own}
+    sweep.tables = {name: tables[name] for name, run in runs.items() if _is_finished(tables.get(name), run.config)}
     if not sweep.tables:
         remove_sealed(path)
     write_tables(sweep)

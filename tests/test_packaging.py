@@ -31,7 +31,7 @@ AWAY_FROM_NETWORK = {name: None for name in os.environ if name.startswith("PIP_"
 
 def tables():
     """Committed measured tables and what describes them, as paths below results/."""
-    files = [path.relative_to(ROOT / "results") for kind in ("csv", "json", "md", "toml") for path in (ROOT / "results").rglob(f"*.{kind}")]
+    files = [path.relative_to(ROOT / "results") for kind in ("csv", "json", "md", "toml", "sha256") for path in (ROOT / "results").rglob(f"*.{kind}")]
     return {path.as_posix() for path in files if not {"runs", "bases", "jobs"} & set(path.parts)}  # working folders of sweeps
 
 
