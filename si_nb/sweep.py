@@ -677,7 +677,7 @@ def write_tables(
     """Write what is known about a sweep into its folder."""
     finished, runs = [sweep.tables[name] for name in sweep.grid.runs if name in sweep.tables], runs_table(sweep)
     if finished:
-        write_sealed(sweep.out / "measurements.csv", _csv(pd.concat(finished, ignore_index=True)).encode())
+        _write_counts(sweep.out / "measurements.csv", _csv(pd.concat(finished, ignore_index=True)).encode())
     _write_text(sweep.out / "runs.csv", _csv(runs))
     _write_environment(sweep)
     return runs
@@ -685,6 +685,14 @@ def write_tables(
 
 def _csv(table):
     return table.to_csv(index=False, lineterminator="\n")
+
+
+def _write_counts(path, content):
+    """Write and seal a table, unless that is there: a sweep that is asked again leaves no file changed."""
+    seal = path.with_name(f"{path.name}.sha256")
+    line = f"{hashlib.sha256(content).hexdigest()}  {path.name}\n".encode()
+    if not (path.is_file() and seal.is_file() and path.read_bytes() == content and seal.read_bytes() == line):
+        write_sealed(path, content)
 
 
 def _environment(text):

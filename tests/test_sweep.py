@@ -287,6 +287,14 @@ def test_a_clone_keeps_the_wall_times(grid, finished, tmp_path):
     assert (tmp_path / "out" / "runs.csv").read_bytes() == (finished / "runs.csv").read_bytes()
 
 
+def test_a_committed_sweep_that_is_asked_again_is_left_as_it_is(tmp_path):
+    """The tables that come with si_nb are finished sweeps: the command of results/README.md changes no byte of them."""
+    shutil.copytree(ROOT / "results" / "long", tmp_path / "long")
+    run_sweep(tmp_path / "long" / "grid.toml", tmp_path / "long")
+    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (ROOT / "results" / "long", tmp_path / "long")]
+    assert files[0] == files[1]
+
+
 def test_a_damaged_table_with_more_than_the_runs_is_refused(grid, finished, tmp_path, capsys):
     """Runs that only the damaged table names are hours of work: somebody has to decide, nothing is thrown away."""
     out = tmp_path / "out"
@@ -532,7 +540,8 @@ def end_of(process, pid=None):
     """Exit code of a sweep, after itself or one of its workers was killed."""
     if pid is not None:
         kill(pid)
-        assert (process.poll() == -signal.SIGKILL) == (pid == process.pid), "another process than the one meant was hit"
+        code = process.wait(30) if pid == process.pid else process.poll()  # its last thread may end a moment after its first
+        assert (code == -signal.SIGKILL) == (pid == process.pid), "another process than the one meant was hit"
     said = process.communicate(timeout=300)[1]
     assert "Traceback" not in said, said
     return process.returncode
