@@ -29,7 +29,7 @@ setup(
     ],
     packages=["si_nb"],
     # si_nb/results is a link to results/: the measured tables are found beside the code in a checkout and in a wheel alike
-    package_data={"si_nb": ["results/**/*.csv", "results/**/*.json", "results/**/*.md", "results/**/*.toml"]},
+    package_data={"si_nb": ["results/**/*.csv", "results/**/*.json", "results/**/*.md", "results/**/*.toml", "results/**/*.sha256"]},
     exclude_package_data={"si_nb": ["results/*/runs/*", "results/*/bases/*", "results/*/jobs/*"]},  # working folders of sweeps
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),

@@ -31,7 +31,7 @@ AWAY_FROM_NETWORK = {name: None for name in os.environ if name.startswith("PIP_"
 
 def tables():
     """Committed measured tables and what describes them, as paths below results/."""
-    files = [path.relative_to(ROOT / "results") for kind in ("csv", "json", "md", "toml") for path in (ROOT / "results").rglob(f"*.{kind}")]
+    files = [path.relative_to(ROOT / "results") for kind in ("csv", "json", "md", "toml", "sha256") for path in (ROOT / "results").rglob(f"*.{kind}")]
     return {path.as_posix() for path in files if not {"runs", "bases", "jobs"} & set(path.parts)}  # working folders of sweeps
 
 
@@ -225,7 +225,7 @@ def test_import_graph_is_read_rightly():
 @pytest.mark.parametrize(
     "room, never",
     [
-        *((room, "torch") for room in ("measurements", "law", "curves", "horizon", "forecast", "scores", "report", "monitor", "figures")),
+        *((room, "torch") for room in ("measurements", "complete", "law", "curves", "horizon", "forecast", "scores", "report", "monitor", "figures")),
         ("tokenizer", "si_nb.model"),
         ("tokenizer", "torch"),
         ("tasks", "si_nb.model"),
@@ -252,7 +252,7 @@ def test_no_room_knows_the_command_line_and_only_runs_knows_the_tracker(room):
     assert room == "runs" or "wandb" not in imported(room)
 
 
-@pytest.mark.parametrize("room", ["measurements", "law", "curves", "horizon", "forecast", "scores", "report", "monitor"])
+@pytest.mark.parametrize("room", ["measurements", "complete", "law", "curves", "horizon", "forecast", "scores", "report", "monitor"])
 def test_tables_are_read_and_fitted_without_torch(room, tmp_path):
     """Where torch is not installed the law still works, and a reader of tables does not wait for plotting or tracking to load."""
     for absent in ("torch", "wandb"):  # found first, and not importable

@@ -3,24 +3,30 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from si_nb import rounds, sweep
 from si_nb.cli import main
+from si_nb.complete import check_complete
 from si_nb.measurements import read_table
 from si_nb.model import ModelConfig
 from si_nb.rounds import run_experiment
-from si_nb.runs import RunConfig, make_config
-from si_nb.storage import hold
+from si_nb.runs import RunConfig, identity, make_config
+from si_nb.storage import hold, read_sealed
 from si_nb.sweep import BASE_SETTINGS, ClusterExecutor, ClusterJob, SweepError, base_key, read_grid, run_sweep, sweep_run
 
 SETTINGS = """
@@ -71,6 +77,26 @@ def finished(grid, tmp_path_factory):
 
 def content(out):
     return (out / "measurements.csv").read_bytes()
+
+
+def line_of(said):
+    """What was said on stderr, which must be one line."""
+    assert said.err.count("\n") == 1 and "Traceback" not in said.err, said.err
+    return said.err
+
+
+@pytest.fixture
+def guard():
+    """A hang becomes an error; nothing here takes a tenth of that."""
+
+    def give_up(*_):
+        raise TimeoutError("it hangs")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(120)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def stamps(out):
@@ -159,6 +185,231 @@ def test_failed_runs_are_listed_while_others_finish(tmp_path, capsys):
     assert capsys.readouterr().out.count("failed:") == 1 and read_table(out)["run_id"].nunique() == 2
 
 
+# --- the sweep's table against the runs' own
+
+
+def seal_of(path):
+    return path.with_name(f"{path.name}.sha256")
+
+
+def change_a_count(text):
+    """One problem more answered right in the first row where that is possible."""
+    lines = text.splitlines(keepends=True)
+    cells = [line.rstrip().split(",") for line in lines]
+    at = next(i for i, row in enumerate(cells) if i and int(row[-2]) < int(row[-1]))
+    lines[at] = ",".join([*cells[at][:-2], str(int(cells[at][-2]) + 1), cells[at][-1]]) + "\n"
+    return "".join(lines)
+
+
+def cut_six_lines(text):
+    return "".join(text.splitlines(keepends=True)[:-6])
+
+
+def rewrite(change, keep_seal):
+    def damage(path):
+        path.write_text(change(path.read_text()))
+        if not keep_seal:
+            seal_of(path).unlink()
+
+    return damage
+
+
+def replace_by(make):
+    def damage(path):
+        path.unlink()
+        make(path)
+
+    return damage
+
+
+DAMAGES = {
+    "a changed count": rewrite(change_a_count, True),
+    "a changed count without a seal": rewrite(change_a_count, False),
+    "six lines cut off": rewrite(cut_six_lines, True),
+    "six lines cut off without a seal": rewrite(cut_six_lines, False),
+    "half a line": rewrite(lambda text: text[: len(text) // 2], True),
+    "empty": rewrite(lambda text: "", True),
+    "bytes": lambda path: path.write_bytes(b"\xff\0" * 100),
+    "a folder": replace_by(os.mkdir),
+    "a pipe": replace_by(os.mkfifo),
+    "a link to nowhere": replace_by(lambda path: path.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_wrong_table_is_put_together_again_from_the_runs(damage, grid, finished, tmp_path, capsys, guard):
+    """Whatever happens to the sweep's table, the runs' own win: said in one line, kept aside, nothing measured again."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    damage(out / "measurements.csv")
+    before, damaged = stamps(out).keys(), out / "measurements.csv.damaged"
+    assert main(["sweep", str(grid), "--out", str(out)]) == 0
+    assert "put together again" in line_of(capsys.readouterr())
+    assert content(out) == content(finished) and stamps(out).keys() == before and os.path.lexists(damaged)
+    assert main(["sweep", str(grid), "--out", str(out)]) == 0 and capsys.readouterr().err == ""
+
+
+def clone(finished, out):
+    """The tables of a sweep without its working folders."""
+    out.mkdir()
+    for path in finished.iterdir():
+        if path.is_file():
+            shutil.copy(path, out)
+
+
+@pytest.mark.parametrize("damage", [d for name, d in DAMAGES.items() if name != "a changed count without a seal"], ids=[n for n in DAMAGES if n != "a changed count without a seal"])
+def test_a_wrong_table_without_runs_is_refused_and_left_alone(damage, grid, finished, tmp_path, capsys, guard):
+    """Where the table is all there is, one line says what is wrong with it; it stays as it was, and no run is started."""
+    out = tmp_path / "out"
+    clone(finished, out)
+    damage(out / "measurements.csv")
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    assert main(["sweep", str(grid), "--out", str(out)]) == 2
+    assert "measurements.csv" in line_of(capsys.readouterr()) and os.path.lexists(out / "measurements.csv")
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before and not (out / "runs").exists()
+
+
+def test_a_sealed_table_without_runs_is_taken_and_an_unsealed_one_is_named(grid, finished, tmp_path, capsys):
+    """A clone goes on from the table alone, in silence if it is sealed; without a seal that is said, and it gets one."""
+    out = tmp_path / "out"
+    clone(finished, out)
+    assert main(["sweep", str(grid), "--out", str(out)]) == 0 and capsys.readouterr().err == ""
+    seal_of(out / "measurements.csv").unlink()
+    assert main(["sweep", str(grid), "--out", str(out)]) == 0
+    assert "has no seal" in line_of(capsys.readouterr()) and seal_of(out / "measurements.csv").exists()
+    assert content(out) == content(finished) and not (out / "runs").exists()
+
+
+def test_a_clone_keeps_the_wall_times(grid, finished, tmp_path):
+    """Without working folders the seconds are those of the runs.csv that was there."""
+    clone(finished, tmp_path / "out")
+    run_sweep(grid, tmp_path / "out")
+    assert (tmp_path / "out" / "runs.csv").read_bytes() == (finished / "runs.csv").read_bytes()
+
+
+def test_a_committed_sweep_that_is_asked_again_is_left_as_it_is(tmp_path):
+    """The tables that come with si_nb are finished sweeps: the command of results/README.md changes no byte of them."""
+    shutil.copytree(ROOT / "results" / "long", tmp_path / "long")
+    run_sweep(tmp_path / "long" / "grid.toml", tmp_path / "long")
+    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (ROOT / "results" / "long", tmp_path / "long")]
+    assert files[0] == files[1]
+
+
+def test_a_damaged_table_with_more_than_the_runs_is_refused(grid, finished, tmp_path, capsys):
+    """Runs that only the damaged table names are hours of work: somebody has to decide, nothing is thrown away."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    shutil.rmtree(next((out / "runs").iterdir()))
+    rewrite(change_a_count, True)(out / "measurements.csv")
+    before = content(out)
+    assert main(["sweep", str(grid), "--out", str(out)]) == 2
+    assert "1 runs in it have no table of their own" in line_of(capsys.readouterr()) and content(out) == before
+
+
+@pytest.mark.parametrize("copy_there", [True, False], ids=["with the sweep's table", "without it"])
+def test_another_runs_table_with_its_seal_is_found_out(copy_there, grid, finished, tmp_path, capsys):
+    """A run's folder that holds another run's table, seal and all, is mended: from the sweep's table, or by measuring again."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    first, second = [out / "runs" / name / "measurements.csv" for name in read_grid(grid).runs][:2]
+    for path, copy in ((second, first), (seal_of(second), seal_of(first))):
+        shutil.copy(path, copy)
+    if not copy_there:
+        (out / "measurements.csv").unlink()
+    assert main(["sweep", str(grid), "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert f"{first}: not the table of {first.parent.name}" in said and "Traceback" not in said
+    assert content(out) == content(finished) and first.with_name("measurements.csv.damaged").read_bytes() == second.read_bytes()
+    assert first.exists() != copy_there
+
+
+def test_another_runs_rows_under_a_runs_name_are_found_out(grid, finished, tmp_path, capsys):
+    """Renaming the rows does not help: arm and seed are those of the settings."""
+    out = tmp_path / "out"
+    clone(finished, out)
+    names = list(read_grid(grid).runs)
+    table = read_table(out)
+    other = table[table["run_id"] == names[1]].assign(run_id=names[0])
+    pd.concat([other, table[table["run_id"] != names[0]]]).to_csv(out / "measurements.csv", index=False, lineterminator="\n")
+    seal_of(out / "measurements.csv").unlink()
+    assert main(["sweep", str(grid), "--out", str(out)]) == 2
+    assert f"not the table of {names[0]}: arm is mv" in line_of(capsys.readouterr())
+
+
+def test_a_sealed_copy_beats_a_runs_table_that_lost_its_seal(grid, finished, tmp_path, capsys):
+    """What nobody sealed does not overrule what somebody did."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    path = next((out / "runs").iterdir()) / "measurements.csv"
+    rewrite(change_a_count, False)(path)
+    assert main(["sweep", str(grid), "--out", str(out)]) == 0
+    assert "has no seal and differs" in line_of(capsys.readouterr())
+    assert content(out) == content(finished) and not path.exists() and path.with_name("measurements.csv.damaged").exists()
+
+
+def test_a_run_with_gaps_is_not_finished(grid, finished, tmp_path):
+    """A run whose last round is there, but not all of its rows, sealed or not, is measured again."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    (out / "measurements.csv").unlink()
+    path = next((out / "runs").iterdir()) / "measurements.csv"
+    rewrite(lambda text: "".join(line for line in text.splitlines(keepends=True) if "label_raw" not in line), False)(path)
+    assert set(run_sweep(grid, out)["status"]) == {"finished"}
+    assert content(out) == content(finished)
+
+
+@pytest.mark.parametrize("name", ["sweep", "long"])
+def test_the_committed_tables_are_sealed_and_whole(name):
+    """The measured tables that come with si_nb hold every count of every run of their grids, and carry their seals."""
+    folder = ROOT / "results" / name
+    tables, runs = dict(list(read_table(folder).groupby("run_id"))), read_grid(folder / "grid.toml").runs
+    assert tables.keys() == runs.keys() and seal_of(folder / "measurements.csv").exists()
+    for run_id, run in runs.items():
+        check_complete(tables[run_id].reset_index(drop=True), run_id, identity(run.config), run_id)
+
+
+# --- side files
+
+
+WEEDS = {
+    "not UTF-8": lambda path: path.write_bytes(b"\xff\xfe\x80"),
+    "empty": lambda path: path.write_bytes(b""),
+    "zeros": lambda path: path.write_bytes(b"\0" * 1000),
+    "other text": lambda path: path.write_text("nan"),
+    "brackets": lambda path: path.write_text("[" * 100_000),
+    "a folder": replace_by(os.mkdir),
+    "a full folder": replace_by(lambda path: (path / "sub").mkdir(parents=True)),
+    "a pipe": replace_by(os.mkfifo),
+    "a link to nowhere": replace_by(lambda path: path.symlink_to("nowhere")),
+}
+
+
+@pytest.mark.parametrize("weed", WEEDS.values(), ids=WEEDS)
+def test_damaged_side_files_cost_a_line_and_nothing_else(weed, grid, finished, tmp_path, capsys, guard):
+    """Wall times, machine and lists of runs are remarks: whatever is found in their place, the sweep ends well and its table is the same."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    for path in [out / "grid.toml", out / "runs.csv", out / "environment.json", *out.glob("runs/*/seconds.txt")]:
+        weed(path)
+    assert main(["sweep", str(grid), "--out", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err and "seconds.txt" in said.err and content(out) == content(finished)
+    assert (out / "grid.toml").read_text() == grid.read_text()
+    assert json.loads((out / "environment.json").read_text()) == json.loads((finished / "environment.json").read_text())
+    assert pd.read_csv(out / "runs.csv")["status"].eq("finished").all()
+
+
+def test_a_run_ends_well_where_its_wall_time_cannot_be_written(grid, finished, tmp_path, capsys):
+    """A folder called seconds.txt does not fail a run of hours at its end."""
+    name = list(read_grid(grid).runs)[0]
+    shutil.copytree(finished / "bases", tmp_path / "out" / "bases")
+    (tmp_path / "out" / "runs" / name / "seconds.txt" / "sub").mkdir(parents=True)
+    text = grid.read_text().split("[[group]]")[0] + '[[group]]\nname = "one"\nsettings = {si_method = "none"}\n'
+    (tmp_path / "one.toml").write_text(text)
+    assert main(["sweep", str(tmp_path / "one.toml"), "--out", str(tmp_path / "out")]) == 0
+    assert read_table(tmp_path / "out")["run_id"].unique().tolist() == [name]
+
+
 # --- killed and interrupted
 
 
@@ -221,6 +472,125 @@ def test_a_killed_sweep_goes_on_and_repeats_nothing(longer, tmp_path):
     goes_on(path, tmp_path, uninterrupted)
 
 
+# --- workers killed
+
+
+def parent_of(pid):
+    """The process that started another; None when that is gone, or has ended and waits to be noticed."""
+    try:
+        state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+    except OSError:
+        return None
+    return None if state in "ZX" else int(parent)
+
+
+def workers(process, out):
+    """{pid: run or base models} of the processes that hold a folder and descend from the sweep's process, not being it."""
+    found = {}
+    for lock in out.rglob("run.lock"):
+        try:
+            pid = json.loads(lock.read_bytes())["pid"]
+        except (OSError, ValueError):  # given back in this moment
+            continue
+        ancestors = [pid]
+        while ancestors[-1] and ancestors[-1] != process.pid:
+            ancestors.append(parent_of(ancestors[-1]))
+        if ancestors[-1] == process.pid and len(ancestors) > 1:
+            name = lock.parent.name
+            found[pid] = lock.parents[1].name if name == "run" else name
+    return found
+
+
+def kill(pid):
+    """SIGKILL, and wait until it has hit."""
+    os.kill(pid, signal.SIGKILL)
+    end = time.monotonic() + 30
+    while parent_of(pid) is not None and time.monotonic() < end:
+        time.sleep(0.01)
+    assert parent_of(pid) is None, f"process {pid} has outlived SIGKILL"
+
+
+def start_sweep(path, out):
+    command = [sys.executable, "-m", "si_nb", "sweep", str(path), "--out", str(out), "--jobs", "2"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="who is whose child is read from /proc")
+
+
+@needs_proc
+def test_a_killed_worker_fails_its_run_alone(longer, tmp_path):
+    """SIGKILL of a job's process: its run is listed with the reason, the others finish, the same command makes up for it."""
+    path, uninterrupted = longer
+    process = start_sweep(path, tmp_path)
+    wait_for(lambda: [name for name in workers(process, tmp_path).values() if (tmp_path / "runs" / name / "data").exists()], process)
+    pid, name = next((pid, name) for pid, name in workers(process, tmp_path).items() if (tmp_path / "runs" / name).exists())
+    kill(pid)
+    assert process.poll() is None and pid != process.pid, "the sweep itself was hit"
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and "Traceback" not in said and f"{name}: killed by signal 9" in said
+    runs = pd.read_csv(tmp_path / "runs.csv", keep_default_na=False).set_index("run_id")
+    assert dict(runs["status"]) == {run: "failed" if run == name else "finished" for run in runs.index}
+    assert "killed by signal 9" in runs["reason"][name] and set(read_table(tmp_path)["run_id"]) == set(runs.index) - {name}
+    assert set(run_sweep(path, tmp_path, jobs=2)["status"]) == {"finished"}
+    assert content(tmp_path) == uninterrupted
+
+
+def end_of(process, pid=None):
+    """Exit code of a sweep, after itself or one of its workers was killed."""
+    if pid is not None:
+        kill(pid)
+        code = process.wait(30) if pid == process.pid else process.poll()  # its last thread may end a moment after its first
+        assert (code == -signal.SIGKILL) == (pid == process.pid), "another process than the one meant was hit"
+    said = process.communicate(timeout=300)[1]
+    assert "Traceback" not in said, said
+    return process.returncode
+
+
+def check_stopped(path, out, undisturbed):
+    """What is on disk between two commands: no partial truth, every seal right, every run in the table as it will be."""
+    for seal in out.rglob("*.sha256"):
+        if seal.with_suffix("").exists():
+            read_sealed(seal.with_suffix(""))
+    if (out / "measurements.csv").exists():
+        table = read_table(out)
+        expected = undisturbed[undisturbed["run_id"].isin(table["run_id"])].reset_index(drop=True)
+        pd.testing.assert_frame_equal(table, expected)
+
+
+@needs_proc
+@pytest.mark.slow(reason="thirty kills, with a sweep started for each")
+def test_thirty_kills_of_workers_and_of_sweeps(tmp_path, capsys):
+    """A campaign: the same command, killed at random moments in its jobs or itself, always ends with the undisturbed table."""
+    path, rng, hit, done = tmp_path / "grid.toml", random.Random(0), {"worker": 0, "base models": 0, "sweep": 0}, 0
+    out = tmp_path / "out"
+    text = SETTINGS.replace("si_iter = 4", "si_iter = 40").replace("max_iters = 20", "max_iters = 200")
+    path.write_text(text + '[[group]]\nname = "amounts"\nseeds = [0, 1]\ngrid = {num_samples = [20, 21]}\n')
+    run_sweep(path, tmp_path / "undisturbed", jobs=2)
+    undisturbed = read_table(tmp_path / "undisturbed")
+    while sum(hit.values()) < 30 or out.exists():
+        process = start_sweep(path, out)
+        end = time.monotonic() + 60
+        while not (out.exists() and workers(process, out)) and process.poll() is None and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(rng.choice([0, rng.random(), 3 * rng.random()]))
+        there, whom = workers(process, out), rng.choice(["worker", "worker", "sweep"])
+        pid = process.pid if whom == "sweep" else rng.choice(sorted(there) or [None])
+        if pid is None or parent_of(pid) is None or sum(hit.values()) >= 30:
+            code = end_of(process)
+        else:
+            code = end_of(process, pid)
+            hit["sweep" if whom == "sweep" else "worker" if there[pid].startswith("copy-") else "base models"] += 1
+            check_stopped(path, out, undisturbed)
+        if code == 0:
+            assert content(out) == content(tmp_path / "undisturbed")
+            shutil.rmtree(out)
+            done += 1
+    with capsys.disabled():
+        print(f"\nkills: {hit}; sweeps brought to their end: {done}, all with the undisturbed table")
+    assert hit["worker"] and hit["base models"] and hit["sweep"] and done
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_an_interrupted_sweep_says_how_to_go_on(number, longer, tmp_path, capsys):
     """Ctrl-C and SIGTERM stop all jobs; the table has what was finished, and the same command goes on."""
@@ -278,16 +648,44 @@ def test_two_sweeps_in_one_folder_are_refused(grid, tmp_path, capsys):
         ("[[group]]\nname = 'a'\nsettings = {n_embd = 100, n_head = 3}", "n_head"),
         ("[[group]]\nname = 'a'\n[[group]]\nname = 'b'\nsettings = {device = 'cpu'}", "device"),
         ("[[group]]\nname = 'a'\nsettings = {device = 'abacus'}", "abacus"),
+        ("preset = ['quick']\n[[group]]\nname = 'a'", "preset is ['quick']"),
+        ("preset = 1979-05-27\n[[group]]\nname = 'a'", "preset is datetime"),
+        ("[settings]\npreset = 'quick'\n[[group]]\nname = 'a'", "preset is not a setting"),
+        ("[[group]]\nname = 'a'\nsettings = {preset = 'quick'}", "preset is not a setting"),
+        ("[[group]]\nname = 'a'\ngrid = {preset = ['quick', 'tiny']}", "preset is not a setting"),
+        ("[[group]]\nname = 'a'\ngrid = {" + ", ".join(f"{name} = {list(range(1, 1001))}" for name in ("seed", "voters", "decay")) + "}", "1000000000 runs"),
+        ("[[group]]\nname = 'a'\ngrid = {" + ", ".join(f"x{i} = [1, 2]" for i in range(20_000)) + "}", "far more than"),
+        ("[[group]]\nname = 'a'\nseeds = [" + "1," * 300_000 + "]", "300000 runs"),
+        ("".join(f"[[group]]\nname = 'g{i}'\n" for i in range(10_001)), "10001 runs"),
+        ("a = " + "[" * 100_000, "nested"),
+        ("a = " + "[" * 100_000 + "]" * 100_000, "nested"),
+        ("a = " + "{a = " * 100_000, "nested"),
+        (".".join("a" * 100_000) + " = 1", "100 parts"),
+        ("[" + ".".join("a" * 100_000) + "]", "100 parts"),
+        ("group = " + "[" * 40 + "]" * 40, "group 1"),
+        ("group = [1, 2]", "group 1"),
+        ("[[group]]\nname = 0x" + "f" * 100_000, "group 1"),
+        ("[[group]]\nname = 'a'\nseeds = [0x" + "f" * 100_000 + "]", "seed"),
+        ("[[group]]\nname = 'a'\nseeds = [" + "9" * 100 + "]", "18 digits"),
+        ("[[group]]\nname = 'a'\nseeds = [" + "9" * 9000 + "]", "not TOML"),
+        ("[[group]]\nname = 'a'\nsettings = {learning_rate = " + "9" * 400 + "}", "learning_rate"),
+        ("[[group]]\nname = 'a'\nsettings = {learning_rate = inf}", "learning_rate"),
+        ("[[group]]\nname = 'a'\nsettings = {vote_threshold = -nan}", "vote_threshold"),
+        ("[[group]]\nname = 'a'\nseeds = [1979-05-27T07:32:00Z]", "seed is datetime"),
+        ('"a\\nb\\u001b]0;c" = 1', "no such part"),
+        ("[[group]]\nname = 'a'\nsettings = {\"a\\nb\\u001b\" = 1}", "no such setting"),
+        ("[[group]]\nname = 'a'\nsettings = {task = '" + "t" * 100_000 + "'}", "task"),
+        ("#" * 1_000_001, "larger than"),
         ("this is no TOML", "not TOML"),
         ("\ufeffname = 3", "not TOML"),
     ],
 )
-def test_bad_grids_are_refused_before_anything_is_written(text, named, tmp_path, capsys):
+def test_bad_grids_are_refused_before_anything_is_written(text, named, tmp_path, capsys, guard):
     """One line that names the setting and its group, exit code 2, and no folder."""
     (tmp_path / "grid.toml").write_text(text, encoding="utf-8")
     assert main(["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr()
-    assert said.err.count("\n") == 1 and named in said.err and said.out == ""
+    assert named in line_of(said) and said.out == "" and len(said.err) < 700 and said.err[:-1].isprintable()
     assert "group 'a'" in said.err or named != "n_embd"
     assert not (tmp_path / "out").exists()
 
@@ -312,11 +710,56 @@ def test_bad_flags_are_refused(flags, named, grid, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_missing_grid_is_refused(tmp_path, capsys):
-    """A grid that is not there is named, and so is a folder in its place."""
-    for path in (tmp_path / "absent.toml", tmp_path):
+def test_missing_grid_is_refused(tmp_path, capsys, guard):
+    """A grid that is not there is named, and so is whatever else is in its place: a folder, a pipe, a device, other bytes."""
+    os.mkfifo(tmp_path / "pipe")
+    for number, content in enumerate((b"\xff\xfea", "a = 1".encode("utf-16"), b"a = '\xe9'")):
+        (tmp_path / f"bytes{number}").write_bytes(content)
+    (tmp_path / "link").symlink_to("link")
+    for path in (tmp_path / "absent.toml", *tmp_path.iterdir(), tmp_path, "/dev/zero", "x" * 5000):
         assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
-        assert str(path) in capsys.readouterr().err
+        assert str(path) in line_of(capsys.readouterr()) and not (tmp_path / "out").exists()
+
+
+numbers = st.one_of(st.integers(-3, 9), st.sampled_from([2**31, 2**63 - 1, 2**64, 2**70, -(2**63)])).map(str)
+words = st.text("abz_ .;[]{}#'é\u200b", max_size=6) | st.sampled_from(["copy", "none", "mv", "tiny", "filters"])
+texts = words.map(lambda word: json.dumps(word, ensure_ascii=False))
+values = st.one_of(numbers, texts, st.sampled_from(["true", "nan", "-inf", "1e999", "0.5", "07:32:00", "1979-05-27", "0x" + "f" * 5000, "{}", "[]"]))
+nested = st.recursive(values, lambda inner: st.lists(inner, max_size=4).map(lambda parts: f"[{', '.join(parts)}]"), max_leaves=12)
+keys = st.sampled_from(["seed", "seeds", "name", "task", "n_embd", "si_method", "voters", "dropout", "preset", "settings", "grid", "group", "slurm", "device"]) | texts
+pairs = st.lists(st.tuples(keys, nested).map(" = ".join), max_size=4)
+tables = pairs.map(lambda lines: f"{{{', '.join(lines)}}}")
+entries = st.tuples(st.sampled_from(["seeds", "settings", "grid", "name", "preset"]) | keys, nested | tables).map(" = ".join)
+headers = st.sampled_from(["[[group]]", "[[group]]\nname = 'a'", "[[group]]\nname = 'b'", "[settings]", "[slurm]", "[group]", "preset = 'tiny'"])
+files = st.lists(st.tuples(headers, st.lists(entries, max_size=3)).map(lambda part: "\n".join([part[0], *part[1]])), max_size=4).map("\n".join)
+
+
+def mangle(text, seed):
+    """A grid's text with a few pieces left out, doubled or put elsewhere."""
+    rng = random.Random(seed)
+    for _ in range(rng.randrange(1, 4)):
+        start, length, to = rng.randrange(len(text)), rng.randrange(1, 30), rng.randrange(len(text))
+        piece = text[start : start + length] * rng.choice([0, 1, 2, 1000])
+        text = text[:to] + piece + text[to + rng.choice([0, length]) :]
+    return text
+
+
+mangled = st.integers(0, 10**6).map(lambda seed: mangle(SETTINGS + GROUPS, seed))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(text=files | mangled)
+def test_any_text_is_a_grid_or_one_line(text, tmp_path_factory):
+    """Whatever is in the file, it is planned or refused in one printable line, and within seconds."""
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(text, encoding="utf-8")
+    start = time.monotonic()
+    try:
+        planned = read_grid(path)
+        assert 0 < len(planned.runs) <= sweep.LARGEST_GRID and all(isinstance(run.config, RunConfig) for run in planned.runs.values())
+    except SweepError as error:
+        assert str(error).startswith(f"{path}: ") and str(error).isprintable() and len(str(error)) < 700
+    assert time.monotonic() - start < 20
 
 
 def test_a_table_of_other_runs_is_not_overwritten(finished, tmp_path, capsys):
