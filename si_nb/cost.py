@@ -9,7 +9,6 @@ __all__ = ['PATIENCE', 'PIECES', 'synchronize', 'median_seconds', 'matmul_rate',
 # %% ../nbs/20_cost.ipynb #fa1c2750
 import json
 import math
-import resource
 import subprocess
 import sys
 import threading
@@ -28,7 +27,7 @@ from rich.table import Table
 from .evaluate import count_right, derive_rng
 from .model import GPT, ModelConfig, forward_flops
 from .rounds import Experiment, count_threads, count_workers, evaluation_lengths, make_base, make_labels, mix, side_by_side
-from .runs import RunConfig, arm_voters, base_training, identity, round_training
+from .runs import RunConfig, arm_voters, base_training, check_memory, identity, round_training
 from .tasks import TASKS, make_base_data, make_problems
 from .tokenizer import PAD
 from .trainer import Mixture, choose_device, train
@@ -270,16 +269,24 @@ def _piece_seconds(stage, rows, patience):
         seconds.append(seconds_each(job, patience, too_long) / pieces)
     return np.interp(rows["flops"], ends["flops"], seconds)
 
-# %% ../nbs/20_cost.ipynb #33755368
-def peak_memory() -> int:  # bytes
+# %% ../nbs/20_cost.ipynb #6873bdf6
+try:
+    import resource
+except ImportError:
+    resource = None
+
+
+def peak_memory() -> int | None:  # bytes; None on Windows
     """The most memory that this process has held."""
+    if resource is None:
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-
+# %% ../nbs/20_cost.ipynb #33755368
 def rehearse(
     config: RunConfig,  # the experiment
     patience: float = PATIENCE,  # seconds that each piece is rehearsed at least
-) -> dict:  # seconds of each row's piece; bytes of memory, and of the CUDA device's
+) -> dict:  # seconds of each row's piece; bytes of memory, None where unknown, and of the CUDA device's
     """Do a few pieces of everything that a run does, in the sizes that it will come to."""
     device, work = choose_device(config.device), plan(config)
     experiment = Experiment(config, None, device, count_workers(config), None, None, threading.Event(), 0, None)
@@ -323,7 +330,7 @@ class Estimate(NamedTuple):
     """What a run will cost."""
 
     phases: pd.DataFrame  # least, seconds and most of every phase, in seconds
-    memory: int  # bytes, at the highest
+    memory: int | None  # bytes, at the highest; None where this is not known
     device_memory: int  # bytes on a CUDA device, 0 elsewhere
 
 
@@ -333,8 +340,8 @@ def estimate(
 ) -> Estimate:  # on this machine, as busy as it is now
     """How long a run will take and how much memory, told from a rehearsal.
 
-    Raises: DeviceError when the device is not there, CostError when the rehearsal fails."""
-    choose_device(config.device)
+    Raises: DeviceError when the device is not there, ConfigError when memory will not do, CostError when the rehearsal fails."""
+    check_memory(config, choose_device(config.device), count_workers(config))
     work, done = plan(config), _rehearse_apart(config, patience)
     seconds = work[["least", "pieces", "most"]].mul(work["jobs"] * np.array(done["seconds"]), axis=0)
     phases = seconds.set_axis(["least", "seconds", "most"], axis=1).groupby(work["phase"], sort=False).sum()
@@ -373,4 +380,5 @@ def print_cost(
     Console().print(table)
     spread = f"{in_words(totals['least'])} to {in_words(totals['most'])}, by how many labels are needed"
     device = f", {cost.device_memory / 1e9:.1f} GB on the device" if cost.device_memory else ""
-    print(f"about {in_words(totals['seconds'])} ({spread}), {cost.memory / 1e9:.1f} GB of memory{device}")
+    memory = "memory unknown on this system" if cost.memory is None else f"{cost.memory / 1e9:.1f} GB of memory"
+    print(f"about {in_words(totals['seconds'])} ({spread}), {memory}{device}")

@@ -27,7 +27,7 @@ from .evaluate import count_right, derive_rng, derive_seed
 from .generate import generate
 from .measurements import append_rows, measurement_table
 from .model import GPT
-from .runs import ConfigError, RunConfig, RunFolder, arm_voters, base_training, check_tracker_mode, checkpoints, load_checkpoint
+from .runs import ConfigError, RunConfig, RunFolder, arm_voters, base_training, check_memory, check_tracker_mode, checkpoints, load_checkpoint
 from .runs import load_model, load_tensors, locate_run, open_run, open_tracker, recover_table, round_training, run_name
 from .runs import runs_home, save_checkpoint, save_model, save_tensors, say
 from .storage import DamagedError, hold, read_sealed, remove_partial, remove_sealed, write_sealed
@@ -735,11 +735,12 @@ def run_experiment(
     check_tracker_mode(wandb)
     if not checkpoint_minutes >= 0:
         raise ConfigError(f"checkpoint_minutes is {checkpoint_minutes}: it must be at least 0")
-    folder = locate_run(config, *where)
+    folder, workers = locate_run(config, *where), workers or count_workers(config)
     if not folder.measurements.exists():
+        check_memory(config, device, workers)
         _absent_base_models(config, folder, skip_base_model_train)  # refuses foreign ones before anything is written
     open_run(config, *where)
-    stop, workers = threading.Event(), workers or count_workers(config)
+    stop = threading.Event()
     with hold(folder.path) as check, _ending_in_order(stop) as received, tqdm(unit="step", disable=not progress, dynamic_ncols=True, delay=0.1) as bar:
         for own in (folder.path, folder.rounds, folder.data):
             remove_partial(own)

@@ -109,7 +109,7 @@ def test_only_the_rows_asked_for():
     "flags, said",
     [
         (["--rows", "data_quick,speed"], "row speed is unknown: choose data_quick, data_paper"),
-        (["--rows", "batch_quick", "--repeats", "0"], "repeats is 0"),
+        (["--rows", "batch_quick", "--repeats", "0"], "--repeats: 0 is out of range"),
         (["--device", "abacus"], "device 'abacus' is not available"),
         (["--json", "nowhere/at/all.json"], "no such folder"),
     ],
