@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .horizon import PARAMETERS, Population, course, load_population, margins
-from .law import (FOREVER, LAWS, RIVALS, Fits, LawError, beta_binomial, bootstrap, crossing_round, first_round_below,
+from .law import (FOREVER, LARGEST_HAZARD, LAWS, RIVALS, Fits, LawError, beta_binomial, bootstrap, crossing_round, first_round_below,
                        fit_laws)
 from .measurements import RUN, TableError, error_budget, results_folder, trajectory
 
@@ -84,7 +84,7 @@ def look_back(
     alone = known is not None and len(known) == 1 and known["censored"].iloc[0]
     return Seen(series, table, origin, threshold, int(known["at_least"].iloc[0]) if alone else 1, population)
 
-# %% ../nbs/14_forecast.ipynb #40348dc7
+# %% ../nbs/14_forecast.ipynb #621cd710
 def median_round(
     rounds: np.ndarray, # (B,) sample of collapse rounds; inf: never
 ) -> float: # one of them; inf: never
@@ -159,7 +159,7 @@ def law_outlooks(
     fits, found, r = fit_laws(seen.series, seen.origin, laws), {}, np.arange(1, rounds + 1)
     for name, fit in fits.fits.items():
         refits, converged, sample, effects = _courses(fit, fits.data, fits.overdispersion, resamples, generator)
-        collapses = first_round_below(crossing_round(fit.law, sample, seen.threshold ** (1 / effects)))
+        collapses = first_round_below(crossing_round(fit.law, sample, np.maximum(seen.threshold ** (1 / effects), np.exp(-LARGEST_HAZARD))))
         parameters = describe_parameters({p.name: p.unit for p in fit.law.parameters}, refits, fit.parameters)
         found[name] = Outlook(fit.law.accuracy(r, sample) ** effects[:, None], np.maximum(collapses, seen.earliest), fits.overdispersion, parameters,
                               int((~converged).sum()))

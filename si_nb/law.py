@@ -146,21 +146,20 @@ LAWS["exponential_floor"] = Law(
     lambda r, level, start, rate: -np.log(level + (start - level) * np.exp(-rate * r)), ("decay", "slowing", "plateau", "improving"), _floor_crossing)
 
 # %% ../nbs/11_law.ipynb #a34d75f2
-_STEPS = np.r_[0.0, np.geomspace(1e-4, 0.25, 10), np.arange(0.5, 10, 0.25), np.arange(10, 20, 0.5)]  # then one per round
+_KNOTS = np.geomspace(1e-9, LARGEST_HAZARD, 45)
+_WIDTH, (_NODES, _WEIGHTS) = np.log(_KNOTS[1] / _KNOTS[0]), np.polynomial.legendre.leggauss(2)
+_BETWEEN = (_KNOTS[:-1, None] * np.exp(_WIDTH / 2 * (1 + _NODES))).ravel()
 
 def _generalised_growth(rounds, h, c, p):
-    "H at `rounds`, by Runge-Kutta from H(0) = 0 and linear interpolation between the small steps."
-    last = np.ceil(rounds.max() + 1)
-    times = np.r_[_STEPS[_STEPS <= last], np.arange(20, last + 1)]
-    H = np.zeros(np.broadcast_shapes(h.shape, c.shape, p.shape))
-    slope, path = lambda H: h + c * np.minimum(H, LARGEST_HAZARD) ** p, [H]
-    for size in np.diff(times):
-        one = slope(H); two = slope(H + size / 2 * one); three = slope(H + size / 2 * two); four = slope(H + size * three)
-        H = np.minimum(H + size / 6 * (one + 2 * two + 2 * three + four), LARGEST_HAZARD)
-        path.append(H)
-    path, index = np.concatenate(path, -1), np.searchsorted(times, rounds, side="right") - 1
-    take = lambda i: np.take_along_axis(path, np.broadcast_to(i, path.shape[:-1] + i.shape[-1:]), -1)
-    return take(index) + (rounds - times[index]) / np.diff(times)[index] * (take(index + 1) - take(index))
+    "H at `rounds`: the rounds at which H reaches its knots by Gauss quadrature in ln H, and Hermite's cubic between them."
+    pace = lambda H: h + c * H**p
+    steps = (_BETWEEN / pace(_BETWEEN)).reshape(*h.shape[:-1], -1, len(_NODES)) @ _WEIGHTS * (_WIDTH / 2)
+    times = np.cumsum(np.concatenate([_KNOTS[:1] / pace(_KNOTS[:1]), steps], -1), -1)
+    place = np.clip((times[..., None] <= rounds[..., None, :]).sum(-2) - 1, 0, len(_KNOTS) - 2)
+    start, end = [np.take_along_axis(times, place + i, -1) for i in (0, 1)]
+    low, high, x = _KNOTS[place], _KNOTS[place + 1], np.clip((rounds - start) / (end - start), 0, 1)
+    rises = (end - start) * pace(low), (end - start) * pace(high)
+    return low + x**2 * (3 - 2 * x) * (high - low) + x * (1 - x) * ((1 - x) * rises[0] - x * rises[1])
 
 # %% ../nbs/11_law.ipynb #88999f8e
 LAWS["generalised_growth"] = Law(
@@ -349,10 +348,9 @@ def _multiplied(hazard, effects, runs):
 
 def _jacobian(law, work, back, rounds, runs):
     "H (B, P) and its derivative (B, P, k + R) in search coordinates."
-    k, step, (places, place) = len(law.parameters), 1e-5, np.unique(rounds, return_inverse=True)
-    shifts = step * np.concatenate([np.zeros((1, k)), np.eye(k), -np.eye(k)])
-    curves = law(places, back(work[:, :k] + shifts[:, None]))
-    slopes = np.moveaxis(curves[1:k + 1] - curves[k + 1:], 0, -1)[:, place] / (2 * step)
+    k, step, (places, place) = len(law.parameters), 1e-6, np.unique(rounds, return_inverse=True)
+    curves = law(places, back(work[:, :k] + step * np.eye(k + 1, k, -1)[:, None]))
+    slopes = np.moveaxis(curves[1:] - curves[0], 0, -1)[:, place] / step
     effects, hazard = work[:, k:], curves[0][:, place]
     if effects.shape[1] == 0: return hazard, slopes
     multiplied = _multiplied(hazard, effects, runs)
@@ -360,11 +358,12 @@ def _jacobian(law, work, back, rounds, runs):
     return multiplied, np.concatenate([slopes * (inside / hazard[..., None]), inside * np.eye(effects.shape[1])[runs]], -1)
 
 def _scoring(law, work, back, rounds, runs, successes, trials, weights):
-    "Slope (B, k + R) and expected curvature (B, k + R, k + R) of the weighted log-likelihood in search coordinates."
+    "Weighted log-likelihood (B,), its slope (B, k + R) and expected curvature (B, k + R, k + R) in search coordinates."
     hazard, jacobian = _jacobian(law, work, back, rounds, runs)
-    odds = 1 / np.expm1(hazard)
-    slope = weights * (-successes + (trials - successes) * odds)
-    return np.einsum("bp,bpk->bk", slope, jacobian), np.swapaxes(jacobian * (weights * trials * odds)[..., None], 1, 2) @ jacobian
+    wrong, odds = trials - successes, 1 / np.expm1(hazard)
+    value = (weights * (wrong * np.log(-np.expm1(-hazard)) - successes * hazard)).sum(-1)
+    slope = weights * (wrong * odds - successes)
+    return value, np.einsum("bp,bpk->bk", slope, jacobian), np.swapaxes(jacobian * (weights * trials * odds)[..., None], 1, 2) @ jacobian
 
 def _step(slope, curvature, damping, held):
     "Damped scoring step, the gain in log-likelihood that it promises, and the gain that an undamped one promises."
@@ -399,25 +398,25 @@ def fit_batch(
     low, high = map(forward, bounds)
     work = np.clip(forward(starts), low, high)
     weights, trials = np.broadcast_to(weights, successes.shape), np.broadcast_to(trials, successes.shape)
-    precision, (places, place) = np.broadcast_to(precision, work.shape[1:]), np.unique(rounds, return_inverse=True)
-    likelihood = lambda H, i: (weights[i] * (-successes[i] * H + (trials - successes)[i] * np.log(-np.expm1(-H)))).sum(-1)
-    value = lambda w, i: likelihood(_multiplied(law(places, back(w[:, :k]))[:, place], w[:, k:], runs), i) - w**2 @ precision / 2
-    best, damping, done = value(work, slice(None)), np.full(len(work), 1e-2), np.zeros(len(work), bool)
-    before = np.full(len(work), -np.inf)
-    for iteration in range(_MOST_ITERATIONS):
+    precision = np.broadcast_to(precision, work.shape[1:])
+    def evaluated(at, i):
+        value, slope, curvature = _scoring(law, at, back, rounds, runs, successes[i], trials[i], weights[i])
+        return [value - at**2 @ precision / 2, slope - at * precision, curvature + np.diag(precision)]
+    best, slope, curvature = evaluated(work, slice(None))
+    damping, done, before = np.full(len(work), 1e-2), np.zeros(len(work), bool), best.copy()
+    for iteration in range(1, _MOST_ITERATIONS + 1):
         i = np.flatnonzero(~done)
         if len(i) == 0: break
-        slope, curvature = _scoring(law, work[i], back, rounds, runs, successes[i], trials[i], weights[i])
-        slope, curvature = slope - work[i] * precision, curvature + np.diag(precision)
-        held = ((work[i] <= low) & (slope <= 0)) | ((work[i] >= high) & (slope >= 0))
-        step, promised, most = _step(slope, curvature, damping[i], held)
+        held = ((work[i] <= low) & (slope[i] <= 0)) | ((work[i] >= high) & (slope[i] >= 0))
+        step, promised, most = _step(slope[i], curvature[i], damping[i], held)
         tried = np.clip(work[i] + step, low, high)
-        gain = value(tried, i) - best[i]
+        found = evaluated(tried, i)
+        gain = found[0] - best[i]
         better = gain > 0
-        work[i[better]], best[i] = tried[better], best[i] + np.where(better, gain, 0)
+        for kept, new in zip((work, best, slope, curvature), (tried, *found)): kept[i[better]] = new[better]
         damping[i] = np.clip(damping[i] * np.select([~better, gain > 0.5 * promised, gain > 0.1 * promised], [8.0, 0.2, 1.0], 3.0), 1e-9, 1e12)
         done[i] = (most < _PROMISED_GAIN) | (damping[i] >= 1e12) | held.all(-1)
-        if iteration % _PATIENCE == _PATIENCE - 1: done, before = done | (best - before < _LEAST_GAIN), best.copy()
+        if iteration % _PATIENCE == 0: done, before = done | (best - before < _LEAST_GAIN), best.copy()
     return np.clip(back(work), *bounds), best, done
 
 # %% ../nbs/11_law.ipynb #6ca118b4
@@ -518,7 +517,7 @@ def _effect_variances(fit, data, overdispersion):
     "Posterior variance (R,) of every run effect, the parameters being estimated beside them."
     forward, back = _coordinates(fit.law)
     at = forward(np.r_[fit.parameters, fit.run_effects])[None]
-    _, curvature = _scoring(fit.law, at, back, data.rounds, data.runs, data.successes, data.trials, _point_weights(data, overdispersion))
+    *_, curvature = _scoring(fit.law, at, back, data.rounds, data.runs, data.successes, data.trials, _point_weights(data, overdispersion))
     precision = _precision(fit.law, data, fit.run_spread)
     return np.diag(np.linalg.pinv(curvature[0] + np.diag(precision), hermitian=True))[len(fit.parameters):]
 
