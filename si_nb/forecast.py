@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'ROUNDS_AHEAD', 'SMALLEST_SPREAD', 'WALKERS', 'FORECASTERS', 'CHOICES', 'check_threshold', 'collapse_round',
-           'Seen', 'look_back', 'Outlook', 'shortest_interval', 'describe_parameters', 'law_outlooks',
+           'Seen', 'look_back', 'median_round', 'Outlook', 'shortest_interval', 'describe_parameters', 'law_outlooks',
            'horizon_outlook', 'Budget', 'budget_factors', 'budget_outlook', 'Walker', 'outlooks', 'load_weights', 'mix',
            'Forecast', 'check_choice', 'forecast', 'predicted_rates', 'predicted_accuracy']
 
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .horizon import PARAMETERS, Population, course, load_population, margins
-from .law import (FOREVER, LAWS, RIVALS, Fits, LawError, beta_binomial, bootstrap, crossing_round, first_round_below,
+from .law import (FOREVER, LARGEST_HAZARD, LAWS, RIVALS, Fits, LawError, beta_binomial, bootstrap, crossing_round, first_round_below,
                        fit_laws)
 from .measurements import RUN, TableError, error_budget, results_folder, trajectory
 
@@ -84,17 +84,32 @@ def look_back(
     alone = known is not None and len(known) == 1 and known["censored"].iloc[0]
     return Seen(series, table, origin, threshold, int(known["at_least"].iloc[0]) if alone else 1, population)
 
+# %% ../nbs/14_forecast.ipynb #621cd710
+def median_round(
+    rounds: np.ndarray, # (B,) sample of collapse rounds; inf: never
+) -> float: # one of them; inf: never
+    "The lower median of a sample of collapse rounds."
+    return float(np.quantile(rounds, 0.5, method="inverted_cdf"))
+
 # %% ../nbs/14_forecast.ipynb #a983f177
 @dataclass(frozen=True)
 class Outlook:
     "What one forecaster expects of an arm, as a sample of possible courses."
     accuracy: np.ndarray # (B, Q) at the newest length of rounds 1..Q, without the scatter of single rounds
     collapses: np.ndarray # (B,) rounds; inf: never
-    point: float # collapse round named; inf: never
-    centre: np.ndarray # (Q,) accuracies named
     overdispersion: float # intra-class correlation of counts about the accuracies
     parameters: dict # name -> dict(value, low, high, unit)
-    failed: int = 0 # resamples that did not converge and were dropped
+    failed: int = 0 # refits that had not converged when they were stopped
+
+    @property
+    def point(self) -> float:
+        "The collapse round named: the median of the sample; inf for never."
+        return median_round(self.collapses)
+
+    @property
+    def centre(self) -> np.ndarray:
+        "The accuracies (Q,) named: medians of the sample."
+        return np.median(self.accuracy, 0)
 
 # %% ../nbs/14_forecast.ipynb #873c36fd
 def shortest_interval(
@@ -112,14 +127,25 @@ def shortest_interval(
 # %% ../nbs/14_forecast.ipynb #0262a9d2
 def describe_parameters(
     names: dict, # name -> unit
-    values: np.ndarray, # (k,) best guesses
     sample: np.ndarray, # (B, k)
+    estimates: np.ndarray = None, # (k,) shown instead of medians, their intervals extended to hold them
 ) -> dict: # name -> dict(value, low, high, unit)
-    "Parameters with their LEVEL intervals."
-    low, high = np.quantile(sample, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
-    return {name: dict(value=float(values[i]), low=float(low[i]), high=float(high[i]), unit=unit) for i, (name, unit) in enumerate(names.items())}
+    "Parameters, by default the medians of their sample, with LEVEL intervals."
+    low, middle, high = np.quantile(sample, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
+    values = middle if estimates is None else np.asarray(estimates, float)
+    ends = zip(values, np.minimum(low, values), np.maximum(high, values))
+    return {name: dict(zip(("value", "low", "high"), map(float, three)), unit=unit) for (name, unit), three in zip(names.items(), ends)}
 
 # %% ../nbs/14_forecast.ipynb #3b7b21d8
+_FEWEST_REFITS, _REFITTED_POINTS = 200, 12_000  # refits of a law; points in all of them together, beyond that
+
+def _courses(fit, data, overdispersion, resamples, generator):
+    "Refits (F, k) and whether they converged; parameters (B, k) and effects (B,) of the courses that start from them."
+    count = min(resamples, max(_FEWEST_REFITS, _REFITTED_POINTS // len(data.rounds)))
+    refits, converged = bootstrap(fit, data, overdispersion, count, generator)
+    effects = np.exp(fit.run_spread * generator.standard_normal(resamples))  # one for a single run, whose spread is zero
+    return refits, converged, refits[np.arange(resamples) % count], effects
+
 def law_outlooks(
     seen: Seen, # an arm at an origin
     laws: dict, # name -> Law
@@ -130,15 +156,13 @@ def law_outlooks(
     """Outlooks of fitted curves.
 
     Raises: LawError for counts that carry no law."""
-    fits, found = fit_laws(seen.series, seen.origin, laws), {}
+    fits, found, r = fit_laws(seen.series, seen.origin, laws), {}, np.arange(1, rounds + 1)
     for name, fit in fits.fits.items():
-        sample, converged = bootstrap(fit, fits.data, fits.overdispersion, resamples, generator)
-        sample = sample[converged] if converged.any() else fit.parameters[None]
-        effect = np.exp(fits.run_spread * generator.standard_normal(len(sample)))  # one for a single run, whose spread is zero
-        whole = lambda p, effect: np.maximum(first_round_below(crossing_round(fit.law, p, seen.threshold ** (1 / effect))), seen.earliest)
-        r = np.arange(1, rounds + 1)
-        found[name] = Outlook(fit.law.accuracy(r, sample) ** effect[:, None], whole(sample, effect), float(whole(fit.parameters, 1.0)), fit.law.accuracy(r, fit.parameters), fits.overdispersion,
-                              describe_parameters({p.name: p.unit for p in fit.law.parameters}, fit.parameters, sample), int((~converged).sum()))
+        refits, converged, sample, effects = _courses(fit, fits.data, fits.overdispersion, resamples, generator)
+        collapses = first_round_below(crossing_round(fit.law, sample, np.maximum(seen.threshold ** (1 / effects), np.exp(-LARGEST_HAZARD))))
+        parameters = describe_parameters({p.name: p.unit for p in fit.law.parameters}, refits, fit.parameters)
+        found[name] = Outlook(fit.law.accuracy(r, sample) ** effects[:, None], np.maximum(collapses, seen.earliest), fits.overdispersion, parameters,
+                              int((~converged).sum()))
     return found, fits
 
 # %% ../nbs/14_forecast.ipynb #f6694b35
@@ -157,7 +181,7 @@ def _from_paths(walks, seen, rounds, overdispersion, parameters):
     rates, paths = ((measured["successes"] + 0.5) / (measured["trials"] + 1)).to_numpy(), np.concatenate([path for _, path in walks])
     accuracy = np.concatenate([np.tile(rates, (len(paths), 1)), paths], 1)[:, :rounds]
     collapses = np.concatenate([_collapses(path, series, seen.threshold) for series, path in walks])
-    return Outlook(accuracy, collapses, np.quantile(collapses, 0.5, method="inverted_cdf"), np.median(accuracy, 0), overdispersion, parameters)
+    return Outlook(accuracy, collapses, overdispersion, parameters)
 
 # %% ../nbs/14_forecast.ipynb #ec059c18
 def horizon_outlook(
@@ -177,9 +201,8 @@ def horizon_outlook(
     share, population = -(-resamples // len(runs)), seen.population or load_population()
     found = [course(run, population, int(FOREVER) - seen.origin, share, generator) for run in runs]
     sample = np.concatenate([generator.multivariate_normal(f.known.mean, f.known.covariance, size=share) for f in found])
-    values = np.mean([f.known.mean for f in found], axis=0)
     return _from_paths([(run, f.accuracy) for run, f in zip(runs, found)], seen, rounds, float(np.mean([f.overdispersion for f in found])),
-                       describe_parameters(PARAMETERS, values, sample))
+                       describe_parameters(PARAMETERS, sample))
 
 # %% ../nbs/14_forecast.ipynb #bef019c7
 SMALLEST_SPREAD = 0.01  # of the wrong share over the rounds, below which no slope is attempted
@@ -253,7 +276,7 @@ def budget_outlook(
     scatter = population.prior(seen.series["task"].iloc[0], seen.series["arm"].iloc[0])[1].overdispersion
     ending = seen.series.groupby(RUN).filter(lambda run: run["round"].max() == seen.origin)
     latest = collapse_round(ending, seen.threshold).sort_values("at_least")["run_id"].iloc[-1]  # carried on as one arm: over when all its runs are
-    return _from_paths([(ending[ending["run_id"] == latest], np.stack(path, -1))], seen, rounds, scatter, describe_parameters(names, np.median(sample, 0), sample))
+    return _from_paths([(ending[ending["run_id"] == latest], np.stack(path, -1))], seen, rounds, scatter, describe_parameters(names, sample))
 
 # %% ../nbs/14_forecast.ipynb #b7e424f9
 @dataclass(frozen=True)
@@ -330,13 +353,12 @@ class Forecast:
     until_round: int # the forecast saw no later round
     last_round: int # last round measured, seen or not
     threshold: float # accuracy that defines collapse
-    collapse_round: int # first whole round below the threshold; None: never
+    collapse_round: int # first whole round below the threshold, the sample's median; None: never
     low: int # lower end of its interval; None: never
     high: int # upper end; None: never
     sustained_probability: float # share of the sample that never collapses
     probability_by_last_round: float # share that has collapsed by last_round
     rounds: np.ndarray # (Q,) 1 ... at least last_round
-    centre: np.ndarray # (Q,) predicted accuracy
     draws: np.ndarray # (B, Q) accuracies, without the scatter of single rounds
     collapses: np.ndarray # (B,) collapse rounds; inf: never
     overdispersion: np.ndarray # (B,) scatter of counts about each draw
@@ -363,15 +385,13 @@ def check_choice(
 
 # %% ../nbs/14_forecast.ipynb #ec67220c
 def _choose(law, found, fits, resamples, generator):
-    "Name, point, centre and sample (accuracy, collapses, overdispersion) of a choice among outlooks."
-    if law == "average":
-        accuracy, collapses, scatter = mix(found, load_weights(), resamples, generator)
-        return law, np.quantile(collapses, 0.5, method="inverted_cdf"), np.median(accuracy, 0), accuracy, collapses, scatter
+    "Name and sample (accuracy, collapses, overdispersion) of a choice among outlooks."
+    if law == "average": return law, *mix(found, load_weights(), resamples, generator)
     name = law if law != "best" else "horizon" if "horizon" in found else next(iter(fits.fits)) if fits else next(iter(found))
     one = found[name]
     if law == "best" and name in LAWS: sample = mix({n: found[n] for n in fits.fits}, {n: f.weight for n, f in fits.fits.items()}, resamples, generator)
     else: sample = one.accuracy, one.collapses, np.full(len(one.collapses), one.overdispersion)
-    return name, one.point, one.centre, *sample
+    return name, *sample
 
 # %% ../nbs/14_forecast.ipynb #4aac5921
 def forecast(
@@ -393,10 +413,10 @@ def forecast(
     rounds = np.arange(1, max(last, seen.origin + ROUNDS_AHEAD) + 1)
     found, refused, fits = outlooks(seen, names, len(rounds), resamples, generator)
     if not found: raise LawError(refused[names[-1]])
-    name, point, centre, accuracy, collapses, scatter = _choose(law, found, fits, resamples, generator)
+    name, accuracy, collapses, scatter = _choose(law, found, fits, resamples, generator)
     low, high = shortest_interval(collapses, LEVEL)
-    return Forecast(name, seen.origin, last, threshold, _whole(point), _whole(low), _whole(high), float(np.isinf(collapses).mean()),
-                    float((collapses <= last).mean()), rounds, centre, accuracy, collapses, scatter, int(seen.series["trials"].mean()), found, refused, fits)
+    return Forecast(name, seen.origin, last, threshold, _whole(median_round(collapses)), _whole(low), _whole(high), float(np.isinf(collapses).mean()),
+                    float((collapses <= last).mean()), rounds, accuracy, collapses, scatter, int(seen.series["trials"].mean()), found, refused, fits)
 
 # %% ../nbs/14_forecast.ipynb #d1e9130a
 def predicted_rates(
@@ -415,7 +435,7 @@ def predicted_accuracy(
     level: float = LEVEL, # probability inside the band
     generator: np.random.Generator = None, # source of chance; None: default_rng(0)
 ) -> pd.DataFrame: # round, accuracy, low, high, seen
-    "The accuracy expected at every round with a predictive band; `seen` marks rounds used in the fit."
+    "The accuracy to be measured at every round: median and band of the prediction; `seen` marks rounds used in the fit."
     drawn = predicted_rates(forecast, forecast.rounds, forecast.trials, np.random.default_rng(0) if generator is None else generator)
-    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], axis=0)
-    return pd.DataFrame(dict(round=forecast.rounds, accuracy=forecast.centre, low=low, high=high, seen=forecast.rounds <= forecast.until_round))
+    low, middle, high = np.quantile(drawn, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=0)
+    return pd.DataFrame(dict(round=forecast.rounds, accuracy=middle, low=low, high=high, seen=forecast.rounds <= forecast.until_round))

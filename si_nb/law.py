@@ -146,20 +146,20 @@ LAWS["exponential_floor"] = Law(
     lambda r, level, start, rate: -np.log(level + (start - level) * np.exp(-rate * r)), ("decay", "slowing", "plateau", "improving"), _floor_crossing)
 
 # %% ../nbs/11_law.ipynb #a34d75f2
-_STEPS_PER_ROUND = 4
+_KNOTS = np.geomspace(1e-9, LARGEST_HAZARD, 45)
+_WIDTH, (_NODES, _WEIGHTS) = np.log(_KNOTS[1] / _KNOTS[0]), np.polynomial.legendre.leggauss(2)
+_BETWEEN = (_KNOTS[:-1, None] * np.exp(_WIDTH / 2 * (1 + _NODES))).ravel()
 
 def _generalised_growth(rounds, h, c, p):
-    "H at `rounds`, by Runge-Kutta from H(0) = 0 and linear interpolation between the small steps."
-    times = np.r_[0.0, np.geomspace(1e-4, 1 / _STEPS_PER_ROUND, 10), np.arange(2, np.ceil(rounds.max() + 1) * _STEPS_PER_ROUND + 1) / _STEPS_PER_ROUND]
-    H = np.zeros(np.broadcast_shapes(h.shape, c.shape, p.shape))
-    slope, path = lambda H: h + c * np.minimum(H, LARGEST_HAZARD) ** p, [H]
-    for size in np.diff(times):
-        one = slope(H); two = slope(H + size / 2 * one); three = slope(H + size / 2 * two); four = slope(H + size * three)
-        H = np.minimum(H + size / 6 * (one + 2 * two + 2 * three + four), LARGEST_HAZARD)
-        path.append(H)
-    path, index = np.concatenate(path, -1), np.searchsorted(times, rounds, side="right") - 1
-    take = lambda i: np.take_along_axis(path, np.broadcast_to(i, path.shape[:-1] + i.shape[-1:]), -1)
-    return take(index) + (rounds - times[index]) / np.diff(times)[index] * (take(index + 1) - take(index))
+    "H at `rounds`: the rounds at which H reaches its knots by Gauss quadrature in ln H, and Hermite's cubic between them."
+    pace = lambda H: h + c * H**p
+    steps = (_BETWEEN / pace(_BETWEEN)).reshape(*h.shape[:-1], -1, len(_NODES)) @ _WEIGHTS * (_WIDTH / 2)
+    times = np.cumsum(np.concatenate([_KNOTS[:1] / pace(_KNOTS[:1]), steps], -1), -1)
+    place = np.clip((times[..., None] <= rounds[..., None, :]).sum(-2) - 1, 0, len(_KNOTS) - 2)
+    start, end = [np.take_along_axis(times, place + i, -1) for i in (0, 1)]
+    low, high, x = _KNOTS[place], _KNOTS[place + 1], np.clip((rounds - start) / (end - start), 0, 1)
+    rises = (end - start) * pace(low), (end - start) * pace(high)
+    return low + x**2 * (3 - 2 * x) * (high - low) + x * (1 - x) * ((1 - x) * rises[0] - x * rises[1])
 
 # %% ../nbs/11_law.ipynb #88999f8e
 LAWS["generalised_growth"] = Law(
@@ -335,30 +335,51 @@ def log_likelihood(
 
 # %% ../nbs/11_law.ipynb #f58cc477
 def _coordinates(law):
-    "The maps from parameters (..., k) to search coordinates and back."
+    "The maps from parameters (..., k) to search coordinates and back; columns beyond those of the law stay as they are."
     scales = [SCALES[p.scale] for p in law.parameters]
-    return [lambda x, way=way: np.stack([s[way](x[..., i]) for i, s in enumerate(scales)], -1) for way in (0, 1)]
+    def moved(x, way):
+        return np.concatenate([np.stack([s[way](x[..., i]) for i, s in enumerate(scales)], -1), x[..., len(scales):]], -1)
+    return [lambda x, way=way: moved(x, way) for way in (0, 1)]
 
-def _scoring(law, work, back, rounds, successes, trials, weights):
-    "Slope (B, k) and expected curvature (B, k, k) of the weighted log-likelihood in search coordinates."
-    k, step = work.shape[1], 1e-5
-    shifts = step * np.concatenate([np.zeros((1, k)), np.eye(k), -np.eye(k)])
-    hazard = law(rounds, back(work + shifts[:, None]))
-    jacobian, odds = np.moveaxis(hazard[1:k + 1] - hazard[k + 1:], 0, -1) / (2 * step), 1 / np.expm1(hazard[0])
-    slope = weights * (-successes + (trials - successes) * odds)
-    return np.einsum("bp,bpk->bk", slope, jacobian), np.einsum("bp,bpk,bpl->bkl", weights * trials * odds, jacobian, jacobian)
+def _multiplied(hazard, effects, runs):
+    "Hazards (..., P) times the multiplier of the run that each point belongs to; unchanged where there are no run effects."
+    if effects.shape[-1] == 0: return hazard
+    return np.clip(hazard * np.exp(effects)[..., runs], SMALLEST_HAZARD, LARGEST_HAZARD)
+
+def _jacobian(law, work, back, rounds, runs):
+    "H (B, P) and its derivative (B, P, k + R) in search coordinates."
+    k, step, (places, place) = len(law.parameters), 1e-6, np.unique(rounds, return_inverse=True)
+    curves = law(places, back(work[:, :k] + step * np.eye(k + 1, k, -1)[:, None]))
+    slopes = np.moveaxis(curves[1:] - curves[0], 0, -1)[:, place] / step
+    effects, hazard = work[:, k:], curves[0][:, place]
+    if effects.shape[1] == 0: return hazard, slopes
+    multiplied = _multiplied(hazard, effects, runs)
+    inside = np.where((multiplied > SMALLEST_HAZARD) & (multiplied < LARGEST_HAZARD), multiplied, 0.0)[..., None]
+    return multiplied, np.concatenate([slopes * (inside / hazard[..., None]), inside * np.eye(effects.shape[1])[runs]], -1)
+
+def _scoring(law, work, back, rounds, runs, successes, trials, weights):
+    "Weighted log-likelihood (B,), its slope (B, k + R) and expected curvature (B, k + R, k + R) in search coordinates."
+    hazard, jacobian = _jacobian(law, work, back, rounds, runs)
+    wrong, odds = trials - successes, 1 / np.expm1(hazard)
+    value = (weights * (wrong * np.log(-np.expm1(-hazard)) - successes * hazard)).sum(-1)
+    slope = weights * (wrong * odds - successes)
+    return value, np.einsum("bp,bpk->bk", slope, jacobian), np.swapaxes(jacobian * (weights * trials * odds)[..., None], 1, 2) @ jacobian
 
 def _step(slope, curvature, damping, held):
-    "Damped scoring step, and the gain in log-likelihood that an undamped one promises."
+    "Damped scoring step, the gain in log-likelihood that it promises, and the gain that an undamped one promises."
     slope = np.where(held, 0.0, slope)
     free = ~held[:, :, None] & ~held[:, None, :]
     identity = np.eye(slope.shape[1])
     diagonal = np.einsum("bkk->bk", curvature)[:, None, :] * identity
     solve = lambda d: np.linalg.solve(np.where(free, curvature + d * diagonal + 1e-10 * identity, identity), slope[..., None])[..., 0]
-    return np.clip(solve(damping[:, None, None]), -1.5, 1.5), (slope * solve(1e-9)).sum(-1) / 2
+    step = np.clip(solve(damping[:, None, None]), -1.5, 1.5)
+    promised = (step * slope).sum(-1) - np.einsum("bk,bkl,bl->b", step, curvature, step) / 2
+    return step, promised, (slope * solve(1e-9)).sum(-1) / 2
 
 # %% ../nbs/11_law.ipynb #19e7b65f
 _MOST_ITERATIONS, _PROMISED_GAIN = 150, 1e-6
+_PATIENCE, _LEAST_GAIN = 10, 1e-3  # iterations that must gain this much together
+_LARGEST_EFFECT = 6.0  # of a run, on the logarithm of its hazard: a factor of 400
 
 def fit_batch(
     law: Law, # to fit
@@ -366,32 +387,37 @@ def fit_batch(
     successes: np.ndarray, # (B, P) float
     trials: np.ndarray, # (P,) float
     weights: np.ndarray, # (B, P) or (P,) float, multiplies each point's log-likelihood
-    starts: np.ndarray, # (B, k) float, parameters to begin from
-    precision: np.ndarray = 0.0, # (k,) inverse variance of a normal prior around 0, in search coordinates; 0: no prior
-) -> tuple: # parameters (B, k), weighted log-likelihood (B,) plus log prior without constants, converged (B,) bool
+    starts: np.ndarray, # (B, k) float, parameters to begin from; (B, k + R) with the run effects u
+    precision: np.ndarray = 0.0, # (k + R,) inverse variance of a normal prior around 0, in search coordinates; 0: no prior
+    runs: np.ndarray = None, # (P,) number of each point's run, from 0; None: there are no run effects
+) -> tuple: # parameters (B, k + R), weighted log-likelihood (B,) plus log prior without constants, converged (B,) bool
     "Maximum-likelihood fits of many data sets at once, by damped Fisher scoring within the bounds."
     forward, back = _coordinates(law)
-    low, high = [forward(np.array([getattr(p, end) for p in law.parameters], float)) for end in ("low", "high")]
+    k, ends = len(law.parameters), np.full(starts.shape[1] - len(law.parameters), _LARGEST_EFFECT)
+    bounds = [np.r_[[getattr(p, end) for p in law.parameters], sign * ends] for end, sign in (("low", -1), ("high", 1))]
+    low, high = map(forward, bounds)
     work = np.clip(forward(starts), low, high)
     weights, trials = np.broadcast_to(weights, successes.shape), np.broadcast_to(trials, successes.shape)
     precision = np.broadcast_to(precision, work.shape[1:])
-    likelihood = lambda H, i: (weights[i] * (-successes[i] * H + (trials - successes)[i] * np.log(-np.expm1(-H)))).sum(-1)
-    value = lambda w, i: likelihood(law(rounds, back(w)), i) - w**2 @ precision / 2
-    best, damping, done = value(work, slice(None)), np.full(len(work), 1e-2), np.zeros(len(work), bool)
-    for _ in range(_MOST_ITERATIONS):
+    def evaluated(at, i):
+        value, slope, curvature = _scoring(law, at, back, rounds, runs, successes[i], trials[i], weights[i])
+        return [value - at**2 @ precision / 2, slope - at * precision, curvature + np.diag(precision)]
+    best, slope, curvature = evaluated(work, slice(None))
+    damping, done, before = np.full(len(work), 1e-2), np.zeros(len(work), bool), best.copy()
+    for iteration in range(1, _MOST_ITERATIONS + 1):
         i = np.flatnonzero(~done)
         if len(i) == 0: break
-        slope, curvature = _scoring(law, work[i], back, rounds, successes[i], trials[i], weights[i])
-        slope, curvature = slope - work[i] * precision, curvature + np.diag(precision)
-        held = ((work[i] <= low) & (slope <= 0)) | ((work[i] >= high) & (slope >= 0))
-        step, promise = _step(slope, curvature, damping[i], held)
+        held = ((work[i] <= low) & (slope[i] <= 0)) | ((work[i] >= high) & (slope[i] >= 0))
+        step, promised, most = _step(slope[i], curvature[i], damping[i], held)
         tried = np.clip(work[i] + step, low, high)
-        gain = value(tried, i) - best[i]
+        found = evaluated(tried, i)
+        gain = found[0] - best[i]
         better = gain > 0
-        work[i[better]], best[i] = tried[better], best[i] + np.where(better, gain, 0)
-        damping[i] = np.clip(damping[i] * np.where(better, 0.2, 8.0), 1e-9, 1e12)
-        done[i] = (promise < _PROMISED_GAIN) | (damping[i] >= 1e12) | held.all(-1)
-    return np.clip(back(work), [p.low for p in law.parameters], [p.high for p in law.parameters]), best, done
+        for kept, new in zip((work, best, slope, curvature), (tried, *found)): kept[i[better]] = new[better]
+        damping[i] = np.clip(damping[i] * np.select([~better, gain > 0.5 * promised, gain > 0.1 * promised], [8.0, 0.2, 1.0], 3.0), 1e-9, 1e12)
+        done[i] = (most < _PROMISED_GAIN) | (damping[i] >= 1e12) | held.all(-1)
+        if iteration % _PATIENCE == 0: done, before = done | (best - before < _LEAST_GAIN), best.copy()
+    return np.clip(back(work), *bounds), best, done
 
 # %% ../nbs/11_law.ipynb #6ca118b4
 def corrected_akaike(
@@ -417,15 +443,6 @@ class Fit:
     run_spread: float = 0.0 # standard deviation s of the run effects; 0: all runs follow one curve
     run_effects: np.ndarray = None # (R,) log multiplier u of the hazard of every run; None at run_spread 0
 
-# %% ../nbs/11_law.ipynb #6613c0f1
-def _with_run_effects(law, runs):
-    "The law with one more parameter per run: u, the logarithm of its multiplier of the hazard."
-    k, number = len(law.parameters), int(runs.max()) + 1
-    def hazard(rounds, *parameters):
-        return law.hazard(rounds, *parameters[:k]) * np.exp(np.concatenate(parameters[k:], -1)[..., runs])
-    effects = tuple(Parameter(f"u_{i}", "1", -6, 6, (0.0,), "linear") for i in range(number))
-    return replace(law, parameters=law.parameters + effects, hazard=hazard)
-
 # %% ../nbs/11_law.ipynb #3e310662
 def _point_weights(data, overdispersion):
     "One over the factor by which the beta-binomial variance exceeds the binomial one."
@@ -448,11 +465,10 @@ def _marginal(hazard, data, overdispersion, effects, spread):
     return float(value - ((effects / spread) ** 2 + np.log1p(spread**2 * known)).sum() / 2)
 
 # %% ../nbs/11_law.ipynb #7793030e
-def _extended(law, data, spread):
-    "The law as it is fitted, with run effects if there are any, and the precision of the prior of each parameter."
-    if not (spread > 0 and data.runs.max() > 0): return law, np.zeros(len(law.parameters))
-    whole = _with_run_effects(law, data.runs)
-    return whole, np.where(np.arange(len(whole.parameters)) < len(law.parameters), 0.0, 1 / spread**2)
+def _precision(law, data, spread):
+    "Inverse prior variances of the parameters, none of them a law's own, and of the run effects, if there are any."
+    runs = int(data.runs.max()) + 1 if spread > 0 and data.runs.max() > 0 else 0
+    return np.r_[np.zeros(len(law.parameters)), np.full(runs, spread and 1 / spread**2)]
 
 def fit_law(
     law: Law, # to fit
@@ -466,14 +482,14 @@ def fit_law(
     Raises: LawError when there are fewer rounds than parameters."""
     k, data = len(law.parameters), _used(law, data)
     if data.number_of_rounds < k: raise LawError(f"{law.name} has {k} parameters and there are only {data.number_of_rounds} rounds; measure more rounds")
-    whole, precision = _extended(law, data, run_spread)
+    precision = _precision(law, data, run_spread)
     starts = np.array(list(product(*[p.starts for p in law.parameters])) if start is None else [start])
     starts = np.pad(starts, ((0, 0), (0, len(precision) - k)))
     successes, weights = np.tile(data.successes, (len(starts), 1)), _point_weights(data, overdispersion)
-    parameters, value, converged = fit_batch(whole, data.rounds, successes, data.trials, weights, starts, precision)
+    parameters, value, converged = fit_batch(law, data.rounds, successes, data.trials, weights, starts, precision, data.runs)
     best = parameters[value.argmax()]
     effects = best[k:] if len(best) > k else None
-    likelihood = _marginal(whole(data.rounds, best), data, overdispersion, effects, run_spread)
+    likelihood = _marginal(_multiplied(law(data.rounds, best[:k]), best[k:], data.runs), data, overdispersion, effects, run_spread)
     aicc = corrected_akaike(likelihood, k, (weights * data.trials).sum())
     return Fit(law, best[:k], likelihood, float(aicc), len(data.rounds), bool(converged[value >= value.max() - 1e-3].any()),
                run_spread=run_spread if effects is not None else 0.0, run_effects=effects)
@@ -487,8 +503,8 @@ def estimate_overdispersion(
     data: Observed, # what it was fitted to
 ) -> float: # intra-class correlation rho, to 4%
     "Posterior median under the restricted beta-binomial likelihood of a fit and a prior guess of PRIOR_OVERDISPERSION."
-    data, effects = _used(fit.law, data), 0.0 if fit.run_effects is None else fit.run_effects[data.runs]
-    hazard = np.clip(fit.law(data.rounds, fit.parameters) * np.exp(effects), SMALLEST_HAZARD, LARGEST_HAZARD)
+    data, effects = _used(fit.law, data), np.zeros(0) if fit.run_effects is None else fit.run_effects
+    hazard = _multiplied(fit.law(data.rounds, fit.parameters), effects, data.runs)
     value = log_likelihood(hazard, data.successes, data.trials, _OVERDISPERSIONS[:, None]).sum(-1)
     factor, guess = [1 + (data.trials.mean() - 1) * rho for rho in (_OVERDISPERSIONS, PRIOR_OVERDISPERSION)]
     k = len(fit.parameters)
@@ -499,10 +515,10 @@ def estimate_overdispersion(
 
 def _effect_variances(fit, data, overdispersion):
     "Posterior variance (R,) of every run effect, the parameters being estimated beside them."
-    whole, precision = _extended(fit.law, data, fit.run_spread)
-    forward, back = _coordinates(whole)
+    forward, back = _coordinates(fit.law)
     at = forward(np.r_[fit.parameters, fit.run_effects])[None]
-    _, curvature = _scoring(whole, at, back, data.rounds, data.successes, data.trials, _point_weights(data, overdispersion))
+    *_, curvature = _scoring(fit.law, at, back, data.rounds, data.runs, data.successes, data.trials, _point_weights(data, overdispersion))
+    precision = _precision(fit.law, data, fit.run_spread)
     return np.diag(np.linalg.pinv(curvature[0] + np.diag(precision), hermitian=True))[len(fit.parameters):]
 
 # %% ../nbs/11_law.ipynb #dea113a7
@@ -528,7 +544,7 @@ def estimate_dispersion(
 @dataclass(frozen=True)
 class Fits:
     "All laws fitted to one arm."
-    fits: dict # law name -> Fit, best AICc first
+    fits: dict # law name -> Fit, best AICc first, laws of the last rounds alone last
     left_out: dict # law name -> why it was not fitted
     overdispersion: float # rho, common to all
     data: Observed # what they were fitted to
@@ -546,6 +562,16 @@ class Fits:
         return pd.DataFrame(rows)
 
 # %% ../nbs/11_law.ipynb #cfd64e54
+def _rank(fit):
+    "Place of a fit among others: laws of all rounds first, then by AICc."
+    return fit.law.last_rounds is not None, fit.aicc, len(fit.parameters)
+
+def _weights(ranked):
+    "Akaike weights of ranked fits; 0 for what was not fitted to the counts of the first."
+    if not np.isfinite(ranked[0].aicc): return np.eye(len(ranked))[0]
+    relative = np.array([f.aicc - ranked[0].aicc if f.points == ranked[0].points else np.inf for f in ranked])
+    return np.exp(-relative / 2) / np.exp(-relative / 2).sum()
+
 def fit_laws(
     trajectory: pd.DataFrame, # one arm: one or more runs, whose log-likelihoods are added
     until_round: int = None, # leave later rounds out
@@ -560,12 +586,10 @@ def fit_laws(
     if not possible: raise LawError(f"fewer rounds ({data.number_of_rounds}) than parameters for every law: " + ", ".join(left_out))
     spread = PRIOR_RUN_SPREAD if data.runs.max() > 0 else 0.0
     first = [fit_law(law, data, PRIOR_OVERDISPERSION, run_spread=spread) for law in possible.values()]
-    rho, spread = estimate_dispersion(min(first, key=lambda f: (f.aicc, len(f.parameters))), data)
+    rho, spread = estimate_dispersion(min(first, key=_rank), data)
     fits = [replace(again := fit_law(f.law, data, rho, f.parameters, spread), converged=again.converged and f.converged) for f in first]
-    fits = sorted(fits, key=lambda f: (f.aicc, len(f.parameters)))
-    relative = np.array([f.aicc for f in fits]) - fits[0].aicc if np.isfinite(fits[0].aicc) else np.where(np.arange(len(fits)) == 0, 0, np.inf)
-    weights = np.exp(-relative / 2) / np.exp(-relative / 2).sum()
-    return Fits({f.law.name: replace(f, weight=float(w)) for f, w in zip(fits, weights)}, left_out, rho, data, spread)
+    fits = sorted(fits, key=_rank)
+    return Fits({f.law.name: replace(f, weight=float(w)) for f, w in zip(fits, _weights(fits))}, left_out, rho, data, spread)
 
 # %% ../nbs/11_law.ipynb #50e9e584
 def bootstrap(
@@ -576,11 +600,12 @@ def bootstrap(
     generator: np.random.Generator, # source of chance
 ) -> tuple: # parameters (B, k), converged (B,) bool
     "Refit a law to counts redrawn from its own curve, with new run effects where there are several runs."
-    data, k = _used(fit.law, data), len(fit.parameters)
+    data, precision = _used(fit.law, data), _precision(fit.law, data, fit.run_spread)
     effects = fit.run_spread * generator.standard_normal((resamples, int(data.runs.max()) + 1))
     rate = np.exp(-fit.law(data.rounds, fit.parameters) * np.exp(effects[:, data.runs]))
-    counts = beta_binomial((rate * data.trials + 0.5) / (data.trials + 1), data.trials, overdispersion, generator).astype(float)
-    whole, precision = _extended(fit.law, data, fit.run_spread)
+    k = len(fit.parameters)
+    added = k / len(data.rounds)
+    counts = beta_binomial((rate * data.trials + added / 2) / (data.trials + added), data.trials, overdispersion, generator).astype(float)
     start = np.pad(np.tile(fit.parameters, (resamples, 1)), ((0, 0), (0, len(precision) - k)))
-    parameters, _, converged = fit_batch(whole, data.rounds, counts, data.trials, _point_weights(data, overdispersion), start, precision)
+    parameters, _, converged = fit_batch(fit.law, data.rounds, counts, data.trials, _point_weights(data, overdispersion), start, precision, data.runs)
     return parameters[:, :k], converged

@@ -259,7 +259,7 @@ def test_what_is_unknown_falls_back(task, arm, kind):
 
 def test_an_unknown_task_and_arm_can_be_forecast():
     found = ask(measured(FADING, arm="a new filter", task="multiplication"), 2)
-    assert found.low >= 2 and np.isfinite(found.centre).all()
+    assert found.low >= 2 and np.isfinite(found.draws).all()
 
 
 def test_kinds_with_too_few_runs_are_left_to_any():
