@@ -2,15 +2,17 @@
 
 # %% auto #0
 __all__ = ['SMALL_FILE', 'LARGEST_FILE', 'SIGN_OF_LIFE', 'GIVEN_UP_AFTER', 'DamagedError', 'read_regular', 'StorageError',
-           'write_whole', 'remove_partial', 'read_sealed', 'write_sealed', 'remove_sealed', 'put_aside', 'LockedError',
+           'write_whole', 'read_sealed', 'write_sealed', 'remove_sealed', 'put_aside', 'remove_partial', 'LockedError',
            'hold']
 
 # %% ../nbs/06_storage.ipynb #af0802e1
 import errno
 import hashlib
+import itertools
 import json
 import os
 import platform
+import re
 import stat
 import threading
 import uuid
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# %% ../nbs/06_storage.ipynb #ba5b2e88
+# %% ../nbs/06_storage.ipynb #7aa40e14
 SMALL_FILE, LARGEST_FILE = 2**20, 2**34  # bytes: of settings, seals and locks; of anything
 
 
@@ -75,6 +77,9 @@ def _flush(folder):
             os.close(descriptor)
 
 # %% ../nbs/06_storage.ipynb #0c4818b5
+_PARTIAL = "si_nb-partial"  # how names of unfinished files end
+
+
 def write_whole(
     path: Path,  # final name
     content: bytes,  # all of it
@@ -82,9 +87,10 @@ def write_whole(
     """Write a file so that it is seen complete or not at all.
 
     Raises: StorageError when it cannot be written; what was there is then untouched."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{_PARTIAL}")
     try:
-        with open(partial, "wb") as file:
+        partial.unlink(missing_ok=True)  # of a killed process that had this number
+        with open(partial, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -96,17 +102,6 @@ def write_whole(
         remedy = "what was there is intact: make room or mend the folder, then give the same command again"
         raise StorageError(f"{path}: cannot be written ({error.strerror}); {remedy}") from None
 
-# %% ../nbs/06_storage.ipynb #c813c98c
-def remove_partial(
-    folder: Path,  # and all folders below it
-) -> None:
-    """Remove what killed processes left half written."""
-    for partial in folder.rglob(".*.partial"):
-        partial.unlink(missing_ok=True)
-    for seal in folder.rglob("*.sha256"):
-        if not seal.with_suffix("").exists():
-            seal.unlink(missing_ok=True)
-
 # %% ../nbs/06_storage.ipynb #b5f7b45e
 def _seal_of(path):
     return path.with_name(path.name + ".sha256")
@@ -114,25 +109,23 @@ def _seal_of(path):
 # %% ../nbs/06_storage.ipynb #10596163
 def _known_to_seal(path, content):
     seal = _seal_of(path)
-    known = seal.read_bytes().decode("ascii", "replace").split() if seal.exists() else None
+    known = read_regular(seal, SMALL_FILE).decode("ascii", "replace").split() if os.path.lexists(seal) else None
     return known is None or hashlib.sha256(content).hexdigest() in known
 
 # %% ../nbs/06_storage.ipynb #7361f4dc
 def read_sealed(
     path: Path,  # a file, sealed or not
+    limit: int = LARGEST_FILE,  # bytes that it may have
 ) -> bytes:  # its content
     """Read a file and check its seal, if it has one.
 
-    Raises: DamagedError when the file is missing, unreadable, or not what was sealed."""
-    try:
-        content = path.read_bytes()
-        while not _known_to_seal(path, content):
-            before, content = content, path.read_bytes()
-            if content == before:
-                remedy = f"if the change was meant, delete {_seal_of(path).name} beside it"
-                raise DamagedError(f"{path}: damaged, or changed since it was written; {remedy}")
-    except OSError as error:
-        raise DamagedError(f"{path}: cannot be read ({error.strerror})") from None
+    Raises: DamagedError when the file is missing, unreadable, too large, no file, or not what was sealed."""
+    content = read_regular(path, limit)
+    while not _known_to_seal(path, content):
+        before, content = content, read_regular(path, limit)
+        if content == before:
+            remedy = f"if the change was meant, delete {_seal_of(path).name} beside it"
+            raise DamagedError(f"{path}: damaged, or changed since it was written; {remedy}")
     return content
 
 # %% ../nbs/06_storage.ipynb #ee3b0878
@@ -151,31 +144,54 @@ def write_sealed(
     write_whole(path, content)
 
 # %% ../nbs/06_storage.ipynb #a0da795d
+def _unlink(path):
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        remedy = "mend the folder, then give the same command again"
+        raise StorageError(f"{path}: cannot be removed ({error.strerror}); {remedy}") from None
+
+
 def remove_sealed(
     path: Path,  # a file, sealed or not, there or not
 ) -> None:
     """Remove a file and its seal.
 
     Raises: StorageError when they cannot be removed."""
-    try:
-        path.unlink(missing_ok=True)
-        _seal_of(path).unlink(missing_ok=True)
-    except OSError as error:
-        remedy = "mend the folder, then give the same command again"
-        raise StorageError(f"{path}: cannot be removed ({error.strerror}); {remedy}") from None
+    for file in (path, _seal_of(path)):
+        _unlink(file)
 
 # %% ../nbs/06_storage.ipynb #cb36a4a3
 def put_aside(
-    path: Path,  # a damaged file, sealed or not
-) -> None:
-    """Keep a damaged file under another name, for whoever wants to look at it.
+    path: Path,  # what is damaged or no file, sealed or not
+) -> Path:  # where it is now
+    """Keep what is not as it should be under another name, for whoever wants to look at it.
 
     Raises: StorageError when it cannot be renamed."""
+    names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
+    aside = next(name for name in names if not os.path.lexists(name))
     try:
-        os.replace(path, path.with_name(path.name + ".damaged"))
+        os.rename(path, aside)
     except OSError as error:
         raise StorageError(f"{path}: cannot be renamed ({error.strerror}); mend the folder, then give the same command again") from None
     remove_sealed(path)
+    return aside
+
+# %% ../nbs/06_storage.ipynb #c813c98c
+def remove_partial(
+    folder: Path,  # this one, and none below it
+    is_own: Callable[[str], bool],  # whether a file of that name is one that the caller writes here
+) -> None:
+    """Remove what killed processes left half written.
+
+    Raises: StorageError when it cannot be removed."""
+    leftover = re.compile(rf"\.(?P<partial>.+?)(\.sha256)?\.\d+\.{_PARTIAL}|(?P<sealed>.+)\.sha256")
+    for path in sorted(folder.iterdir()):
+        found = leftover.fullmatch(path.name)
+        if found is None or not is_own(found["partial"] or found["sealed"]) or path.is_symlink() or not path.is_file():
+            continue
+        if found["partial"] or not os.path.lexists(path.with_suffix("")):
+            _unlink(path)
 
 # %% ../nbs/06_storage.ipynb #b205d097
 SIGN_OF_LIFE, GIVEN_UP_AFTER = 20, 600  # seconds
@@ -207,21 +223,37 @@ def _runs(pid):
         pass  # it is there, and somebody else's
     return True
 
+# %% ../nbs/06_storage.ipynb #3d717658
+def _claim(lock):
+    """A name beside a lock that nobody else uses."""
+    return lock.with_name(f".{lock.name}.{uuid.uuid4().hex}.si_nb-claim")
+
 # %% ../nbs/06_storage.ipynb #6c8134c8
 def _silent_for(lock):
     """Seconds since the last sign of life, by the clock of the file system."""
-    probe = lock.with_name(f".{uuid.uuid4().hex}.partial")
+    probe = _claim(lock)
     probe.touch()
     try:
         return probe.stat().st_mtime - lock.stat().st_mtime
     finally:
         probe.unlink()
 
+# %% ../nbs/06_storage.ipynb #e740aee3
+def _read_lock(lock):
+    """Content of a lock, or FileNotFoundError when it has just been released."""
+    remedy = "it is none of this program's locks; take it out of the way, or choose another folder"
+    if not stat.S_ISREG(os.lstat(lock).st_mode):
+        raise StorageError(f"{lock}: not a file; {remedy}")
+    try:
+        return _read(lock, SMALL_FILE)
+    except DamagedError as error:
+        raise StorageError(f"{error}; {remedy}") from None
+
 # %% ../nbs/06_storage.ipynb #873c9051
 def _read_owner(lock):
     """What a lock says; nothing when it is unreadable."""
     try:
-        owner = json.loads(lock.read_bytes())
+        owner = json.loads(_read_lock(lock))
         host, pid = " ".join(str(owner["host"]).split()), int(owner["pid"])
         return {"place": str(owner["place"]), "host": host, "pid": pid, "started": owner["started"]} if 0 < pid < 2**31 else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
@@ -236,10 +268,10 @@ def _is_dead(lock, owner):
 # %% ../nbs/06_storage.ipynb #e82ad33b
 def _create(lock, content):
     """Make a lock; False when there is one."""
-    partial = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}.claim")
-    partial.write_bytes(content)
+    claim = _claim(lock)
+    claim.write_bytes(content)
     try:
-        os.link(partial, lock)
+        os.link(claim, lock)
     except FileExistsError:
         return False
     except OSError:  # no links on this file system
@@ -249,24 +281,33 @@ def _create(lock, content):
         except FileExistsError:
             return False
     finally:
-        partial.unlink(missing_ok=True)
+        claim.unlink(missing_ok=True)
     return True
 
 # %% ../nbs/06_storage.ipynb #1edd1ae1
 def _bury(lock, content):
     """Take a dead process's lock away, if it is still the one that was read."""
-    away = lock.with_name(f".{lock.name}.{uuid.uuid4().hex}.claim")
+    away = _claim(lock)
     with suppress(FileNotFoundError):
         os.rename(lock, away)
-        if away.read_bytes() != content:
-            _create(lock, away.read_bytes())
+        found = _read_lock(away)
+        if found != content:
+            _create(lock, found)
         away.unlink(missing_ok=True)
+
+
+def _clear_claims(lock):
+    """Remove what killed processes left while they asked for a lock; whoever asks now is left alone."""
+    for path in lock.parent.glob(f".{lock.name}.*.si_nb-claim"):
+        with suppress(FileNotFoundError):
+            if lock.stat().st_mtime - path.lstat().st_mtime > GIVEN_UP_AFTER:
+                path.unlink()
 
 # %% ../nbs/06_storage.ipynb #536849ee
 def _acquire(lock, content):
     while not _create(lock, content):
         try:
-            found, owner = lock.read_bytes(), _read_owner(lock)
+            found, owner = _read_lock(lock), _read_owner(lock)
             dead = _is_dead(lock, owner)
         except FileNotFoundError:  # released in this moment
             continue
@@ -300,13 +341,18 @@ def hold(
     content = json.dumps(owner).encode()
     try:
         _acquire(lock, content)
+        _clear_claims(lock)
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(f"{lock}: cannot be written ({error.strerror}); choose another folder") from None
     taken = f"{folder}: another process has taken over here, after ten silent minutes of this one; nothing more is written"
 
     def check():
         try:
-            found = lock.read_bytes()
+            found = _read_lock(lock)
+        except StorageError:
+            raise
         except OSError as error:
             if isinstance(error, FileNotFoundError) and folder.is_dir():
                 raise LockedError(taken) from None  # whoever took it over has ended by now
@@ -323,5 +369,5 @@ def hold(
         done.set()
         heart.join()
         with suppress(OSError):
-            if lock.read_bytes() == content:
+            if _read_lock(lock) == content:
                 lock.unlink()
