@@ -40,7 +40,7 @@ from .generate import exact_match
 from .model import GPT, ModelConfig, forward_flops
 from .plain import plain_base_data, plain_batch, plain_encode, plain_labels, plain_mixture, plain_prompt, plain_right, plain_train
 from .rounds import Experiment, count_threads, count_workers, evaluation_lengths, make_labels, mix, run_experiment, side_by_side
-from .runs import RunConfig, arm_voters, base_training, describe_environment, locate_run, make_config, round_training, save_model
+from .runs import RunConfig, arm_voters, base_training, describe_environment, locate_run, make_config, round_training, save_base_model
 from .tasks import TASKS, Problems, make_base_data, make_problems
 from .tokenizer import PAD, decode, encode
 from .trainer import Mixture, TrainConfig, autocast, choose_device, choose_precision, train
@@ -624,7 +624,7 @@ def time_round(
         place = locate_run(config, folder)
         place.models.mkdir(parents=True, exist_ok=True)
         for voter in range(config.base_voters):
-            save_model(bench.voters[voter], place.base_model(voter), task=config.task, original_digits=config.original_digits)
+            save_base_model(bench.voters[voter], config, place.base_model(voter), voter)
         run_experiment(config, folder, skip_base_model_train=True, progress=False, after_round=after_round)
     raw = tables[1][tables[1]["quantity"] == "label_raw"]
     return moments[1] - moments[0], raw.groupby("arm")["trials"].max().astype(int).to_dict()

@@ -212,20 +212,20 @@ def test_run_dir_that_cannot_be_made(capsys):
 def test_missing_base_model_is_named(tmp_path, capsys):
     """Self-improvement without a base model names the file it looked for."""
     error = refused(["run", *SMALL, "--skip_base_model_train", "--models_dir", tmp_path / "models", "--run_dir", tmp_path / "run"], capsys)
-    assert "base_voter_0.safetensors" in error
+    assert "voter_0.safetensors" in error
 
 
 @pytest.mark.parametrize("damage", ["truncated", "other_shape"])
 def test_unusable_weights_are_refused(damage, run_dir, tmp_path, capsys):
     """A weights file that is cut or belongs to another model is named, not loaded."""
     models = tmp_path / "models"
-    models.mkdir()
-    for path in (run_dir / "models").glob("base_*.safetensors"):
-        content = path.read_bytes()
-        (models / path.name).write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
+    for path in (run_dir / "models").glob("*-base-*/*.safetensors"):
+        content, copy = path.read_bytes(), models / path.relative_to(run_dir / "models")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
     sizes = ["--n_embd", "48"] if damage == "other_shape" else []
     arguments = ["run", *SMALL, *sizes, "--skip_base_model_train", "--models_dir", models, "--run_dir", tmp_path / "run"]
-    assert "base_voter_0.safetensors" in refused(arguments, capsys)
+    assert "voter_0.safetensors" in refused(arguments, capsys)
 
 
 def test_base_only_then_rounds_only(tmp_path, capsys):
@@ -233,7 +233,7 @@ def test_base_only_then_rounds_only(tmp_path, capsys):
     models = ["--models_dir", str(tmp_path / "models")]
     assert main(["run", *SMALL, "--skip_si", *models, "--run_dir", str(tmp_path / "base")]) == 0
     assert not (tmp_path / "base" / "measurements.csv").exists()
-    assert len(list((tmp_path / "models").glob("base_*.safetensors"))) == 3
+    assert len(list((tmp_path / "models").glob("*-base-*/*.safetensors"))) == 3
     assert main(["run", *SMALL, "--skip_base_model_train", *models, "--run_dir", str(tmp_path / "rounds")]) == 0
     assert (tmp_path / "rounds" / "measurements.csv").exists()
 

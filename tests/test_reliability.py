@@ -57,8 +57,14 @@ def go(folder, minutes=5, **changes):
 
 def contents(folder):
     """Every byte of the table, the kept labels and the weights, by file name; checkpoints and seals are left out."""
-    files = [folder / "measurements.csv", *(folder / "data").glob("*"), *(folder / "models").glob("*")]
-    return {path.name: path.read_bytes() for path in files if ".step_" not in path.name and path.suffix != ".sha256"}
+    files = [folder / "measurements.csv", *(folder / "data").glob("*.safetensors"), *(folder / "models").rglob("*.safetensors")]
+    return {path.name: path.read_bytes() for path in files if ".step_" not in path.name}
+
+
+def base_folder(run):
+    """Where a run of this file has its base models."""
+    (folder,) = (run / "models").glob("*-base-*")
+    return folder
 
 
 def result(folder):
@@ -72,7 +78,7 @@ def check_seals(folder):
     for seal in folder.rglob("*.sha256"):
         if seal.with_suffix("").exists():
             read_sealed(seal.with_suffix(""))
-    assert not list(folder.rglob(".*.partial"))
+    assert not list(folder.rglob(".*-partial")) and not list(folder.rglob(".*-claim"))
 
 
 def is_one_line(error):
@@ -286,10 +292,10 @@ def phase(run):
     names = {path.name for path in run.rglob("*")} if run.exists() else set()
     if "environment.json" not in names or "config.json" not in names:
         return "starting"
-    if any(name.endswith(".partial") and "run.lock" not in name for name in names):
+    if any(name.endswith("-partial") for name in names):
         return "writing a file"
     if "measurements.csv" not in names:
-        return "base training" if len([name for name in names if re.fullmatch(r"base_voter_\d.safetensors", name)]) < VOTERS else "measuring"
+        return "base training" if len([name for name in names if re.fullmatch(r"voter_\d.safetensors", name)]) < VOTERS else "measuring"
     done = read_table(run)["round"].max()
     if done == ROUNDS:
         return "ending"
@@ -342,7 +348,7 @@ def test_a_signal_ends_a_run_in_order(nursery, whole, tmp_path, number):
     for function, names in (("report", ("base_0", "base_1")), ("make_labels", ())):
         child = nursery.start("signalled", run, function, number)
         assert nursery.wait(child) == 130, nursery.said.read_text()
-        assert not (run / "run.lock").exists() and not list(run.rglob(".*.partial"))
+        assert not (run / "run.lock").exists() and not list(run.rglob(".*-partial"))
         assert all(list((run / "models").glob(f"{name}.step_*.safetensors")) for name in names)
         assert {phase(run)} <= {"base training" if names else "labels"}
     go(run)
@@ -540,7 +546,7 @@ def test_a_run_without_room_does_not_take_damage_for_good(nursery, short, tmp_pa
     """A damaged base model that is made again when the disk is full does not become valid by that."""
     run = tmp_path / "run"
     assert nursery.call("mishap", run, 5, SHORT, ("measure", 1), "die", 0)[0] == -signal.SIGKILL
-    flip_bit(run / "models" / "base_voter_1.safetensors", random.Random(1))
+    flip_bit(base_folder(run) / "voter_1.safetensors", random.Random(1))
     code, said = nursery.call("mishap", run, 5, SHORT, "start", "limit_size", 3_000)
     assert code == 2 and "StorageError" in said, said
     go(run, **SHORT)
@@ -883,7 +889,7 @@ def test_divergence_in_the_base_names_its_step(tmp_path):
     """A learning rate beyond all measure is found in the first steps of base training, without a base model being stored."""
     with pytest.raises(DivergedError, match=r"base models, training base_\d: .*step \d\b.*learning_rate 1e\+30.*last good checkpoint: ") as error:
         go(tmp_path / "run", learning_rate=1e30)
-    assert is_one_line(error.value) and not list((tmp_path / "run" / "models").glob("base_voter*"))
+    assert is_one_line(error.value) and not list((tmp_path / "run" / "models").rglob("voter_*"))
 
 
 NO_MEMORY = {
@@ -932,7 +938,7 @@ def test_one_failing_voter_loses_nobody_elses_work(monkeypatch, tmp_path, whole,
         with pytest.raises(RuntimeError, match="device is gone"):
             run_experiment(make_config(**SETTINGS), run, progress=False, checkpoint_minutes=0, workers=workers)
     models = run / "models"
-    assert (models / "base_voter_0.safetensors").exists() or list(models.glob("base_0.step_*.safetensors"))
+    assert list(models.glob("*/voter_0.safetensors")) or list(models.glob("base_0.step_*.safetensors"))
     assert load_checkpoint(models, "base_1").facts["step"] == 19
     go(run)
     assert contents(run) == contents(whole)

@@ -63,7 +63,12 @@ def table(folder):
 @pytest.fixture(scope="module")
 def models_dir(tmp_path_factory):
     """Base models of the small configuration, and no round."""
-    return run_experiment(small(), tmp_path_factory.mktemp("base") / "run", progress=False, skip_si=True).models
+    return run_experiment(small(), tmp_path_factory.mktemp("base") / "run", progress=False, skip_si=True).models.parent
+
+
+def base_files(models_dir):
+    """The files of all base models in a folder."""
+    return sorted(models_dir.glob("*-base-*/voter_*.safetensors"))
 
 
 # --- what a run stores
@@ -131,7 +136,7 @@ def test_oracle_keeps_only_right_labels(table):
 
 def test_arms_share_their_base_models(folder, table):
     """One base model per voter, and in round 0 the same voter has the same counts in every arm."""
-    assert sorted(path.name for path in folder.models.glob("base*.safetensors")) == [f"base_voter_{voter}.safetensors" for voter in range(VOTERS)]
+    assert sorted(path.name for path in folder.models.glob("*.safetensors")) == [f"voter_{voter}.safetensors" for voter in range(VOTERS)]
     start = table[(table["round"] == 0) & (table["quantity"] == "accuracy")]
     assert (start.groupby(["voter", "length"])["successes"].nunique() == 1).all()
     assert len(start.groupby("length")["successes"].unique().map(len).pipe(lambda n: n[n > 1])) > 0  # but voters differ
@@ -154,7 +159,7 @@ def test_a_single_arm_starts_from_the_best_voter(folder, table):
 def test_the_choice_never_sees_the_reported_problems(monkeypatch, models_dir, tmp_path):
     """Models that are the better on selection problems the worse they are on the reported ones: selection decides."""
     config = small(si_rounds=1)
-    sums = [load_model(models_dir / f"base_voter_{voter}.safetensors", config.model, CPU).head.weight.sum().item() for voter in range(VOTERS)]
+    sums = [load_model(path, config.model, CPU).head.weight.sum().item() for path in base_files(models_dir)]
 
     def count_right(model, task, lengths, items, seed, split="evaluate"):
         rank = sorted(sums).index(model.head.weight.sum().item())
@@ -258,14 +263,14 @@ NOISE = dict(si_method=("none", "mv"), si_iter=30, num_samples=300)
 
 @pytest.fixture(scope="module")
 def without_noise(folder, tmp_path_factory):
-    return run_experiment(config_of(**NOISE), tmp_path_factory.mktemp("noise") / "run", models_dir=folder.models, progress=False)
+    return run_experiment(config_of(**NOISE), tmp_path_factory.mktemp("noise") / "run", models_dir=folder.models.parent, progress=False)
 
 
 @pytest.mark.parametrize("kind", ["uniform", "moved", "dropped"])
 def test_injected_noise_starts_in_its_round(kind, folder, without_noise, tmp_path):
     """Noise in round 2 leaves round 1 as it was; in round 2 it changes the given fraction of labels, no prompt and no raw count."""
     config = config_of(**NOISE, noise_round=2, noise_fraction=0.5, noise_kind=kind)
-    noisy = run_experiment(config, tmp_path / "noisy", models_dir=folder.models, progress=False)
+    noisy = run_experiment(config, tmp_path / "noisy", models_dir=folder.models.parent, progress=False)
     for arm in NOISE["si_method"]:
         assert (kept_rows(without_noise.kept_labels(arm, 1)) == kept_rows(noisy.kept_labels(arm, 1))).all()
     before, after = (kept_rows(run.kept_labels("none", 2)) for run in (without_noise, noisy))
@@ -302,29 +307,28 @@ def test_a_rule_that_keeps_nothing_starves_its_arm(monkeypatch, models_dir, tmp_
 
 def test_base_only_and_rounds_only(models_dir, tmp_path):
     """skip_si stops after the base models; skip_base_model_train starts from them; together they are one whole run."""
-    stamps = {path: path.stat().st_mtime_ns for path in models_dir.glob("base*.safetensors")}
+    stamps = {path: path.stat().st_mtime_ns for path in base_files(models_dir)}
     assert len(stamps) == VOTERS and not (models_dir.parent / "measurements.csv").exists()
     parts = run_experiment(small(), tmp_path / "parts", models_dir=models_dir, progress=False, skip_base_model_train=True)
     whole = run_experiment(small(), tmp_path / "whole", progress=False)
     assert parts.measurements.read_bytes() == whole.measurements.read_bytes()
-    assert {path: path.stat().st_mtime_ns for path in models_dir.glob("base*.safetensors")} == stamps
+    assert {path: path.stat().st_mtime_ns for path in base_files(models_dir)} == stamps
 
 
 def test_absent_base_models_are_named(tmp_path):
     """skip_base_model_train without base models is one line that names the missing file, before anything is computed."""
-    with pytest.raises(ConfigError, match="base_voter_0.safetensors: no such base model"):
+    with pytest.raises(ConfigError, match="voter_0.safetensors: no such base model"):
         run_experiment(small(), tmp_path / "run", models_dir=tmp_path / "empty", progress=False, skip_base_model_train=True)
 
 
 def test_foreign_base_models_are_refused(models_dir, tmp_path):
     """Base models of other training are used only when asked for; of another task or size, never."""
-    with pytest.raises(ConfigError, match="max_iters 40 instead of 50"):
-        run_experiment(small(max_iters=50), tmp_path / "a", models_dir=models_dir, progress=False)
     for changes, named in ((dict(task="reverse"), "task copy instead of reverse"), (dict(n_embd=48), "n_embd 32 instead of 48")):
         with pytest.raises(ConfigError, match=named):
             run_experiment(small(**changes), tmp_path / "b", models_dir=models_dir, progress=False, skip_base_model_train=True)
     run = run_experiment(small(max_iters=50, si_rounds=1), tmp_path / "c", models_dir=models_dir, progress=False, skip_base_model_train=True)
     assert read_table(run.measurements)["round"].max() == 1
+    assert json.loads(run.config.read_text())["base_models"]["training"]["max_iters"] == 40
 
 
 def test_runs_that_share_folders_stay_apart(models_dir, tmp_path):
@@ -343,10 +347,9 @@ def test_a_table_of_the_last_round_only_needs_its_own_weights(models_dir, tmp_pa
     text = run.measurements.read_text().splitlines(keepends=True)
     complete = "".join(text)
     run.measurements.write_text("".join(line for line in text if line.split(",")[5] != "2"))
-    for path in run.models.glob("base*"):
-        path.unlink()
+    shutil.rmtree(run.models)
     run_experiment(small(si_rounds=2), tmp_path / "run", progress=False)
-    assert run.measurements.read_text() == complete and not list(run.models.glob("base*"))
+    assert run.measurements.read_text() == complete and not run.models.exists()
 
 
 # --- errors on the way
@@ -364,7 +367,7 @@ def test_divergence_ends_a_run(tmp_path):
     """A voter that diverges ends the run with its own error, and no half-trained weights are left as a base model."""
     with pytest.raises(DivergedError, match="learning_rate"):
         run_experiment(small(learning_rate=1e30), tmp_path / "run", progress=False)
-    assert not list((tmp_path / "run" / "models").glob("base_voter*"))
+    assert not base_files(tmp_path / "run" / "models")
 
 
 def test_an_open_folder_is_ready(tmp_path):
@@ -395,7 +398,7 @@ def stop_at(**rounds):
 def go(models_dir, run_dir, after_round=None):
     """Run, or go on with, four rounds from given base models, with all other weights in the run's own folder."""
     if not (run_dir / "models").exists():
-        shutil.copytree(models_dir, run_dir / "models", ignore=lambda folder, names: [name for name in names if not name.startswith("base")])
+        shutil.copytree(models_dir, run_dir / "models", ignore=lambda folder, names: [name for name in names if name.startswith(("none", "mv"))])
     return run_experiment(small(**LONGER), run_dir, progress=False, after_round=after_round)
 
 

@@ -27,7 +27,7 @@ from si_nb.model import ModelConfig
 from si_nb.rounds import run_experiment
 from si_nb.runs import RunConfig, identity, make_config
 from si_nb.storage import hold, read_sealed
-from si_nb.sweep import BASE_SETTINGS, ClusterExecutor, ClusterJob, SweepError, base_key, read_grid, run_sweep, sweep_run
+from si_nb.sweep import BASE_SETTINGS, ClusterExecutor, ClusterJob, SweepError, base_key, base_name, read_grid, run_sweep, sweep_run
 
 SETTINGS = """
 [settings]
@@ -128,7 +128,7 @@ def test_base_models_are_trained_once_and_shared(finished):
     """Two seeds: two sets of base models, each as large as its most demanding run needs."""
     bases = sorted(finished.glob("bases/*"))
     assert len(bases) == 2
-    assert all(len(list(base.glob("base_voter_*.safetensors"))) == 2 for base in bases)
+    assert all(len(list(base.glob("voter_*.safetensors"))) == 2 for base in bases)
 
 
 def test_finished_runs_keep_table_and_settings_only(finished):
@@ -784,7 +784,7 @@ def test_runs_share_a_base_unless_a_base_setting_differs(tmp_path):
     config = make_config("tiny")
     assert base_key(make_config("tiny", si_method=("mv",), num_samples=7, noise_round=1, voters=7)) == base_key(config)
     assert base_key(make_config("tiny", seed=1)) != base_key(config) != base_key(make_config("tiny", max_iters=7))
-    assert sweep_run(config, tmp_path).models == tmp_path / "bases" / base_key(config)
+    assert sweep_run(config, tmp_path).models == tmp_path / "bases" / base_name(config)
 
 
 # --- submitit
