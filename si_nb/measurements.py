@@ -2,10 +2,11 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'KEY', 'RUN', 'MINIMAL', 'QUANTITIES', 'RULES', 'TableError', 'check_table', 'measurement_table',
-           'append_rows', 'read_table', 'results_folder', 'binomial_interval', 'accuracy_by_length', 'trajectory',
-           'error_budget']
+           'append_rows', 'read_table', 'read_settings', 'results_folder', 'binomial_interval', 'accuracy_by_length',
+           'trajectory', 'error_budget']
 
 # %% ../nbs/07_measurements.ipynb #9ef68246
+import json
 from io import StringIO
 from pathlib import Path
 from statistics import NormalDist
@@ -44,17 +45,24 @@ def _where(table, source, position):
     line = table.attrs.get("first_line")
     return f"{source}: row {position}" if line is None else f"{source}: line {position + line}"
 
+def _text(values):
+    "One column as stripped text, empty where a value is missing."
+    if pd.api.types.infer_dtype(values) != "string": return values.astype("object").where(values.notna(), "").astype(str).str.strip()
+    codes, distinct = pd.factorize(values)
+    return pd.Series(np.append(pd.Series(distinct, dtype=str).str.strip(), "")[codes], index=values.index)  # -1, missing, is the last
+
 def _integers(table, column, source):
     "One column as int64, or a TableError naming the first cell that is no whole number."
     values = table[column]
     if pd.api.types.is_integer_dtype(values.dtype) and not values.isna().any(): return values.astype("int64")
-    text = values.astype("object").where(values.notna(), "").astype(str).str.strip()
-    bad = ~text.str.fullmatch(r"-?\d{1,18}(\.0*)?").to_numpy(dtype=bool)
+    codes, distinct = pd.factorize(_text(values))
+    distinct = pd.Series(distinct, dtype=str)
+    bad = ~distinct.str.fullmatch(r"-?\d{1,18}(\.0*)?").to_numpy(dtype=bool)
     if bad.any():
-        i = int(bad.argmax())
-        found = f"{column} is {text.iloc[i]!r}" if text.iloc[i] else f"{column} is missing"
+        i = int(bad[codes].argmax())
+        found = f"{column} is {distinct[codes[i]]!r}" if distinct[codes[i]] else f"{column} is missing"
         raise TableError(f"{_where(table, source, i)}: {found}; write a whole number (counts, not rates)")
-    return text.str.split(".").str[0].astype("int64")
+    return pd.Series(distinct.str.split(".").str[0].astype("int64").to_numpy()[codes], index=values.index)
 
 # %% ../nbs/07_measurements.ipynb #32c2fa53
 RULES = (  # (rows that break it, what to tell the owner)
@@ -97,8 +105,7 @@ def check_table(
     table = _complete(table, source)
     for column in COLUMNS:
         if column in ("run_id", "task", "arm", "quantity"):
-            text = table[column].astype("object").where(table[column].notna(), "").astype(str).str.strip()
-            table = table.assign(**{column: text})
+            table = table.assign(**{column: _text(table[column])})
         else: table = table.assign(**{column: _integers(table, column, source)})
     for broken, say in RULES:
         rows = broken(table).to_numpy(dtype=bool)
@@ -178,6 +185,31 @@ def read_table(
     table = pd.concat([_read_file(file) for file in files], ignore_index=True)
     return check_table(table, " + ".join(map(str, files)) if len(files) < 4 else f"{files[0]} and {len(files) - 1} more")
 
+# %% ../nbs/07_measurements.ipynb #1887ef55
+_NO_SETTINGS = ("groups", "status", "reason", "seconds")  # columns of a sweep's runs.csv that were not set
+
+def _settings_beside(file):
+    "Settings of the runs of one table, one row each; None where no file beside it has them."
+    sweep, config, given = file.parent/"runs.csv", file.parent/"config.json", None
+    try:
+        if sweep.is_file(): given = pd.read_csv(sweep, dtype=str, keep_default_na=False).drop(columns=list(_NO_SETTINGS), errors="ignore")
+        elif config.is_file():
+            words = {name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in json.loads(config.read_text()).items()}
+            given = pd.DataFrame([{**words, "run_id": run} for run in _read_file(file)["run_id"].unique()])
+    except (OSError, ValueError, AttributeError) as error:
+        raise TableError(f"{sweep if sweep.is_file() else config}: no settings can be read from it ({type(error).__name__}); restore it or take it away") from None
+    return given if given is not None and "run_id" in given else None
+
+def read_settings(
+    *paths: str, # as given to `read_table`
+) -> pd.DataFrame: # run_id and every setting as text, a row per run; None where nothing is known
+    """What the runs of tables were set to.
+
+    Raises: TableError, one line, for settings that cannot be read."""
+    found = [_settings_beside(file) for path in paths for file in _table_files(path)]
+    known = [settings for settings in found if settings is not None]
+    return pd.concat(known, ignore_index=True).drop_duplicates("run_id", ignore_index=True) if known else None
+
 # %% ../nbs/07_measurements.ipynb #78b82c11
 def results_folder() -> Path: # folder with the committed tables, one folder per run
     "Where the measured tables that come with si_nb lie."
@@ -246,7 +278,10 @@ def trajectory(
     """Accuracy at the newest length of every round, pooled over voters; round 0 is the base model at n_0.
 
     Raises: TableError when no run has a round after the base, or a round lacks its accuracy."""
-    table = check_table(table)
+    return _trajectory(check_table(table))
+
+def _trajectory(table):
+    "The trajectory of a checked table."
     newest = _newest_lengths(table)
     if newest.empty: raise TableError("no run has a round after its base model; nothing can be said about error accumulation yet")
     accuracy = _pooled(table, "accuracy", RUN + ["round", "length"])
@@ -279,10 +314,10 @@ def error_budget(
     (its counts are those of g). Quantities that the table lacks are left out.
 
     Raises: TableError as `trajectory` does."""
-    table, by = check_table(table), RUN + ["round", "length"]
-    accuracy, newest = trajectory(table), _newest_lengths(table)
-    at_newest = table.merge(newest, on=by)
-    part = {q: _pooled(at_newest, q, by) for q in ("label_raw", "label_kept", "kept_right", "kept_wrong", "agree_wrong")}
+    table, by, counted = check_table(table), RUN + ["round", "length"], ["label_raw", "label_kept", "kept_right", "kept_wrong", "agree_wrong"]
+    accuracy = _trajectory(table)
+    at_newest = table[table["quantity"].isin(counted)].merge(accuracy[by], on=by)
+    part = {q: _pooled(at_newest, q, by) for q in counted}
     both = part["kept_right"].merge(part["kept_wrong"], on=by, suffixes=("_r", "_w"))
     tried = both["trials_r"] + both["trials_w"]
     part["label_proposed"] = both[by].assign(successes=both["trials_r"], trials=tried)
