@@ -2,19 +2,21 @@
 
 # %% auto #0
 __all__ = ['LEVEL', 'ROUNDS_AHEAD', 'SMALLEST_SPREAD', 'WALKERS', 'FORECASTERS', 'CHOICES', 'check_threshold', 'collapse_round',
-           'Seen', 'look_back', 'median_round', 'Outlook', 'shortest_interval', 'describe_parameters', 'law_outlooks',
-           'horizon_outlook', 'Budget', 'budget_factors', 'budget_outlook', 'Walker', 'outlooks', 'load_weights', 'mix',
-           'Forecast', 'check_choice', 'forecast', 'predicted_rates', 'predicted_accuracy']
+           'Readings', 'Seen', 'look_back', 'median_round', 'Outlook', 'shortest_interval', 'describe_parameters',
+           'law_outlooks', 'horizon_outlook', 'Budget', 'budget_factors', 'budget_outlook', 'Walker', 'outlooks',
+           'load_weights', 'mix', 'Forecast', 'check_choice', 'forecast', 'predicted_rates', 'predicted_accuracy']
 
 # %% ../nbs/14_forecast.ipynb #96e7ed7c
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from .curves import CurveError
 from .horizon import PARAMETERS, Population, course, load_population, margins
 from .law import (FOREVER, LARGEST_HAZARD, LAWS, RIVALS, Fits, LawError, beta_binomial, bootstrap, crossing_round, first_round_below,
                        fit_laws)
@@ -39,26 +41,57 @@ def collapse_round(
     Raises: LawError when the threshold is outside (0, 1]."""
     check_threshold(threshold)
     series = trajectory.sort_values(RUN + ["round"])
-    series = series.assign(below=(series["round"] >= 1) & (series["successes"] < threshold * series["trials"]))
-    following = series.groupby(RUN)[["below", "round"]].shift(-1)
-    running = series["below"] & following["below"].eq(True) & following["round"].eq(series["round"] + 1)
-    last = series.groupby(RUN, as_index=False).agg(last_round=("round", "max"), ended_below=("below", "last"))
-    first = series[running].groupby(RUN, as_index=False)["round"].min().rename(columns={"round": "collapse_round"})
-    found = last.merge(first, on=RUN, how="left").astype({"collapse_round": "Int64"})
-    censored = found["collapse_round"].isna()
-    earliest = (found["last_round"] + (~found["ended_below"].astype(bool)).astype(int)).where(censored, found["collapse_round"])
-    return found.assign(censored=censored, at_least=earliest.astype("int64"))[RUN + ["collapse_round", "censored", "at_least", "last_round"]]
+    number, rounds, successes, trials = series.groupby(RUN).ngroup().to_numpy(), *[series[c].to_numpy() for c in ("round", "successes", "trials")]
+    below, starts = (rounds >= 1) & (successes < threshold * trials), np.flatnonzero(np.diff(number, prepend=-1))
+    running = np.append(below[:-1] & below[1:] & (rounds[1:] == rounds[:-1] + 1) & (number[1:] == number[:-1]), [False] * (len(series) > 0))
+    ends, never = np.append(starts[1:], len(series)) - 1, np.iinfo(np.int64).max
+    first = np.minimum.reduceat(np.where(running, rounds, never), starts) if len(starts) else np.empty(0, np.int64)
+    earliest = np.where(first == never, rounds[ends] + ~below[ends], first)
+    found = series[RUN].iloc[starts].reset_index(drop=True)
+    return found.assign(collapse_round=pd.arrays.IntegerArray(first, first == never), censored=first == never, at_least=earliest, last_round=rounds[ends])
 
 # %% ../nbs/14_forecast.ipynb #b07d2c05
 LEVEL = 0.9  # probability inside every interval of a forecast
 ROUNDS_AHEAD = 5  # how far the predicted accuracies go when nothing later was measured
+
+# %% ../nbs/14_forecast.ipynb #164eb446
+class Readings:
+    "What forecasts read off a measurement table, each thing once, when it is first asked for."
+    def __init__(
+        self,
+        table: pd.DataFrame, # measurement table, nothing after the origin
+        whole: "Readings" = None, # of a larger table, of which this is a part; None: there is none
+    ): self.table, self.whole = table, whole
+
+    def of(
+        self,
+        runs: pd.DataFrame, # run columns of the runs wanted
+    ) -> "Readings": # of these runs
+        "The readings of some of the runs, cut out of those of all."
+        return Readings(self.table.merge(runs[RUN].drop_duplicates(), on=RUN), self)
+
+    def _read(self, name, read):
+        "A frame with run columns: cut out of the whole, or, where the whole cannot be read, for another run's sake, read here."
+        if self.whole is None: return read(self.table)
+        try: return getattr(self.whole, name).merge(self.table[RUN].drop_duplicates(), on=RUN)
+        except (TableError, CurveError): return read(self.table)
+
+    @cached_property
+    def margins(self) -> pd.DataFrame: # as `si_nb.horizon.margins` gives them
+        "Margins of every round; TableError or CurveError where they cannot be read."
+        return self._read("margins", margins)
+
+    @cached_property
+    def budget(self) -> pd.DataFrame: # as `si_nb.measurements.error_budget` gives it, without tau
+        "Counts of every step of the error budget; TableError where they cannot be read."
+        return self._read("budget", lambda table: error_budget(table)[lambda rows: rows["quantity"] != "tau"])
 
 # %% ../nbs/14_forecast.ipynb #91bab1c9
 @dataclass(frozen=True)
 class Seen:
     "One arm up to the origin of a forecast."
     series: pd.DataFrame # trajectory, rounds 0 to the origin
-    table: pd.DataFrame # measurement rows of the same rounds; None: there are none
+    readings: Readings # of the measurements of the same rounds; None: there are none
     origin: int # last round seen
     threshold: float # accuracy that defines collapse
     earliest: int # round before which it cannot have collapsed; 1 where several runs are seen together
@@ -69,7 +102,7 @@ def look_back(
     series: pd.DataFrame, # trajectory of one arm, one or more runs
     until_round: int = None, # origin; None: the last round
     threshold: float = 0.5, # accuracy, in (0, 1]
-    table: pd.DataFrame = None, # measurement table with the same runs
+    table: pd.DataFrame = None, # measurement table with the same runs, or Readings of it with nothing after the origin
     population: Population = None, # of runs measured before; None: the one that comes with si_nb
 ) -> Seen: # nothing after the origin
     """What is known of an arm at an origin.
@@ -79,12 +112,12 @@ def look_back(
     origin = int(series["round"].max() if until_round is None else min(until_round, series["round"].max()))
     if origin < 0: raise LawError(f"until_round is {until_round}; it must be at least 0, the base model")
     series = series[series["round"] <= origin]
-    if table is not None: table = table[table["round"] <= origin].merge(series[RUN].drop_duplicates(), on=RUN)
+    if isinstance(table, pd.DataFrame): table = Readings(table[table["round"] <= origin].merge(series[RUN].drop_duplicates(), on=RUN))
     known = collapse_round(series, threshold) if origin else None
     alone = known is not None and len(known) == 1 and known["censored"].iloc[0]
     return Seen(series, table, origin, threshold, int(known["at_least"].iloc[0]) if alone else 1, population)
 
-# %% ../nbs/14_forecast.ipynb #621cd710
+# %% ../nbs/14_forecast.ipynb #b501944c
 def median_round(
     rounds: np.ndarray, # (B,) sample of collapse rounds; inf: never
 ) -> float: # one of them; inf: never
@@ -193,11 +226,13 @@ def horizon_outlook(
     """Outlook from accuracy against length.
 
     Raises: LawError when accuracies at several lengths were not measured up to the base model."""
-    lengths = None if seen.table is None else seen.table[seen.table["quantity"] == "accuracy"].groupby("round")["length"].nunique()
+    accuracy = None if seen.readings is None else seen.readings.table[seen.readings.table["quantity"] == "accuracy"]
+    lengths = None if accuracy is None else accuracy[["round", "length"]].drop_duplicates()["round"].value_counts()
     if lengths is None or lengths.min() < 3 or 0 not in lengths.index:
         raise LawError("the horizon law needs the base model's and every round's accuracy at three lengths or more")
-    try: runs = [run for _, run in margins(seen.table).groupby(RUN) if run["round"].max() == seen.origin]
-    except TableError as error: raise LawError(f"no margin can be read: {error}") from None
+    try: runs = [run for _, run in seen.readings.margins.groupby(RUN) if run["round"].max() == seen.origin]
+    except (TableError, CurveError) as error: raise LawError(f"no margin can be read: {error}") from None
+    if not runs: raise LawError(f"no margin can be read: round {seen.origin} has no newest length")
     share, population = -(-resamples // len(runs)), seen.population or load_population()
     found = [course(run, population, int(FOREVER) - seen.origin, share, generator) for run in runs]
     sample = np.concatenate([generator.multivariate_normal(f.known.mean, f.known.covariance, size=share) for f in found])
@@ -217,10 +252,11 @@ class Budget:
     rest: np.ndarray # (B,) accuracy lost besides, at kappa, or at one where there is none
 
 # %% ../nbs/14_forecast.ipynb #e972c7d9
-def _round_counts(table, until_round):
+def _round_counts(readings, until_round):
     "Successes and trials of every step, a row per run and round; None where a step was not measured."
-    budget = error_budget(table)
-    budget = budget[(budget["round"] <= (budget["round"].max() if until_round is None else until_round)) & (budget["quantity"] != "tau")]
+    if not readings.table["round"].gt(0).any(): return None
+    budget = readings.budget
+    budget = budget[budget["round"] <= (budget["round"].max() if until_round is None else until_round)]
     counts = budget.pivot(index=RUN + ["round"], columns="quantity", values=["successes", "trials"]).fillna(0)
     needed = ["accuracy", "label_raw", "label_kept", "kept_right", "kept_wrong"]
     enough = all(q in counts["trials"] and counts["trials"][q].sum() > 0 for q in needed)
@@ -228,13 +264,14 @@ def _round_counts(table, until_round):
 
 # %% ../nbs/14_forecast.ipynb #f58f81fd
 def budget_factors(
-    table: pd.DataFrame, # measurement table of one arm, with label rows
+    table: pd.DataFrame, # measurement table of one arm, with label rows, or Readings of it
     until_round: int = None, # leave later rounds out
     draws: int = 1000, # B
     generator: np.random.Generator = None, # source of chance; None: default_rng(0)
 ) -> Budget: # None when the table has no labels
     "Factors of the error budget from the counts, each count redrawn from its Beta posterior."
-    generator, counts = np.random.default_rng(0) if generator is None else generator, _round_counts(table, until_round)
+    generator = np.random.default_rng(0) if generator is None else generator
+    counts = _round_counts(table if isinstance(table, Readings) else Readings(table), until_round)
     if counts is None: return None
     right, tried = counts["successes"], counts["trials"]
     beta = lambda q: generator.beta(right[q] + 0.5, tried[q] - right[q] + 0.5, size=(draws, len(counts)))
@@ -260,7 +297,7 @@ def budget_outlook(
     """Outlook of the error budget carried on with constant factors.
 
     Raises: LawError when no labels were counted."""
-    factors = budget_factors(seen.table, seen.origin, resamples, generator) if seen.table is not None and seen.origin else None
+    factors = budget_factors(seen.readings, seen.origin, resamples, generator) if seen.readings is not None and seen.origin else None
     if factors is None: raise LawError("the error budget needs a round with counts of its labels (label_raw, label_kept, kept_right, kept_wrong)")
     tau, kappa = factors.tau.mean(1), np.ones(resamples) if factors.kappa is None else factors.kappa
     last = seen.series[seen.series["round"] == seen.origin][["successes", "trials"]].sum()
@@ -401,7 +438,7 @@ def forecast(
     law: str = "best", # best, average, or the name of a forecaster
     resamples: int = 1000, # size of the sample
     generator: np.random.Generator = None, # source of chance; None: default_rng(0), so that a report can be repeated
-    table: pd.DataFrame = None, # measurement table of the same runs, for what looks at more than the newest length
+    table: pd.DataFrame = None, # measurement table of the same runs, or Readings of it up to the origin, for what looks at more than the newest length
     population: Population = None, # what runs measured before teach; None: the one that comes with si_nb
 ) -> Forecast: # collapse round with interval, predicted accuracies
     """Forecast the collapse of one arm from its first rounds.

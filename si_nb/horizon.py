@@ -132,11 +132,12 @@ def simulate_margins(
     generator: np.random.Generator, # source of chance
 ) -> np.ndarray: # (B, rounds)
     "Margins after each of the next rounds."
-    margin, path = np.broadcast_to(np.asarray(margin, float), len(parameters)), []
-    for chance in generator.normal(scale=scatter, size=(rounds, len(parameters))):
-        margin = margin - 1 + np.clip((design(margin) * parameters).sum(-1) + chance, _SLOWEST, _FASTEST)
-        path.append(margin)
-    return np.stack(path, -1)
+    margin, (c, b) = np.broadcast_to(np.asarray(margin, float), len(parameters)), np.asarray(parameters).T
+    path = np.empty((rounds, len(parameters)))
+    for i, chance in enumerate(generator.normal(scale=scatter, size=path.shape)):  # the law as in `design`, without its array
+        speed = c + np.minimum(np.maximum(margin, _DEAD) - 1, 0) * b + chance
+        margin = path[i] = margin - 1 + np.minimum(np.maximum(speed, _SLOWEST), _FASTEST)
+    return path.T
 
 # %% ../nbs/13_horizon.ipynb #c0f03b7c
 KNOTS = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # margins, lengths

@@ -344,11 +344,11 @@ def _coordinates(law):
 def _multiplied(hazard, effects, runs):
     "Hazards (..., P) times the multiplier of the run that each point belongs to; unchanged where there are no run effects."
     if effects.shape[-1] == 0: return hazard
-    return np.clip(hazard * np.exp(effects)[..., runs], SMALLEST_HAZARD, LARGEST_HAZARD)
+    return np.minimum(np.maximum(hazard * np.exp(effects)[..., runs], SMALLEST_HAZARD), LARGEST_HAZARD)
 
 def _jacobian(law, work, back, rounds, runs):
-    "H (B, P) and its derivative (B, P, k + R) in search coordinates."
-    k, step, (places, place) = len(law.parameters), 1e-6, np.unique(rounds, return_inverse=True)
+    "H (B, P) and its derivative (B, P, k + R) in search coordinates; the rounds are given as their different values and each point's place among them."
+    k, step, (places, place) = len(law.parameters), 1e-6, rounds
     curves = law(places, back(work[:, :k] + step * np.eye(k + 1, k, -1)[:, None]))
     slopes = np.moveaxis(curves[1:] - curves[0], 0, -1)[:, place] / step
     effects, hazard = work[:, k:], curves[0][:, place]
@@ -371,10 +371,11 @@ def _step(slope, curvature, damping, held):
     free = ~held[:, :, None] & ~held[:, None, :]
     identity = np.eye(slope.shape[1])
     diagonal = np.einsum("bkk->bk", curvature)[:, None, :] * identity
-    solve = lambda d: np.linalg.solve(np.where(free, curvature + d * diagonal + 1e-10 * identity, identity), slope[..., None])[..., 0]
-    step = np.clip(solve(damping[:, None, None]), -1.5, 1.5)
-    promised = (step * slope).sum(-1) - np.einsum("bk,bkl,bl->b", step, curvature, step) / 2
-    return step, promised, (slope * solve(1e-9)).sum(-1) / 2
+    added = np.stack([damping, np.full_like(damping, 1e-9)])[..., None, None]
+    damped, whole = np.linalg.solve(np.where(free, curvature + added * diagonal + 1e-10 * identity, identity), slope[..., None])[..., 0]
+    step = np.minimum(np.maximum(damped, -1.5), 1.5)
+    promised = (step * slope).sum(-1) - ((step[:, None] @ curvature)[:, 0] * step).sum(-1) / 2
+    return step, promised, (slope * whole).sum(-1) / 2
 
 # %% ../nbs/11_law.ipynb #19e7b65f
 _MOST_ITERATIONS, _PROMISED_GAIN = 150, 1e-6
@@ -398,9 +399,9 @@ def fit_batch(
     low, high = map(forward, bounds)
     work = np.clip(forward(starts), low, high)
     weights, trials = np.broadcast_to(weights, successes.shape), np.broadcast_to(trials, successes.shape)
-    precision = np.broadcast_to(precision, work.shape[1:])
+    precision, different = np.broadcast_to(precision, work.shape[1:]), np.unique(rounds, return_inverse=True)
     def evaluated(at, i):
-        value, slope, curvature = _scoring(law, at, back, rounds, runs, successes[i], trials[i], weights[i])
+        value, slope, curvature = _scoring(law, at, back, different, runs, successes[i], trials[i], weights[i])
         return [value - at**2 @ precision / 2, slope - at * precision, curvature + np.diag(precision)]
     best, slope, curvature = evaluated(work, slice(None))
     damping, done, before = np.full(len(work), 1e-2), np.zeros(len(work), bool), best.copy()
@@ -409,7 +410,7 @@ def fit_batch(
         if len(i) == 0: break
         held = ((work[i] <= low) & (slope[i] <= 0)) | ((work[i] >= high) & (slope[i] >= 0))
         step, promised, most = _step(slope[i], curvature[i], damping[i], held)
-        tried = np.clip(work[i] + step, low, high)
+        tried = np.minimum(np.maximum(work[i] + step, low), high)
         found = evaluated(tried, i)
         gain = found[0] - best[i]
         better = gain > 0
@@ -517,7 +518,7 @@ def _effect_variances(fit, data, overdispersion):
     "Posterior variance (R,) of every run effect, the parameters being estimated beside them."
     forward, back = _coordinates(fit.law)
     at = forward(np.r_[fit.parameters, fit.run_effects])[None]
-    *_, curvature = _scoring(fit.law, at, back, data.rounds, data.runs, data.successes, data.trials, _point_weights(data, overdispersion))
+    *_, curvature = _scoring(fit.law, at, back, np.unique(data.rounds, return_inverse=True), data.runs, data.successes, data.trials, _point_weights(data, overdispersion))
     precision = _precision(fit.law, data, fit.run_spread)
     return np.diag(np.linalg.pinv(curvature[0] + np.diag(precision), hermitian=True))[len(fit.parameters):]
 

@@ -3,12 +3,13 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'KEY', 'RUN', 'MINIMAL', 'QUANTITIES', 'LONGEST_NAME', 'LONGEST_LINE', 'LARGEST', 'RULES', 'MOST_FILES',
            'TRAJECTORY', 'printable', 'file_name', 'OneLineError', 'TableError', 'as_frame', 'check_table',
-           'measurement_table', 'append_rows', 'read_table', 'results_folder', 'binomial_interval', 'is_number',
-           'accuracy_by_length', 'trajectory', 'check_trajectory', 'error_budget']
+           'measurement_table', 'append_rows', 'read_table', 'read_settings', 'results_folder', 'binomial_interval',
+           'is_number', 'accuracy_by_length', 'trajectory', 'check_trajectory', 'error_budget']
 
 # %% ../nbs/07_measurements.ipynb #9ef68246
 import csv
 import hashlib
+import json
 import os
 import re
 from io import StringIO
@@ -286,6 +287,31 @@ def read_table(
     files = [file for path in paths for file in _table_files(path)]
     table = pd.concat([_read_file(file) for file in files], ignore_index=True)
     return check_table(table, " + ".join(map(str, files)) if len(files) < 4 else f"{files[0]} and {len(files) - 1} more")
+
+# %% ../nbs/07_measurements.ipynb #1887ef55
+_NO_SETTINGS = ("groups", "status", "reason", "seconds")  # columns of a sweep's runs.csv that were not set
+
+def _settings_beside(file):
+    "Settings of the runs of one table, one row each; None where no file beside it has them."
+    sweep, config, given = file.parent/"runs.csv", file.parent/"config.json", None
+    try:
+        if sweep.is_file(): given = pd.read_csv(sweep, dtype=str, keep_default_na=False).drop(columns=list(_NO_SETTINGS), errors="ignore")
+        elif config.is_file():
+            words = {name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in json.loads(config.read_text()).items()}
+            given = pd.DataFrame([{**words, "run_id": run} for run in _read_file(file)["run_id"].unique()])
+    except (OSError, ValueError, AttributeError) as error:
+        raise TableError(f"{sweep if sweep.is_file() else config}: no settings can be read from it ({type(error).__name__}); restore it or take it away") from None
+    return given if given is not None and "run_id" in given else None
+
+def read_settings(
+    *paths: str, # as given to `read_table`
+) -> pd.DataFrame: # run_id and every setting as text, a row per run; None where nothing is known
+    """What the runs of tables were set to.
+
+    Raises: TableError, one line, for settings that cannot be read."""
+    found = [_settings_beside(file) for path in paths for file in _table_files(path)]
+    known = [settings for settings in found if settings is not None]
+    return pd.concat(known, ignore_index=True).drop_duplicates("run_id", ignore_index=True) if known else None
 
 # %% ../nbs/07_measurements.ipynb #78b82c11
 def results_folder() -> Path: # folder with the committed tables, one folder per run

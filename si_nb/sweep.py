@@ -8,6 +8,7 @@ __all__ = ['LARGEST_GRID', 'EXECUTORS', 'SweepError', 'PlannedRun', 'Grid', 'rea
 # %% ../nbs/19_sweep.ipynb #c39e8aa0
 import csv
 import getpass
+import hashlib
 import importlib.util
 import itertools
 import json

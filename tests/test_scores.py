@@ -41,7 +41,7 @@ def made(collapses, threshold=0.5, until_round=1, guess="median"):
     """A forecast that consists of its collapse rounds."""
     collapses = np.asarray(collapses, float)
     middle = np.quantile(collapses, 0.5, method="inverted_cdf")
-    return F.Forecast("made", until_round, 8, threshold, int(middle) if np.isfinite(middle) else None, None, None, 0.0, 0.0, np.arange(1, 9), np.full(8, 0.5),
+    return F.Forecast("made", until_round, 8, threshold, int(middle) if np.isfinite(middle) else None, None, None, 0.0, 0.0, np.arange(1, 9),
                       np.full((len(collapses), 8), 0.5), collapses, np.full(len(collapses), 0.01), TRIALS, {}, {}, None)
 
 
