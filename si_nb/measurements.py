@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'KEY', 'RUN', 'MINIMAL', 'QUANTITIES', 'LONGEST_NAME', 'LONGEST_LINE', 'LARGEST', 'RULES', 'MOST_FILES',
            'TRAJECTORY', 'printable', 'file_name', 'OneLineError', 'TableError', 'as_frame', 'check_table',
-           'measurement_table', 'append_rows', 'read_table', 'read_settings', 'results_folder', 'binomial_interval',
+           'measurement_table', 'append_rows', 'read_table', 'results_folder', 'read_settings', 'binomial_interval',
            'is_number', 'accuracy_by_length', 'trajectory', 'check_trajectory', 'error_budget']
 
 # %% ../nbs/07_measurements.ipynb #9ef68246
@@ -288,6 +288,12 @@ def read_table(
     table = pd.concat([_read_file(file) for file in files], ignore_index=True)
     return check_table(table, " + ".join(map(str, files)) if len(files) < 4 else f"{files[0]} and {len(files) - 1} more")
 
+# %% ../nbs/07_measurements.ipynb #78b82c11
+def results_folder() -> Path: # folder with the committed tables, one folder per run
+    "Where the measured tables that come with si_nb lie."
+    package = Path(si_nb.__file__).parent
+    return package/"results" if (package/"results").is_dir() else package.parent/"results"
+
 # %% ../nbs/07_measurements.ipynb #1887ef55
 _NO_SETTINGS = ("groups", "status", "reason", "seconds")  # columns of a sweep's runs.csv that were not set
 
@@ -312,12 +318,6 @@ def read_settings(
     found = [_settings_beside(file) for path in paths for file in _table_files(path)]
     known = [settings for settings in found if settings is not None]
     return pd.concat(known, ignore_index=True).drop_duplicates("run_id", ignore_index=True) if known else None
-
-# %% ../nbs/07_measurements.ipynb #78b82c11
-def results_folder() -> Path: # folder with the committed tables, one folder per run
-    "Where the measured tables that come with si_nb lie."
-    package = Path(si_nb.__file__).parent
-    return package/"results" if (package/"results").is_dir() else package.parent/"results"
 
 # %% ../nbs/07_measurements.ipynb #d833c014
 def binomial_interval(
