@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -198,7 +199,7 @@ def arm_voters(
     """Models of an arm: all voters where they vote, else the best one."""
     return config.voters if KEEP_RULES[method].vote else 1
 
-# %% ../nbs/09_runs.ipynb #e3f393f5
+# %% ../nbs/09_runs.ipynb #6ec8a293
 def _data_memory(config, workers):
     """Bytes of tokens, by the setting that decides how many."""
     task, arms = TASKS[config.task], len(config.si_method)
@@ -224,7 +225,7 @@ def _model_memory(config, device, workers):
     longest = "original_digits" if config.original_digits > config.si_rounds else "si_rounds"
     return {max(beside, key=beside.get): 12 * config.n_layer * config.n_embd**2 * 4 * (models + 3 * together), longest: 4 * scores * together}
 
-# %% ../nbs/09_runs.ipynb #bc5f816a
+# %% ../nbs/09_runs.ipynb #1b9fdfd9
 def _number_in(path, name=""):
     """The first whole number that a file has after a name; None if there is none."""
     try:
@@ -254,7 +255,7 @@ def available_memory(
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([number for number in (free, *_container_limits(root)) if number is not None], default=None)
 
-# %% ../nbs/09_runs.ipynb #78401ef1
+# %% ../nbs/09_runs.ipynb #41ee2620
 def check_memory(
     config: RunConfig,  # the experiment
     device: torch.device,  # where it computes
@@ -523,13 +524,18 @@ def _write_facts(path, facts):
 
 # %% ../nbs/09_runs.ipynb #d18d69d8
 def _make_folders(folder):
+    made = []
     for path in (folder.path, folder.models, folder.rounds, folder.data):
         try:
+            made += [place for place in reversed((path, *path.parents)) if not os.path.lexists(place)]
             path.mkdir(parents=True, exist_ok=True)
             probe = path / f".writable.{os.getpid()}"  # runs that share base models look at the same time
             probe.touch()
             probe.unlink(missing_ok=True)
         except OSError as error:
+            for place in reversed(made):
+                with suppress(OSError):  # one that was not made, or that another run uses by now
+                    place.rmdir()
             raise ConfigError(f"{path}: cannot be written to ({error.strerror}); choose another folder") from None
 
 # %% ../nbs/09_runs.ipynb #09af3470
