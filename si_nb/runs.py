@@ -204,7 +204,7 @@ def arm_voters(
     """Models of an arm: all voters where they vote, else the best one."""
     return config.voters if KEEP_RULES[method].vote else 1
 
-# %% ../nbs/09_runs.ipynb #e3f393f5
+# %% ../nbs/09_runs.ipynb #6ec8a293
 def _data_memory(config, workers):
     """Bytes of tokens, by the setting that decides how many."""
     task, arms = TASKS[config.task], len(config.si_method)
@@ -230,7 +230,7 @@ def _model_memory(config, device, workers):
     longest = "original_digits" if config.original_digits > config.si_rounds else "si_rounds"
     return {max(beside, key=beside.get): 12 * config.n_layer * config.n_embd**2 * 4 * (models + 3 * together), longest: 4 * scores * together}
 
-# %% ../nbs/09_runs.ipynb #bc5f816a
+# %% ../nbs/09_runs.ipynb #1b9fdfd9
 def _number_in(path, name=""):
     """The first whole number that a file has after a name; None if there is none."""
     try:
@@ -260,7 +260,7 @@ def available_memory(
         free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return min([number for number in (free, *_container_limits(root)) if number is not None], default=None)
 
-# %% ../nbs/09_runs.ipynb #78401ef1
+# %% ../nbs/09_runs.ipynb #41ee2620
 def check_memory(
     config: RunConfig,  # the experiment
     device: torch.device,  # where it computes
@@ -608,12 +608,17 @@ def make_folders(
     """Make the folders that are a run's own, if they are not there.
 
     Raises: ConfigError when one of them cannot be made or written to."""
+    made: list[Path] = []
     for path in folder.own:
         try:
+            made += [place for place in reversed((path, *path.parents)) if not os.path.lexists(place)]
             path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=path):  # can be written to
                 pass
         except OSError as error:
+            for place in reversed(made):
+                with suppress(OSError):  # one that was not made, or that another run uses by now
+                    place.rmdir()
             raise ConfigError(f"{path}: cannot be written to ({error.strerror}); choose another folder") from None
 
 # %% ../nbs/09_runs.ipynb #09af3470

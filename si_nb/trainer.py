@@ -34,10 +34,11 @@ def choose_device(
         return torch.device(next(kind for kind, there in available.items() if there))
     kind, _, index = name.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 1
-    if not available.get(kind) or not (index or "0").isdigit() or int(index or 0) >= count:
+    known = not index or (index.isdecimal() and len(index) <= 3 and int(index) < count)
+    if not available.get(kind) or not known:
         there = ", ".join(kind for kind, is_there in available.items() if is_there)
         raise DeviceError(f"device {name!r} is not available: this machine has {there}")
-    return torch.device(name)
+    return torch.device(kind, int(index)) if index else torch.device(kind)
 
 # %% ../nbs/04_trainer.ipynb #ecf49563
 def choose_precision(

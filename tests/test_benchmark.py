@@ -112,11 +112,19 @@ def test_only_the_rows_asked_for():
         (["--rows", "batch_quick", "--repeats", "0"], "--repeats: 0 is out of range"),
         (["--device", "abacus"], "device 'abacus' is not available"),
         (["--json", "nowhere/at/all.json"], "no such folder"),
+        (["--json", "."], "there, but not a file"),
+        (["--json", "/dev/null"], "there, but not a file"),
+        (["--json", "/proc/bench.json"], "/proc/bench.json: cannot be written"),
+        (["--json", "x" * 250], "cannot be written"),  # the name itself would do, that of its half-written copy is too long
     ],
 )
 def test_mistakes_are_one_line(flags, said, capsys):
     """A row, number, device or folder that cannot be: one line, exit code 2, before anything is measured."""
-    assert main(["bench", *flags]) == 2
+    try:
+        code = main(["bench", *flags])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert "data_quick" in str(pytest.raises(BenchError, run_bench, ["speed"]).value)
