@@ -34,7 +34,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from .measurements import TableError, read_table
+from .measurements import LONGEST_LINE, TableError, printable, read_table
 from .model import ModelConfig
 from .rounds import BASE_TRAINING_SETTINGS, Interrupted, run_experiment, training_steps
 from .runs import ConfigError, RunConfig, RunFolder, locate_run, make_config, run_name
@@ -600,7 +600,7 @@ def _make_bar(sweep):
 def _show(sweep, bar, event=""):
     """Bring the bar up to date; without a terminal, print it as a line when something has happened."""
     failed, runs = sum(name in sweep.failed for name in sweep.grid.runs), len(sweep.grid.runs)
-    bar.n = count_steps(sweep)[0]
+    bar.n, event = count_steps(sweep)[0], printable(event, LONGEST_LINE)
     bar.set_description(f"{len(sweep.tables)} of {runs} runs done, {len(sweep.running)} jobs running, {failed} failed")
     if event and sys.stderr.isatty():
         bar.write(event, file=sys.stderr)
@@ -670,7 +670,7 @@ def _finished_before(grid, out):
     tables = {name: rows.reset_index(drop=True) for name, rows in table.groupby("run_id", sort=False)}
     foreign = [name for name in tables if name not in grid.runs]
     if foreign:
-        raise SweepError(f"{out}: its table has runs that are not in this grid ({foreign[0]}); choose another folder or move measurements.csv away")
+        raise SweepError(f"{out}: its table has runs that are not in this grid ({printable(foreign[0])}); choose another folder or move measurements.csv away")
     return {name: rows for name, rows in tables.items() if _is_finished(rows, grid.runs[name].config)}
 
 # %% ../nbs/19_sweep.ipynb #14acbc2b
