@@ -19,7 +19,7 @@ from pathlib import Path
 from .figures import save_figures
 from .report import law_report, print_report
 from .law import LawError
-from .measurements import TableError, read_table
+from .measurements import LONGEST_LINE, TableError, printable, read_table
 from .monitor import stop_before_collapse
 from .storage import DamagedError, LockedError, StorageError, write_whole
 
@@ -254,11 +254,7 @@ def figures_command(
 
 def _draw(table, report, out, threshold):
     """Save the figures of a table and name them."""
-    try:
-        paths = save_figures(table, report, out, threshold)
-    except OSError as error:
-        raise CommandError(f"{out}: cannot be written to ({error.strerror}); choose another folder") from None
-    print("figures:", ", ".join(str(path) for path in paths))
+    print("figures:", ", ".join(printable(path, LONGEST_LINE) for path in save_figures(table, report, out, threshold)))
 
 # %% ../nbs/23_cli.ipynb #f3c6f316
 def _config_from(args):
@@ -272,7 +268,7 @@ def _report_run(table, until_round, threshold, folder):
     """Forecast beside measurement; a run that carries no law says why, and still has figures."""
     rounds = table.groupby("arm")["round"].max()
     for arm in rounds.index[rounds == 0]:
-        print(f"{arm}: stopped before its first round")
+        print(f"{printable(arm)}: stopped before its first round")
     table, report = table[table["arm"].map(rounds) > 0], {"arms": {}}
     if table.empty:
         return
@@ -378,7 +374,7 @@ def sweep_command(
         raise CommandError(str(error)) from None
     failed, finished = runs[runs["status"] == "failed"], runs[runs["status"] == "finished"]
     for run in failed.itertuples():
-        print(f"failed: {run.run_id} ({run.groups}): {run.reason}")
+        print(f"failed: {run.run_id} ({printable(run.groups)}): {printable(run.reason, LONGEST_LINE)}")
     if len(failed):
         print(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again")
     if len(finished):
@@ -410,6 +406,8 @@ def main(
     arguments: list[str] | None = None,  # default: those of the shell
 ) -> int:  # exit code
     """The command `si_nb`."""
+    if hasattr(sys.stdout, "reconfigure"):  # a name that the terminal's letters cannot write is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     command = next((word for word in arguments if not word.startswith("-")), None)
     args = make_parser(command).parse_args(arguments)

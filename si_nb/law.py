@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import betaln, expit, gammaln, hyp2f1, logit
 
-from .measurements import RUN, binomial_interval, trajectory
+from .measurements import RUN, OneLineError, binomial_interval, printable, trajectory
 
 # %% ../nbs/11_law.ipynb #3d52786a
 SCALES = {  # scale -> (to the search coordinate, back)
@@ -271,7 +271,7 @@ def simulate_run(
     return pd.DataFrame(dict(run_id=run_id, task="simulated", arm=arm, seed=seed, round=r, length=r, successes=counts, trials=trials))
 
 # %% ../nbs/11_law.ipynb #d6243dc4
-class LawError(ValueError):
+class LawError(OneLineError):
     "Counts from which no law can be fitted; the message is one line with the reason and the remedy."
 
 # %% ../nbs/11_law.ipynb #913d8fd0
@@ -309,7 +309,7 @@ def observed(
     if until_round is not None: seen = seen[seen["round"] <= until_round]
     if seen.empty: raise LawError(f"no round between 1 and {until_round}; until_round must be at least 1" if until_round is not None else "no round after the base model")
     groups = list(seen.groupby(RUN, sort=True))
-    for key, run in groups: _check_run(f"run {key[0]} ({key[2]}, seed {key[3]})", run)
+    for key, run in groups: _check_run(f"run {printable(key[0])} ({printable(key[2])}, seed {key[3]})", run)
     seen = pd.concat([run.assign(run=i) for i, (_, run) in enumerate(groups)])
     right, tried = seen["successes"].sum(), seen["trials"].sum()
     if right == tried:

@@ -5,17 +5,25 @@ __all__ = ['RESAMPLES', 'forecast_so_far', 'reason_to_stop', 'SustainabilityMoni
 
 # %% ../nbs/17_monitor.ipynb #4cfd7645
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
 
 from .forecast import LEVEL, Forecast, check_choice, check_threshold, collapse_round, forecast
 from .law import LawError
-from .measurements import RUN, TableError, check_table, trajectory
+from .measurements import RUN, TableError, check_table, is_number, printable, trajectory
 from .report import reproduction_number
 
 # %% ../nbs/17_monitor.ipynb #6283bc0d
 RESAMPLES = 500  # possible courses behind a forecast
+
+
+def _one_run(rows):
+    "Rows of a table, checked; TableError where they are not of one run and arm."
+    table = check_table(rows, "rows")
+    if table.groupby(RUN).ngroups > 1: raise TableError("rows of several runs or arms; give each a monitor of its own")
+    return table
 
 
 def _is_silent(table):
@@ -30,7 +38,10 @@ def forecast_so_far(
 ) -> Forecast: # None when the counts carry no law
     """What the rounds so far say about the later ones; the same counts always say the same.
 
-    Raises: TableError when a round lacks its accuracy."""
+    Raises: TableError when a round lacks its accuracy, and for what is no table of one run; LawError for a setting that cannot work."""
+    check_threshold(threshold)
+    check_choice(law)
+    table = _one_run(table)
     if _is_silent(table): return None
     series, newest = trajectory(table), int(table["round"].max())
     for choice in ("horizon", "best") if law == "best" else (law,):  # the best is the horizon law where it can speak; the curves take longer
@@ -40,13 +51,25 @@ def forecast_so_far(
     return None
 
 # %% ../nbs/17_monitor.ipynb #ac3e6b74
+def _check(within, threshold, law):
+    "Refuse what could never work before the first round."
+    if not is_number(within, Integral) or within < 1:
+        raise LawError(f"a collapse within {printable(repr(within))} rounds; give a whole number, 1 or more")
+    check_threshold(threshold)
+    check_choice(law)
+
+
 def reason_to_stop(
     table: pd.DataFrame, # measurement table of one run and arm, up to now
     within: int, # stop when the collapse is forecast at most so many rounds after the newest one
     threshold: float = 0.5, # accuracy below which a run has collapsed
     law: str = "best", # best, average, or the name of a forecaster
 ) -> str: # one line; None: go on
-    "Why a run should stop: it has collapsed, or its collapse is forecast within the given number of rounds."
+    """Why a run should stop: it has collapsed, or its collapse is forecast within the given number of rounds.
+
+    Raises: TableError and LawError as `forecast_so_far` does."""
+    _check(within, threshold, law)
+    table = _one_run(table)
     measured = [] if _is_silent(table) else collapse_round(trajectory(table), threshold)["collapse_round"].dropna()
     if len(measured): return f"collapsed below {threshold:g} at round {measured.iloc[0]}"
     found = forecast_so_far(table, threshold, law)
@@ -55,13 +78,6 @@ def reason_to_stop(
     return f"collapse below {threshold:g} forecast at round {found.collapse_round} ({LEVEL:.0%} interval {found.low} to {high}) by {found.law}"
 
 # %% ../nbs/17_monitor.ipynb #66706e1d
-def _check(within, threshold, law):
-    "Refuse what could never work before the first round."
-    if within != int(within) or within < 1: raise LawError(f"a collapse within {within} rounds; give a whole number, 1 or more")
-    check_threshold(threshold)
-    check_choice(law)
-
-
 class SustainabilityMonitor:
     "Watches the counts of one run of one arm, and says when its collapse is near."
     def __init__(
@@ -81,10 +97,8 @@ class SustainabilityMonitor:
         """Take in what was measured, a round or more at a time.
 
         Raises: TableError, one line, for rows that are none, are there already, or belong to another run or arm."""
-        new = check_table(pd.DataFrame([rows] if isinstance(rows, dict) else rows), "rows")
-        table = new if self.table is None else check_table(pd.concat([self.table, new]), "rows")
-        if table.groupby(RUN).ngroups > 1: raise TableError("rows of several runs or arms; give each a monitor of its own")
-        self.table = table
+        new = check_table(rows, "rows")
+        self.table = _one_run(new if self.table is None else pd.concat([self.table, new]))
         return self
 
     def forecast(self) -> Forecast: # None when the counts carry no law
@@ -112,7 +126,7 @@ def stop_before_collapse(
     _check(within, threshold, law)
 
     def after_round(table):
-        lines = {arm: reason_to_stop(rows, within, threshold, law) for arm, rows in table.groupby("arm")}
+        lines = {arm: reason_to_stop(rows, within, threshold, law) for arm, rows in check_table(table).groupby("arm")}
         return {arm: line for arm, line in lines.items() if line}
 
     return after_round

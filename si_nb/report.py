@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from .forecast import (LEVEL, WALKERS, Forecast, Readings, budget_factors, check_choice, check_threshold, collapse_round, forecast,
+from .forecast import (LEVEL, WALKERS, Forecast, Readings, budget_factors, check_choice, check_threshold, check_whole, collapse_round, forecast,
                             load_weights, predicted_accuracy)
 from .law import LawError
-from .measurements import MINIMAL, RUN, check_table, error_budget, trajectory
+from .measurements import LONGEST_LINE, MINIMAL, RUN, check_table, check_trajectory, error_budget, printable, trajectory
 
 # %% ../nbs/16_report.ipynb #cfc96ca9
 def reproduction_number(
@@ -122,7 +123,7 @@ def _subjects(series, settings):
 
 def _read_off(table, until_round):
     "A checked table and its readings up to the origin; a trajectory, which has neither, as it is."
-    if "quantity" not in table and set(table.columns) != set(MINIMAL): return table, None
+    if isinstance(table, pd.DataFrame) and "quantity" not in table and set(table.columns) != set(MINIMAL): return check_trajectory(table), None
     table = check_table(table)
     return trajectory(table), Readings(table if until_round is None else table[table["round"] <= until_round])
 
@@ -143,6 +144,8 @@ def law_report(
     Raises: TableError for a table that is none; LawError when no arm can be fitted. One line each."""
     check_threshold(threshold)
     check_choice(law)
+    if resamples is not None: check_whole("resamples", resamples, 1)
+    check_whole("seed", seed, 0)
     series, whole = _read_off(table, until_round)
     subjects, generator, arms = list(_subjects(series, settings)), np.random.default_rng(seed), {}
     resamples = resamples or max(FEWEST_RESAMPLES, min(RESAMPLES, 10 * RESAMPLES // len(subjects)))
@@ -151,7 +154,7 @@ def law_report(
         try: found = forecast(part, until_round, threshold, law, resamples, generator, rows)
         except LawError as error: arms[name] = _no_law(part, threshold, str(error)); continue
         arms[name] = arm_report(found, part, None if rows is None else reproduction_number(rows, found.until_round, resamples, generator))
-    if all(a["note"] for a in arms.values()): raise LawError("; ".join(f"{name}: {a['note']}" for name, a in arms.items()))
+    if all(a["note"] for a in arms.values()): raise LawError("; ".join(f"{printable(name)}: {a['note']}" for name, a in arms.items()))
     return {**(next(iter(arms.values())) if len(arms) == 1 else {}), "arms": arms}
 
 # %% ../nbs/16_report.ipynb #f211a03c
@@ -182,8 +185,9 @@ def measured_line(
 # %% ../nbs/16_report.ipynb #660af89f
 def _laws_table(report):
     "The fitted laws of one arm as a rich table."
-    who = f"{report['runs']} runs" if report["runs"] > 1 else report["measured"][0]["run_id"]
-    shown = Table(title=f"{report['task']}, arm {report['arm']}: {who}, {_rounds_seen(report['until_round'])}", title_justify="left")
+    who = f"{report['runs']} runs" if report["runs"] > 1 else printable(report["measured"][0]["run_id"])
+    title = f"{printable(report['task'])}, arm {printable(report['arm'])}: {who}, {_rounds_seen(report['until_round'])}"
+    shown = Table(title=Text(title, style="table.title"), title_justify="left")
     for column in ("law", f"parameters ({LEVEL:.0%} interval)"): shown.add_column(column, overflow="fold")
     for column in ("log-lik.", "AICc", "weight", "in average"): shown.add_column(column, justify="right")
     for law in report["laws"]:
@@ -201,6 +205,10 @@ def _rounds_table(report):
     return shown if later else None
 
 # %% ../nbs/16_report.ipynb #3586c70a
+def _say(console, line):
+    "Print a line as it is: rich reads no markup in it, and the terminal obeys nothing in it."
+    console.print(Text(printable(line, 10 * LONGEST_LINE)), soft_wrap=True)
+
 def print_report(
     report: dict, # as `law_report` makes it
     console: Console = None, # where to print; None: standard output
@@ -211,14 +219,13 @@ def print_report(
         if arm["laws"]: console.print(_laws_table(arm))
         for why in dict.fromkeys(arm["left_out"].values()):
             names = ", ".join(name for name, reason in arm["left_out"].items() if reason == why)
-            console.print(f"left out: {names} ({why})", highlight=False, soft_wrap=True)
+            _say(console, f"left out: {names} ({why})")
         failed = {law["name"]: law["failed_resamples"] for law in arm["laws"] if law["failed_resamples"]}
-        if failed: console.print("refits that did not converge: " + ", ".join(f"{n} {k}" for n, k in failed.items()), highlight=False)
-        if arm["note"]: console.print(f"{arm['arm']}: {arm['note']}", highlight=False, soft_wrap=True)
-        else: console.print(collapse_line(arm), highlight=False, soft_wrap=True)
+        if failed: _say(console, "refits that did not converge: " + ", ".join(f"{n} {k}" for n, k in failed.items()))
+        _say(console, f"{printable(arm['arm'])}: {arm['note']}" if arm["note"] else collapse_line(arm))
         R = arm["reproduction_number"]
-        if R["value"] is not None: console.print(f"reproduction number of an error: {R['value']:.2f} ({R['low']:.2f} to {R['high']:.2f})", highlight=False)
+        if R["value"] is not None: _say(console, f"reproduction number of an error: {R['value']:.2f} ({R['low']:.2f} to {R['high']:.2f})")
         later = _rounds_table(arm) if arm["rounds"] else None
         if later: console.print(later)
-        console.print(measured_line(arm), highlight=False, soft_wrap=True)
+        _say(console, measured_line(arm))
         console.print()

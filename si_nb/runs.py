@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from . import __version__
-from .measurements import TableError, read_table
+from .measurements import TableError, printable, read_table
 from .model import GPT, ModelConfig
 from .storage import SMALL_FILE, DamagedError, LockedError, hold, put_aside, read_sealed, remove_partial, remove_sealed, write_sealed
 from .tasks import TASKS
@@ -820,7 +820,7 @@ def _own_table(config, path):
     table = read_table(path)
     foreign = sorted(set(table["run_id"]) - {run_name(config)})
     if foreign:
-        raise ConfigError(f"{path} is the table of {', '.join(foreign)}, not of {run_name(config)}; choose another run_dir")
+        raise ConfigError(f"{path} is the table of {printable(', '.join(foreign))}, not of {run_name(config)}; choose another run_dir")
     return table
 
 # %% ../nbs/09_runs.ipynb #079eb565

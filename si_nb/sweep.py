@@ -38,7 +38,7 @@ import torch
 from tqdm import tqdm
 
 from .complete import check_complete
-from .measurements import TableError, read_table
+from .measurements import LONGEST_LINE, TableError, printable, read_table
 from .rounds import Interrupted, run_experiment, training_steps
 from .runs import BASE_SETTINGS, PRESETS, ConfigError, RunConfig, RunFolder, base_key, base_name, identity, locate_run, make_config
 from .runs import remove_own_files, run_name, say
@@ -743,7 +743,7 @@ def _make_bar(sweep):
 def _show(sweep, bar, event=""):
     """Bring the bar up to date; without a terminal, print it as a line when something has happened."""
     failed, runs = sum(name in sweep.failed for name in sweep.grid.runs), len(sweep.grid.runs)
-    bar.n = count_steps(sweep)[0]
+    bar.n, event = count_steps(sweep)[0], printable(event, LONGEST_LINE)
     bar.set_description(f"{len(sweep.tables)} of {runs} runs done, {len(sweep.running)} jobs running, {failed} failed")
     if event and sys.stderr.isatty():
         bar.write(event, file=sys.stderr)
@@ -831,7 +831,7 @@ def _look_at_copy(grid, path, own):
     tables = {name: rows.reset_index(drop=True) for name, rows in read_table(path).groupby("run_id", sort=False)}
     foreign = [name for name in tables if name not in grid.runs]
     if foreign:
-        raise SweepError(f"{path.parent}: its table has runs that are not in this grid ({foreign[0]}); choose another folder or move {path.name} away")
+        raise SweepError(f"{path.parent}: its table has runs that are not in this grid ({printable(foreign[0])}); choose another folder or move {path.name} away")
     for name in [name for name, rows in tables.items() if not rows.equals(own.get(name))]:
         check_complete(tables[name], name, identity(grid.runs[name].config), path)
     return tables
