@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -31,11 +32,20 @@ import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-
 from . import __version__
 from .measurements import TableError, printable, read_table
 from .model import GPT, ModelConfig
-from .storage import SMALL_FILE, DamagedError, LockedError, hold, put_aside, read_sealed, remove_partial, remove_sealed, write_sealed
+from si_nb.storage import (
+    SMALL_FILE,
+    DamagedError,
+    LockedError,
+    hold,
+    put_aside,
+    read_sealed,
+    remove_partial,
+    remove_sealed,
+    write_sealed,
+)
 from .tasks import TASKS
 from .trainer import TrainConfig, TrainState, choose_device
 from .voting import KEEP_RULES, NOISE_KINDS
@@ -218,17 +228,23 @@ def _data_memory(config, workers):
     }
 
 
-_ROWS_OF_A_PART = 1_536  # tokens of a training step that a CPU takes at a time
+_TOKENS_OF_A_PART = 1_536  # tokens of a training step that a CPU takes at a time
+
+
+def _foremost(config, *names):
+    """Which of some settings is largest beside its default."""
+    beside = {setting.name: getattr(config, setting.name) / setting.default for setting in fields(config) if setting.name in names}
+    return max(beside, key=beside.get)
 
 
 def _model_memory(config, device, workers):
-    """Bytes of models and of what their training needs, by the setting that is largest beside its default."""
+    """Bytes of models and of what their training needs, by the setting that decides how many."""
     models = sum(arm_voters(config, arm) for arm in config.si_method)
     together, tokens = min(workers, max(models, config.base_voters)), TASKS[config.task].width(config.last_length)
-    beside = {setting.name: getattr(config, setting.name) / setting.default for setting in fields(config) if setting.name in ("n_embd", "n_layer", "voters")}
-    scores = config.n_layer * config.n_head * tokens * max(tokens, _ROWS_OF_A_PART) if device.type == "cpu" and not config.dropout else 0
-    longest = "original_digits" if config.original_digits > config.si_rounds else "si_rounds"
-    return {max(beside, key=beside.get): 12 * config.n_layer * config.n_embd**2 * 4 * (models + 3 * together), longest: 4 * scores * together}
+    scores = config.n_layer * config.n_head * tokens * max(tokens, _TOKENS_OF_A_PART) if device.type == "cpu" and not config.dropout else 0
+    needed = Counter({_foremost(config, "n_embd", "n_layer", "voters"): 4 * 12 * config.n_layer * config.n_embd**2 * (models + 3 * together)})
+    needed[_foremost(config, "n_head", "n_layer", "voters", "original_digits", "si_rounds")] += 4 * scores * together
+    return needed
 
 # %% ../nbs/09_runs.ipynb #1b9fdfd9
 def _number_in(path, name=""):

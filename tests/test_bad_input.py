@@ -144,8 +144,8 @@ def guarded():
 
 
 def call(arguments):
-    """Exit code, or what went wrong; what was said on the error stream."""
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()), guarded():
+    """Exit code, or what went wrong; what was said on the error stream; what was printed."""
+    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()) as printed, guarded():
         try:
             code = main(arguments)
         except SystemExit as stop:
@@ -156,7 +156,7 @@ def call(arguments):
             code = "hang"
         except Exception as error:
             code = f"traceback: {type(error).__name__}: {str(error)[:100]!r}"
-    return code, said.getvalue()
+    return code, said.getvalue(), printed.getvalue()
 
 
 def is_one_line(said):
@@ -165,11 +165,11 @@ def is_one_line(said):
 
 def judge(kind, arguments, place, before, may_be_fine):
     """What is wrong with the answer to a call; nothing if it is one line, or fine where it may be."""
-    code, said = call(arguments)
-    fine, refused = code == 0 and may_be_fine, code == 2 and is_one_line(said)
+    code, said, printed = call(arguments)
+    fine, refused = code == 0 and may_be_fine and printed.replace("\n", "").isprintable(), code == 2 and is_one_line(said)
     changed = [] if fine else sorted(str(path) for path, _ in listing(place).items() ^ before.items())
     ANSWERS[kind, "fine" if fine else "refused" if refused and not changed else "bad"] += 1
-    what = f"{kind}: si_nb {' '.join(map(repr, arguments))[:200]}: code {code}, said {said[-300:]!r}"
+    what = f"{kind}: si_nb {' '.join(map(repr, arguments))[:200]}: code {code}, said {said[-300:]!r}, printed {printed[-100:]!r}"
     return [] if (fine or refused) and not changed else [f"{what}, changed {changed[:3]}"]
 
 

@@ -5,10 +5,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import si_nb.cli
+import si_nb.runs
 from si_nb.cli import main
 from si_nb.measurements import read_table
+from si_nb.runs import ConfigError, available_memory, check_memory, make_config
 
 SMALL = ["--preset", "tiny", "--original_digits", "3", "--base_samples", "2000", "--max_iters", "60", "--si_iter", "10", "--eval_samples", "64",
          "--num_samples", "64", "--si_rounds", "4"]  # fmt: skip
@@ -74,6 +77,16 @@ def counts(tmp_path):
         (["--resume", "perhaps"], "perhaps"),
         (["--block_size", "20"], "block_size 20 is too small"),
         (["--voters", "1"], "voters"),
+        (["--seed", "1000000000000000000"], "seed is 1000000000000000000: it must be at least 0 and at most 999,999,999,999,999,999"),
+        (["--num_samples", "1000000000000"], "num_samples is 1000000000000: it must be at least 1 and at most 1,000,000,000"),
+        (["--base_samples", str(2**70)], "base_samples is 1180591620717411303424"),
+        (["--n_layer", str(2**70)], "n_layer is 1180591620717411303424"),
+        (["--until_round", str(2**70)], "--until_round"),
+        (["--threshold", "nan"], "--threshold: nan is out of range"),
+        (["--checkpoint_minutes", "inf"], "--checkpoint_minutes: inf is out of range"),
+        (["--checkpoint_minutes", "-1"], "--checkpoint_minutes: -1 is out of range"),
+        (["--models_dir", "/"], "whole file system"),
+        (["--run_dir", ""], "path is empty"),
     ],
     ids=lambda value: "_".join(value).strip("-") if isinstance(value, list) else None,
 )
@@ -299,3 +312,113 @@ def test_example_of_sweep_help_is_a_grid(tmp_path, capsys):
     (tmp_path / "grid.toml").write_text("\n".join(lines))
     grid = read_grid(tmp_path / "grid.toml")
     assert len(grid.runs) == 12 and grid.slurm
+
+
+# --- what nobody foresaw
+
+
+@pytest.mark.parametrize(
+    "error, line",
+    [
+        (OSError(5, "Input/output error", "disk"), "si_nb: OSError: [Errno 5] Input/output error: 'disk'; --debug shows where\n"),
+        (MemoryError(), "si_nb: MemoryError: nothing more is known; --debug shows where\n"),
+        (OverflowError("int too large"), "si_nb: OverflowError: int too large; --debug shows where\n"),
+        (RecursionError("too\ndeep \x1b[2J"), "si_nb: RecursionError: too\\ndeep \\x1b[2J; --debug shows where\n"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
+)
+def test_mishaps_end_in_one_line(error, line, monkeypatch, counts, capsys):
+    """Whatever a full disk, want of memory or a monstrous file raises where nobody foresaw it: one line, exit code 2; --debug shows where."""
+    monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments: (_ for _ in ()).throw(error))
+    assert main(["law", str(counts)]) == 2
+    assert capsys.readouterr().err == line
+    for words in (["--debug", "law", str(counts)], ["law", "--debug", str(counts)], ["law", str(counts), "--debug"]):
+        assert main(words) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("Traceback") and said.endswith(line)
+
+
+def test_debug_shows_where_a_foreseen_mistake_was_found(tmp_path, capsys):
+    """The flag serves for every error, also for those that have a line of their own."""
+    assert main(["law", str(tmp_path / "absent.csv"), "--debug"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback") and said.splitlines()[-1].startswith("si_nb: ") and "absent.csv" in said.splitlines()[-1]
+
+
+@pytest.mark.parametrize("bug", [KeyError("x"), AssertionError("x"), TypeError("x"), ValueError("x"), ZeroDivisionError("x")], ids=lambda bug: type(bug).__name__)
+def test_bugs_keep_their_traceback(bug, monkeypatch, counts):
+    """A fault of the program is not dressed up as one of its user."""
+    monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments: (_ for _ in ()).throw(bug))
+    with pytest.raises(type(bug)):
+        main(["law", str(counts)])
+
+
+def test_debug_before_law_needs_no_torch(counts, tmp_path):
+    """A flag before the command does not make the program load what the command does not need."""
+    (tmp_path / "torch.py").write_text("raise ImportError('there is no torch here')")
+    command = [sys.executable, "-m", "si_nb", "--debug", "law", str(counts), "--law", "constant_hazard"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})
+    assert done.returncode == 0, done.stderr
+
+
+# --- memory
+
+
+@pytest.fixture
+def little_memory(monkeypatch):
+    """A machine with a tenth of a gigabyte."""
+    monkeypatch.setattr(si_nb.runs, "available_memory", lambda: 10**8)
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--base_samples", "10_000_000"], "base_samples is 10000000: it takes 0.1 of the"),
+        (["--num_samples", "2_000_000"], "num_samples is 2000000: it takes"),
+        (["--eval_samples", "1_000_000"], "eval_samples is 1000000: it takes"),
+        (["--batch_size", "200_000"], "batch_size is 200000: it takes"),
+        (["--n_embd", "2048"], "n_embd is 2048: it takes"),
+        (["--n_layer", "900"], "n_layer is 900: it takes"),
+        (["--voters", "900"], "voters is 900: it takes"),
+    ],
+    ids=lambda value: value[0].strip("-") if isinstance(value, list) else None,
+)
+def test_want_of_memory_is_seen_before_any_work(flags, named, little_memory, tmp_path, monkeypatch, capsys):
+    """What does not fit is refused by run and by cost, in the same words, which name the setting that takes most; nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    lines = [refused([command, "--preset", "tiny", *flags], capsys) for command in ("run", "cost")]
+    assert lines[0] == lines[1] and named in lines[0] and "0.1 GB are free; lower it, or take a larger machine" in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_needs_no_memory(run_dir, little_memory, monkeypatch, capsys):
+    """A table can be reported on a machine on which it could not have been measured."""
+    monkeypatch.setattr(si_nb.runs, "available_memory", lambda: 1)
+    assert main(["run", *SMALL, "--run_dir", str(run_dir)]) == 0
+
+
+def test_unknown_memory_refuses_nothing(monkeypatch):
+    """Where the system does not say what it has, that is no reason to refuse."""
+    monkeypatch.setattr(si_nb.runs, "available_memory", lambda: None)
+    check_memory(make_config("tiny", n_embd=100_000), torch.device("cpu"))
+
+
+def test_memory_of_a_device_is_its_own(monkeypatch):
+    """On an accelerator the models are held against its memory, and the data against the machine's."""
+    monkeypatch.setattr(si_nb.runs, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**8, 10**9))
+    with pytest.raises(ConfigError, match="n_embd is 2048: .* GB of memory of cuda"):
+        check_memory(make_config("tiny", n_embd=2048), torch.device("cuda"))
+    with pytest.raises(ConfigError, match="base_samples is 900000000: .* GB of memory that"):
+        check_memory(make_config("tiny", base_samples=900_000_000), torch.device("cuda"))
+
+
+@pytest.mark.parametrize("groups, limit", [("0::/a/b\n", "sys/fs/cgroup/a/memory.max"), ("5:cpu:/x\n4:memory:/c/d\n0::/\n", "sys/fs/cgroup/memory/c/d/memory.limit_in_bytes")])
+def test_limits_of_containers_count(groups, limit, tmp_path):
+    """The memory of a control group, old or new, of its parents too, is all that there is."""
+    for name, text in {"proc/meminfo": "MemAvailable: 1000 kB\n", "proc/self/cgroup": groups, limit: "max\n"}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert available_memory(tmp_path) == 1_024_000
+    (tmp_path / limit).write_text("5000\n")
+    assert available_memory(tmp_path) == 5_000

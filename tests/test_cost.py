@@ -1,5 +1,8 @@
 """What a run will cost: the plan against what runs do, and estimates that mean something. Nothing here asserts a duration."""
 import json
+import subprocess
+import sys
+import tracemalloc
 from dataclasses import fields, replace
 
 import numpy as np
@@ -7,13 +10,13 @@ import pytest
 import torch
 from test_rounds import config_of
 
-from si_nb import cost
+from si_nb import cost, runs
 from si_nb.cli import main
 from si_nb.cost import CostError, estimate, mixture_shares, plan, rehearse, training_rows
 from si_nb.measurements import read_table
 from si_nb.rounds import mix, run_experiment, training_steps
 from si_nb.runs import RunConfig
-from si_nb.tasks import TASKS
+from si_nb.tasks import TASKS, make_base_data, make_problems
 from si_nb.tokenizer import PAD
 from si_nb.voting import KEEP_RULES
 
@@ -157,3 +160,42 @@ def test_a_mistake_is_one_line_and_exit_code_2(wrong, capsys):
     except SystemExit as stop:
         code = stop.code
     assert code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def peak_of(job):
+    tracemalloc.start()
+    try:
+        job()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_estimated_memory_is_a_lower_bound_of_what_is_taken(task):
+    """What is refused for want of memory would really have taken that much: data as measured, weights as counted; no less than a third of it."""
+    config, rng = config_of(task=task, base_samples=50_000, eval_samples=5_000, original_digits=8, block_size=60), np.random.default_rng(0)
+    estimated = runs._data_memory(config, 1)
+    taken = {
+        "base_samples": peak_of(lambda: make_base_data(TASKS[task], config.original_digits, config.base_samples, rng)),
+        "eval_samples": peak_of(lambda: make_problems(TASKS[task], config.last_length, config.eval_samples, rng, "evaluate")),
+    }
+    assert all(estimated[name] <= taken[name] <= 3 * estimated[name] for name in taken), (estimated, taken)
+
+
+def test_everything_goes_on_where_there_is_no_resource():
+    """Without the module that Windows lacks, cost and bench can be imported, and say that memory is unknown."""
+    program = """import sys
+sys.modules["resource"] = None
+import pandas, si_nb.benchmark, si_nb.cli
+from si_nb.cost import Estimate, cost_report, peak_memory, print_cost
+unknown = Estimate(pandas.DataFrame({"least": [1.0], "seconds": [2.0], "most": [3.0]}, index=["start"]), peak_memory(), 0)
+assert cost_report(unknown)["memory"] is None
+print_cost(unknown)
+try:
+    si_nb.benchmark.run_bench(["memory"])
+except si_nb.benchmark.BenchError as error:
+    print(error)"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "memory unknown on this system" in done.stdout and "row memory is unknown: choose data_quick" in done.stdout
