@@ -122,7 +122,7 @@ def _rows(config, arm, voter, round_number, quantity, counts):
     key = (run_name(config), config.task, arm, config.seed, voter, round_number)
     return [(*key, length, quantity, successes, trials) for length, (successes, trials) in counts.items()]
 
-# %% ../nbs/10_rounds.ipynb #dd1bae23
+# %% ../nbs/10_rounds.ipynb #851705fe
 def _whose(experiment):
     """What the files of a run say about whose they are: the run's, and made from these base models."""
     return {"run": run_name(experiment.config), "bases": experiment.bases.digest if experiment.bases else ""}
@@ -199,7 +199,7 @@ def make_base(
     rng = derive_rng(config.seed, "base data")
     return make_base_data(TASKS[config.task], config.original_digits, config.base_samples, rng)
 
-# %% ../nbs/10_rounds.ipynb #54d1ce1f
+# %% ../nbs/10_rounds.ipynb #b9af151d
 def _if_whole(load, path, *arguments, **about):
     """A file's content, or None if it is not there or damaged; the latter is said."""
     try:
@@ -214,7 +214,7 @@ def _clear(path):
     if os.path.lexists(path):
         say(f"{path}: what was there is kept as {put_aside(path).name}")
 
-# %% ../nbs/10_rounds.ipynb #dc44820c
+# %% ../nbs/10_rounds.ipynb #15f48df7
 def _absent(config, folder, tell=False):
     """Numbers of the base models that must be trained; those that are there must be of this training."""
     absent = []
@@ -740,7 +740,7 @@ def _ending_in_order(stop):
     finally:
         restore()
 
-# %% ../nbs/10_rounds.ipynb #42d42162
+# %% ../nbs/10_rounds.ipynb #014bee13
 @contextmanager
 def _hold_own(folder):
     """Keep all folders that are a run's own for this process."""
@@ -750,9 +750,27 @@ def _hold_own(folder):
 
 # %% ../nbs/10_rounds.ipynb #4a77aee4
 def _round_0(experiment):
-    """Measure the base models; the table so far."""
+    """Measure the base models; the table so far. An older one is not known to be of these base models."""
+    for path in (experiment.folder.measurements, experiment.folder.previous):
+        _clear(path)
     _append(experiment, _measure_base(experiment))
     return recover_table(experiment.config, experiment.folder)
+
+
+def _begin(experiment, base, table, skip_base_model_train, skip_si):
+    """Complete the base models; the experiment with them, and the round to go on after."""
+    config, known = experiment.config, experiment.bases is not None
+    folder = _check_base(config, experiment.folder, skip_base_model_train)
+    absent = 0 if skip_base_model_train else len(_absent(config, folder))
+    experiment.progress.total = config.max_iters * absent if skip_si else training_steps(config, 1, absent)
+    experiment = _complete_base(experiment._replace(folder=folder, bases=None), base, skip_base_model_train, table is not None)
+    if skip_si:
+        return experiment, None
+    start = _find_start(experiment, table) if table is not None and not known else None
+    if start is None:
+        table = table if known and table is not None else _round_0(experiment)
+        start = _cut_after(experiment, table, _start_after(experiment, table, 0))
+    return experiment, start
 
 
 def _go_on(experiment, skip_base_model_train, skip_si):
@@ -767,14 +785,9 @@ def _go_on(experiment, skip_base_model_train, skip_si):
     start = _find_start(experiment, table) if experiment.bases and table is not None else None
     base = make_base(experiment)
     if start is None:
-        folder = _check_base(config, folder, skip_base_model_train)
-        absent = 0 if skip_base_model_train else len(_absent(config, folder))
-        bar.total = config.max_iters * absent if skip_si else training_steps(config, 1, absent)
-        experiment = _complete_base(experiment._replace(folder=folder, bases=None), base, skip_base_model_train, table is not None)
-        if skip_si:
-            return
-        table = _round_0(experiment) if table is None else table
-        start = _find_start(experiment, table) or _cut_after(experiment, table, _start_after(experiment, table, 0))
+        experiment, start = _begin(experiment, base, table, skip_base_model_train, skip_si)
+    if skip_si:
+        return
     bar.total = bar.n + training_steps(config, start.done + 1, 0, _arms(start.models))
     for number in range(start.done + 1, config.si_rounds + 1):
         _stop_arms(experiment, start.models, number - 1)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# %% ../nbs/06_storage.ipynb #7aa40e14
+# %% ../nbs/06_storage.ipynb #7cc9fe65
 SMALL_FILE, LARGEST_FILE = 2**20, 2**34  # bytes: of settings, seals and locks; of anything
 
 
@@ -223,7 +223,7 @@ def _runs(pid):
         pass  # it is there, and somebody else's
     return True
 
-# %% ../nbs/06_storage.ipynb #3d717658
+# %% ../nbs/06_storage.ipynb #d99cdd6f
 def _claim(lock):
     """A name beside a lock that nobody else uses."""
     return lock.with_name(f".{lock.name}.{uuid.uuid4().hex}.si_nb-claim")
@@ -238,7 +238,7 @@ def _silent_for(lock):
     finally:
         probe.unlink()
 
-# %% ../nbs/06_storage.ipynb #e740aee3
+# %% ../nbs/06_storage.ipynb #7cb4d2d6
 def _read_lock(lock):
     """Content of a lock, or FileNotFoundError when it has just been released."""
     remedy = "it is none of this program's locks; take it out of the way, or choose another folder"
@@ -269,7 +269,11 @@ def _is_dead(lock, owner):
 def _create(lock, content):
     """Make a lock; False when there is one."""
     claim = _claim(lock)
-    claim.write_bytes(content)
+    try:
+        claim.write_bytes(content)
+    except OSError:
+        claim.unlink(missing_ok=True)
+        raise
     try:
         os.link(claim, lock)
     except FileExistsError:

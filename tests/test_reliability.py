@@ -11,6 +11,7 @@ import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -86,6 +87,12 @@ def is_one_line(error):
 
 
 # --- the nursery
+
+
+def share(folder, models_dir, start, changes):
+    """A run that keeps its weights with others', begun at a given moment."""
+    time.sleep(max(0.0, start - time.time()))
+    run_experiment(make_config(**{**SETTINGS, **changes}), folder, models_dir, progress=False)
 
 
 def attempt(folder, minutes, changes, flush=False):
@@ -508,6 +515,146 @@ def test_no_damaged_file_changes_a_result(nursery, short, tmp_path, without_flus
     corrupt(nursery, short, tmp_path, quick=False)
 
 
+def swap(target, source):
+    """A file with its seal where another one should be."""
+    for suffix in ("", ".sha256"):
+        content = Path(f"{source}{suffix}").read_bytes().replace(source.name.encode(), target.name.encode())
+        Path(f"{target}{suffix}").write_bytes(content if suffix else source.read_bytes())
+
+
+def siblings(folder):
+    """Pairs of files that lie side by side and hold tensors of the same shapes."""
+    files = [path for path in sorted(folder.rglob("*.safetensors"))]
+    kinds = {path: re.sub(r"step_\d+", "step", re.sub(r"\d+", "", path.name.replace("mv_length", "none"))) for path in files}
+    return [(target, source) for target in files for source in files if target != source and kinds[target] == kinds[source] and target.parent == source.parent]
+
+
+def test_a_file_of_a_sibling_is_found_out(nursery, short, tmp_path, without_flushing):
+    """Each tensor file of a stopped run replaced by each of its siblings, seal and all: the same result in the end, or a line naming it."""
+    original, damaged = tmp_path / "original", tmp_path / "damaged"
+    assert nursery.call("die_in_round_2", original, SHORT)[0] == -signal.SIGKILL, nursery.said.read_text()
+    pairs, found = siblings(original), Counter()
+    assert len({target for target, _ in pairs}) == len(list(original.rglob("*.safetensors")))
+    chosen = {target: random.Random(str(target.name)).choice([pair for pair in pairs if pair[0] == target]) for target, _ in pairs}
+    for target, source in chosen.values():
+        shutil.rmtree(damaged, ignore_errors=True)
+        shutil.copytree(original, damaged)
+        swap(damaged / target.relative_to(original), damaged / source.relative_to(original))
+        found[outcome(damaged, damaged / target.relative_to(original), target.read_bytes(), short, f"{source.name} over {target.name}")] += 1
+    show("a sibling's file in a file's place", found.most_common())
+
+
+def test_a_voter_in_the_place_of_others_is_put_aside(short, tmp_path, capsys):
+    """One base model copied over all: the others are trained again, and what lay there is kept and named."""
+    run = tmp_path / "run"
+    run_experiment(make_config(**{**SETTINGS, **SHORT}), run, progress=False, skip_si=True)
+    swap(base_folder(run) / "voter_1.safetensors", base_folder(run) / "voter_0.safetensors")
+    with pytest.raises(DamagedError, match="voter_1.safetensors: another file in its place .voter 0 instead of 1"):
+        run_experiment(make_config(**{**SETTINGS, **SHORT}), tmp_path / "skip", run / "models", progress=False, skip_base_model_train=True)
+    assert contents(go(run, **SHORT).path) == contents(short)
+    assert "voter_1.safetensors.damaged" in capsys.readouterr().err and (base_folder(run) / "voter_1.safetensors.damaged").exists()
+
+
+def test_nothing_of_the_users_is_removed(short, tmp_path):
+    """Files of any name that a user keeps in and below a run's folders survive a run, also those that look half written."""
+    run = tmp_path / "run"
+    names = [
+        ".mine.partial", ".mine.csv.4711.partial", ".mine.csv.4711.si_nb-partial", "SUMS.sha256", "mine.safetensors.sha256", ".claim",
+        "none_voter_x_round_001.safetensors", "none_voter_0_round_001.safetensors.old", "base_0.step_x.safetensors",
+        "base_0.step_000000001.safetensors.bak", "sub/SUMS.sha256", "sub/.measurements.csv.4711.si_nb-partial", "sub/measurements.csv.sha256",
+    ]  # fmt: skip
+    mine = [run / place / name for place in ("", "models", "data") for name in names]
+    for path in mine:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("precious")
+    for place, name in (("", "measurements.csv"), ("models", "none_voter_0_round_001.safetensors"), ("data", "none_round_001.safetensors")):
+        (run / place / f".{name}.4711.si_nb-partial").touch()
+        (run / place / f"{name}.sha256").touch()
+    go(run, **SHORT)
+    assert [path for path in mine if not path.is_file() or path.read_text() != "precious"] == []
+    assert {path.name for path in run.glob(".*")} == {Path(name).name for name in names if name.startswith(".")}
+    assert table_of(run) == table_of(short)
+
+
+def make_socket(path):
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(os.path.relpath(path))
+
+
+NO_FILES = {
+    "a pipe": os.mkfifo, "a folder": os.mkdir, "a link to nothing": lambda path: path.symlink_to(path.parent / "nothing"),
+    "a link to zeros": lambda path: path.symlink_to("/dev/zero"), "a link to itself": lambda path: path.symlink_to(path),
+    "a socket": make_socket, "a tebibyte": lambda path: (path.touch(), os.truncate(path, 2**40)),
+}  # fmt: skip
+
+
+def in_time(nursery, action, *arguments, seconds=60):
+    """Exit code and what was printed of a process that must not hang."""
+    child = nursery.start(action, *arguments)
+    guard = threading.Timer(seconds, os.kill, (child, signal.SIGKILL))
+    guard.start()
+    try:
+        return nursery.wait(child), nursery.said.read_text()
+    finally:
+        guard.cancel()
+
+
+def put_in_place(nursery, short, original, path, what):
+    """Go on with a stopped run in which something that is no file has taken a file's place."""
+    run = original.with_name("run")
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(original, run)
+    target = run / path.relative_to(original)
+    target.unlink(missing_ok=True)
+    NO_FILES[what](target)
+    code, said = in_time(nursery, "attempt", run, 5, SHORT)
+    assert code in (0, 2), f"{what} as {path.name}: {said}"
+    lines = [line for line in said.splitlines() if not line.startswith("si_nb:")]
+    assert code == 0 or (len(lines) == 1 and path.name.removesuffix(".sha256") in lines[0]), f"{what} as {path.name}: {said}"
+    if os.path.lexists(target) and (target.is_symlink() or not target.is_file() or target.stat().st_size > 2**20):
+        os.rmdir(target) if what == "a folder" else os.unlink(target)  # not needed any more, and still there; nobody must read it below
+    assert code == 2 or result(run) == result(short), f"{what} as {path.name}: another result"
+    return "made again" if code == 0 else "refused"
+
+
+def replace_files(nursery, short, tmp_path, all_kinds):
+    """Files of a stopped run, one at a time: each by all that is no file, or one of each kind by one of them."""
+    original, found, rng = tmp_path / "original", Counter(), random.Random(0)
+    assert nursery.call("mishap", original, 5, SHORT, ("make_labels", 3), "die", 0)[0] == -signal.SIGKILL
+    paths = sorted(path for path in original.rglob("*") if path.is_file())
+    for path in paths if all_kinds else one_of_each_kind(paths, rng):
+        for what in NO_FILES if all_kinds or path.name == "run.lock" else [rng.choice(list(NO_FILES))]:
+            found[put_in_place(nursery, short, original, path, what)] += 1
+    show("no file in a file's place", found.most_common())
+    return found
+
+
+def test_what_is_no_file_is_not_waited_for(nursery, short, tmp_path, monkeypatch):
+    """A pipe, device, folder, link or endless file in the place of a file of a run is one line or is made again, and never a hang."""
+    monkeypatch.chdir(tmp_path)  # a socket's address must be short
+    assert replace_files(nursery, short, tmp_path, all_kinds=False)["refused"] >= len(NO_FILES)
+
+
+@pytest.mark.slow(reason="every file of a folder, seven times")
+def test_nothing_that_is_no_file_is_waited_for(nursery, short, tmp_path, monkeypatch):
+    """The same for all files."""
+    monkeypatch.chdir(tmp_path)
+    replace_files(nursery, short, tmp_path, all_kinds=True)
+
+
+@pytest.mark.parametrize("what", NO_FILES)
+def test_what_is_no_table_is_not_waited_for(nursery, tmp_path, what, monkeypatch):
+    """The same for a table that is to be read."""
+    monkeypatch.chdir(tmp_path)
+    NO_FILES[what](tmp_path / "table.csv")
+    code, said = in_time(nursery, "read_any_table", tmp_path / "table.csv")
+    assert code == 2 and said.startswith("TableError") and said.count("\n") == 1, said
+
+
+def read_any_table(path):
+    read_table(path)
+
+
 @pytest.mark.parametrize("damage", [flip_bit, truncate, empty])
 def test_a_damaged_table_is_not_read(short, tmp_path, capsys, damage):
     """The table of a finished run with one bit flipped is refused by everything that reads tables, in one line that names it."""
@@ -777,6 +924,37 @@ def test_only_one_of_ten_gets_a_folder(nursery, tmp_path, stale):
         assert sorted(code for code, _ in said) == [0] + 9 * [2], said
         assert all(text.startswith("LockedError") for code, text in said if code), said
         assert not list((tmp_path / str(number)).glob("*.lock"))
+
+
+# --- runs that share
+
+
+def test_two_seeds_at_once_in_one_models_folder(nursery, tmp_path, without_flushing):
+    """Two processes with different seeds and one folder for weights, begun in the same moment, write the tables that they write alone."""
+    alone = {seed: go(tmp_path / f"alone{seed}", seed=seed, **SHORT).path for seed in (0, 1)}
+    for number in range(3):
+        start, place, children = time.time() + 0.3, tmp_path / str(number), {}
+        for seed in alone:
+            child = nursery.start("share", place / str(seed), place / "models", start, {**SHORT, "seed": seed})
+            children[seed] = child, nursery.said
+        codes = {seed: nursery.wait(child) for seed, (child, _) in children.items()}
+        assert set(codes.values()) == {0}, [said.read_text() for _, said in children.values()]
+        for seed, path in alone.items():
+            assert table_of(place / str(seed)) == table_of(path), f"seed {seed} is another table beside seed {1 - seed}"
+
+
+@pytest.mark.parametrize("same", ["base models", "run"])
+def test_who_is_at_work_is_named(nursery, tmp_path, same):
+    """A second process that would train the same base models, or make the same run elsewhere, is told who does, and goes on afterwards."""
+    models, long = tmp_path / "models", {**SHORT, "max_iters": 10**6}
+    child = nursery.start("share", tmp_path / "first", models, 0, long)
+    wait_for(lambda: list(models.glob("*-base-*/run.lock")))
+    changes = {**long, "num_samples": 13} if same == "base models" else long
+    with pytest.raises(LockedError, match=rf"{'-base-' if same == 'base models' else 'models'}.*process {child} on ") as error:
+        run_experiment(make_config(**{**SETTINGS, **changes}), tmp_path / "second", models, progress=False)
+    assert is_one_line(error.value) and not list(tmp_path.rglob("voter_*"))
+    os.kill(child, signal.SIGKILL)
+    nursery.wait(child)
 
 
 # --- files from elsewhere

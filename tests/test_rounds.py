@@ -14,7 +14,7 @@ from si_nb.evaluate import derive_rng, derive_seed
 from si_nb.generate import generate
 from si_nb.measurements import QUANTITIES, read_table
 from si_nb.rounds import evaluation_lengths, next_lengths, run_experiment, side_by_side
-from si_nb.runs import ConfigError, load_model, make_config, open_run
+from si_nb.runs import ConfigError, load_model, load_tensors, make_config, open_run, save_base_model, save_tensors
 from si_nb.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
 from si_nb.tokenizer import decode
 from si_nb.trainer import DivergedError
@@ -329,6 +329,99 @@ def test_foreign_base_models_are_refused(models_dir, tmp_path):
     run = run_experiment(small(max_iters=50, si_rounds=1), tmp_path / "c", models_dir=models_dir, progress=False, skip_base_model_train=True)
     assert read_table(run.measurements)["round"].max() == 1
     assert json.loads(run.config.read_text())["base_models"]["training"]["max_iters"] == 40
+
+
+def test_runs_of_any_settings_share_a_models_folder(models_dir, tmp_path):
+    """Runs of other seeds and training find or train their own base models in one folder, and write the tables of runs by themselves."""
+    for number, changes in enumerate((dict(), dict(seed=1), dict(max_iters=50), dict(n_embd=16), dict(task="reverse"))):
+        shared = run_experiment(small(si_rounds=1, **changes), tmp_path / f"shared{number}", tmp_path / "models", progress=False)
+        alone = run_experiment(small(si_rounds=1, **changes), tmp_path / f"alone{number}", progress=False)
+        assert shared.measurements.read_bytes() == alone.measurements.read_bytes() and shared.models.parent == tmp_path / "models"
+
+
+def other_base(tmp_path, **changes):
+    """Base models of another seed and training, in a folder of their own."""
+    return run_experiment(small(**changes), tmp_path / "other", tmp_path / "models", progress=False, skip_si=True)
+
+
+def test_a_run_says_whose_base_models_it_took(tmp_path, capsys):
+    """The only base models that fit are taken; a line and config.json say whose they are, and another seed's table is not the run's own."""
+    other = other_base(tmp_path, seed=1, max_iters=30)
+    run = run_experiment(small(si_rounds=1), tmp_path / "run", tmp_path / "models", progress=False, skip_base_model_train=True)
+    assert "seed 1 instead of 0, max_iters 30 instead of 40" in capsys.readouterr().err
+    recorded = json.loads(run.config.read_text())["base_models"]
+    assert recorded["training"]["seed"] == 1 and len(set(recorded["weights"])) == VOTERS and run.models == other.models
+    own = run_experiment(small(si_rounds=1), tmp_path / "own", progress=False)
+    assert own.measurements.read_bytes() != run.measurements.read_bytes()
+
+
+def test_a_choice_between_base_models_is_left_to_the_user(tmp_path):
+    """Several that fit are refused by name; the folder of one can be given instead of the folder of all."""
+    sets = [run_experiment(small(seed=seed), tmp_path / str(seed), tmp_path / "models", progress=False, skip_si=True).models for seed in (1, 2)]
+    named = "several base models fit .*copy-seed1-base-.*copy-seed2-base-"
+    with pytest.raises(ConfigError, match=named):
+        run_experiment(small(si_rounds=1), tmp_path / "run", tmp_path / "models", progress=False, skip_base_model_train=True)
+    run = run_experiment(small(si_rounds=1), tmp_path / "run", sets[1], progress=False, skip_base_model_train=True)
+    assert json.loads(run.config.read_text())["base_models"]["training"]["seed"] == 2
+
+
+@pytest.mark.parametrize("rounds", [0, 1])
+def test_a_run_goes_on_with_the_base_models_that_it_began_with(tmp_path, rounds, monkeypatch):
+    """Neither without the flag nor with other base models does a run go on that began with somebody else's; with those it does."""
+    other_base(tmp_path, seed=1)
+    place = (tmp_path / "run", tmp_path / "models")
+    whole = run_experiment(small(), tmp_path / "whole", tmp_path / "models", progress=False, skip_base_model_train=True)
+    with monkeypatch.context() as patch:
+        plain = si_nb.rounds.run_round
+
+        def run_round(experiment, base, models, newest, number):
+            if number > rounds:
+                raise KeyboardInterrupt
+            return plain(experiment, base, models, newest, number)
+
+        patch.setattr(si_nb.rounds, "run_round", run_round)
+        with pytest.raises(KeyboardInterrupt):
+            run_experiment(small(), *place, progress=False, skip_base_model_train=True)
+    with pytest.raises(ConfigError, match="other training .*seed 1 instead of 0.*skip_base_model_train"):
+        run_experiment(small(), *place, progress=False)
+    run_experiment(small(seed=2), tmp_path / "third", tmp_path / "models", progress=False, skip_si=True)  # two sets fit now
+    run_experiment(small(), tmp_path / "own", tmp_path / "models", progress=False, skip_si=True)  # and the one that the settings name
+    run = run_experiment(small(), *place, progress=False, skip_base_model_train=True)
+    assert run.measurements.read_bytes() == whole.measurements.read_bytes()
+
+
+def test_other_weights_under_the_same_settings_are_refused(tmp_path, models_dir):
+    """Base models that were replaced by others between two rounds are named, and the table stays as it is."""
+    run = run_experiment(small(si_rounds=1), tmp_path / "run", progress=False)
+    others = run_experiment(small(seed=1), tmp_path / "other", progress=False, skip_si=True)
+    text = run.measurements.read_text().splitlines(keepends=True)
+    run.measurements.write_text("".join(line for line in text if line.split(",")[5] != "1"))
+    before = run.measurements.read_text()
+    for voter in range(VOTERS):
+        save_base_model(load_model(others.base_model(voter), small().model, CPU), small(), run.base_model(voter), voter)
+    with pytest.raises(ConfigError, match="began with"):
+        run_experiment(small(si_rounds=1), tmp_path / "run", progress=False)
+    assert run.measurements.read_text() == before
+
+
+def test_base_models_of_earlier_versions_are_taken(tmp_path, models_dir):
+    """Files that lie flat in models_dir and do not name their voter are used when asked for; one of them twice is refused."""
+    flat = tmp_path / "models"
+    flat.mkdir()
+    for voter, path in enumerate(base_files(models_dir)):
+        weights, about = load_tensors(path)
+        del about["voter"]
+        save_tensors(flat / f"base_voter_{voter}.safetensors", weights, **about)
+    old, new = (
+        run_experiment(small(si_rounds=1), tmp_path / name, models, progress=False, skip_base_model_train=True)
+        for name, models in (("old", flat), ("new", models_dir))
+    )
+    assert old.measurements.read_bytes() == new.measurements.read_bytes()
+    for suffix in ("", ".sha256"):
+        shutil.copy(flat / f"base_voter_0.safetensors{suffix}", flat / f"base_voter_1.safetensors{suffix}")
+    (flat / "base_voter_1.safetensors.sha256").unlink()
+    with pytest.raises(ConfigError, match="base_voter_1.safetensors: the same weights as voter 0"):
+        run_experiment(small(si_rounds=1), tmp_path / "twice", flat, progress=False, skip_base_model_train=True)
 
 
 def test_runs_that_share_folders_stay_apart(models_dir, tmp_path):
