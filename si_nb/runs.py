@@ -227,7 +227,7 @@ def _data_memory(config, workers):
         "batch_size": config.batch_size * 16 * widths[-1] * together,
     }
 
-
+# %% ../nbs/09_runs.ipynb #545a724f
 _TOKENS_OF_A_PART = 1_536  # tokens of a training step that a CPU takes at a time
 
 
@@ -265,7 +265,7 @@ def _container_limits(root):
     places = [folder for place in own for folder in (place, *place.parents)]
     return [_number_in(folder / name) for folder in places for name in ("memory.max", "memory.limit_in_bytes")]
 
-
+# %% ../nbs/09_runs.ipynb #0ab68b0f
 def available_memory(
     root: Path = Path("/"),  # of the file system
 ) -> int | None:  # bytes; None where the system does not say

@@ -2,7 +2,6 @@
 import json
 import math
 import random
-import signal
 import tempfile
 from dataclasses import fields
 from pathlib import Path
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 
 import si_nb.storage
 from si_nb.measurements import COLUMNS, MINIMAL, QUANTITIES, TableError, check_table, measurement_table, read_table
-from si_nb.rounds import evaluation_lengths
 from si_nb.runs import ConfigError, RunConfig, identity, load_checkpoint, load_tensors, locate_run, make_config, open_run, run_name, save_tensors
 from si_nb.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
 from si_nb.tokenizer import PAD, SYMBOLS, VOCAB_SIZE, decode, encode
@@ -407,23 +405,3 @@ def test_any_owner_in_a_lock(place, owner, here):
     """Arbitrary facts about the owner, here or elsewhere."""
     whole = {"host": "h", "pid": 1, "started": "0", "place": "elsewhere", **owner}
     try_lock(place, json.dumps({**whole, **({"place": si_nb.storage._place()} if here else {})}).encode())
-
-
-# --- hangs
-
-
-@pytest.mark.parametrize("size", [10**12, 10**40])
-def test_an_absurd_block_does_not_hang(size):
-    """A block of any size is refused, or the lengths to be measured are known at once."""
-
-    def give_up(number, frame):
-        raise AssertionError("hangs")
-
-    before = signal.signal(signal.SIGALRM, give_up)
-    signal.alarm(5)
-    try:
-        lengths = say_one_line(lambda: evaluation_lengths(make_config(**{**SMALL, "block_size": size})), ConfigError)
-        assert lengths is None or len(lengths) < 100
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
