@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .forecast import (LEVEL, WALKERS, Forecast, budget_factors, check_choice, check_threshold, check_whole, collapse_round, forecast,
+from .forecast import (LEVEL, MOST_RESAMPLES, WALKERS, Forecast, budget_factors, check_choice, check_threshold, check_whole, collapse_round, forecast,
                             load_weights, predicted_accuracy)
 from .law import LawError
 from .measurements import LONGEST_LINE, MINIMAL, RUN, check_table, check_trajectory, error_budget, printable, trajectory
@@ -125,7 +125,7 @@ def law_report(
     Raises: TableError for a table that is none; LawError when no arm can be fitted. One line each."""
     check_threshold(threshold)
     check_choice(law)
-    check_whole("resamples", resamples, 1)
+    check_whole("resamples", resamples, 1, MOST_RESAMPLES)
     check_whole("seed", seed, 0)
     is_table = not isinstance(table, pd.DataFrame) or "quantity" in table or set(table.columns) == set(MINIMAL)
     table = check_table(table) if is_table else check_trajectory(table)
