@@ -72,7 +72,7 @@ def drawable(
     "A name that a figure shows as it is, letters that the font lacks as escapes."
     font = get_font(findfont(FontProperties()))
     known = "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in name)
-    shown = printable(known).replace("$", r"\$")
+    shown = printable(known, 30).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 # %% ../nbs/18_figures.ipynb #55cd665f

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .forecast import (LEVEL, WALKERS, Forecast, Readings, budget_factors, check_choice, check_threshold, check_whole, collapse_round, forecast,
+from .forecast import (LEVEL, MOST_RESAMPLES, WALKERS, Forecast, Readings, budget_factors, check_choice, check_threshold, check_whole, collapse_round, forecast,
                             load_weights, predicted_accuracy)
 from .law import LawError
 from .measurements import LONGEST_LINE, MINIMAL, RUN, check_table, check_trajectory, error_budget, printable, trajectory
@@ -144,7 +144,7 @@ def law_report(
     Raises: TableError for a table that is none; LawError when no arm can be fitted. One line each."""
     check_threshold(threshold)
     check_choice(law)
-    if resamples is not None: check_whole("resamples", resamples, 1)
+    if resamples is not None: check_whole("resamples", resamples, 1, MOST_RESAMPLES)
     check_whole("seed", seed, 0)
     series, whole = _read_off(table, until_round)
     subjects, generator, arms = list(_subjects(series, settings)), np.random.default_rng(seed), {}

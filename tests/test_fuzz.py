@@ -7,13 +7,21 @@ from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import si_nb.storage
-from si_nb.measurements import COLUMNS, MINIMAL, QUANTITIES, TableError, check_table, measurement_table, read_table
+from si_nb.figures import save_figures
+from si_nb.forecast import forecast
+from si_nb.law import LawError
+from si_nb.measurements import (COLUMNS, MINIMAL, QUANTITIES, TableError, accuracy_by_length, check_table, check_trajectory, error_budget,
+                                measurement_table, read_table, trajectory)  # fmt: skip
+from si_nb.monitor import SustainabilityMonitor
+from si_nb.report import law_report
+from si_nb.rounds import evaluation_lengths
 from si_nb.runs import ConfigError, RunConfig, identity, load_checkpoint, load_tensors, locate_run, make_config, open_run, run_name, save_tensors
 from si_nb.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
 from si_nb.tokenizer import PAD, SYMBOLS, VOCAB_SIZE, decode, encode
@@ -109,6 +117,67 @@ def test_any_mutated_table(place, seed):
 def test_the_unmutated_table_is_read(place):
     """What the mutations start from is itself accepted."""
     assert len(read_any(place, TABLE)) == 24
+
+
+# --- calls with anything
+
+COUNTS = pd.DataFrame(dict(round=[1, 2, 3, 4], successes=[95, 80, 50, 20], trials=[100] * 4))
+SERIES = trajectory(COUNTS)
+REPORT = law_report(COUNTS, law="weibull", resamples=20)
+no_tables = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=3), json_values, st.just(object()),
+    st.sampled_from([np.arange(3), np.zeros((2, 3)), pd.Series([1]), pd.DataFrame(), COUNTS.T, COUNTS.set_index("round"), COUNTS.astype(complex),
+                     pd.concat([COUNTS, COUNTS], axis=1), COUNTS.assign(extra=1), COUNTS.set_axis([0, 1, 2], axis=1), COUNTS.assign(trials=math.inf),
+                     COUNTS.assign(successes=True), COUNTS.assign(round=pd.NaT), COUNTS.assign(round=[[1]] * 4), COUNTS.assign(trials=2.0**70)]),
+)  # fmt: skip
+no_numbers = st.one_of(
+    st.none(), st.booleans(), st.sampled_from([math.nan, math.inf, -math.inf, -1, 0, 2**70, 0.5 + 1j, "1", b"1", pd.NA, np.bool_(True)]), st.text(max_size=4),
+    st.just(()), st.just([1]), st.just({}), st.just(np.array([1, 2])), st.just(COUNTS), st.just(object()),
+)  # fmt: skip
+TAKES_A_TABLE = {
+    "check_table": check_table, "measurement_table": measurement_table, "accuracy_by_length": accuracy_by_length, "trajectory": trajectory,
+    "error_budget": error_budget, "check_trajectory": check_trajectory, "add": lambda table: SustainabilityMonitor().add(table),
+    "law_report": lambda table: law_report(table, law="weibull", resamples=20), "forecast": lambda table: forecast(table, law="weibull", resamples=20),
+    "table of a forecast": lambda table: None if table is None else forecast(SERIES, law="weibull", resamples=20, table=table),
+    "save_figures": lambda table: save_figures(table, {"arms": {}}, "never made"), "report of save_figures": lambda table: save_figures(COUNTS, table, "never made"),
+}  # fmt: skip
+TAKES_A_NUMBER = {
+    "within": lambda value: SustainabilityMonitor(value), "threshold": lambda value: SustainabilityMonitor(threshold=value), "law": lambda value: SustainabilityMonitor(law=value),
+    "threshold of law_report": lambda value: law_report(COUNTS, threshold=value, law="weibull", resamples=20), "law of law_report": lambda value: law_report(COUNTS, law=value),
+    "until_round": lambda value: law_report(COUNTS, until_round=value, law="weibull", resamples=20), "seed": lambda value: law_report(COUNTS, law="weibull", resamples=20, seed=value),
+    "resamples": lambda value: forecast(SERIES, law="weibull", resamples=value), "level": lambda value: accuracy_by_length(COUNTS, value),
+    "level of error_budget": lambda value: error_budget(COUNTS, value), "path": read_table,
+    "folder": lambda value: None if isinstance(value, (str, bytes)) else save_figures(COUNTS, REPORT, value),
+    "threshold of save_figures": lambda value: save_figures(COUNTS, REPORT, "never made", value),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKES_A_TABLE)
+def test_anything_as_table(name, place, monkeypatch):
+    """What is no table, report or trajectory raises the documented errors, in one line, wherever one is taken."""
+    monkeypatch.chdir(place)
+
+    @settings(fuzz, max_examples=40)
+    @given(no_tables)
+    def try_tables(value):
+        say_one_line(lambda: TAKES_A_TABLE[name](value), TableError, LawError)
+
+    try_tables()
+    assert not (place / "never made").exists()
+
+
+@pytest.mark.parametrize("name", TAKES_A_NUMBER)
+def test_anything_as_setting_of_a_law(name, place, monkeypatch):
+    """The same for what should be a number, a name or a path."""
+    monkeypatch.chdir(place)
+
+    @settings(fuzz, max_examples=40)
+    @given(no_numbers)
+    def try_numbers(value):
+        say_one_line(lambda: TAKES_A_NUMBER[name](value), TableError, LawError, StorageError)
+
+    try_numbers()
+    assert not (place / "never made").exists()
 
 
 # --- the settings of a run folder

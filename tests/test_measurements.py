@@ -61,7 +61,19 @@ BROKEN = {
     "foreign": (b"sepal,petal\n1,2\n", "not a measurement table"),
     "a column less": (HEADER.replace(b",trials", b"") + GOOD.replace(b",100", b""), "trials are missing"),
     "a column more": (HEADER.replace(b"\n", b",note\n") + GOOD.replace(b"\n", b",x\n"), "extra"),
-    "a field more": (HEADER + GOOD.replace(b"\n", b",7\n"), ""),
+    "a field more": (HEADER + GOOD.replace(b"\n", b",7\n"), "line 2: 11 fields for 10 columns"),
+    "a field more further down": (HEADER + GOOD + GOOD.replace(b",1,9", b",2,9").replace(b"100", b"1,000"), "line 3: 11 fields"),
+    "a comma in a short count": (b"round,successes,trials\n1,1,1,024\n", "line 2: 4 fields for 3 columns"),
+    "a comma at the end": (b"round,successes,trials\n1,1,2,\n", "line 2: 4 fields"),
+    "a quoted line break": (HEADER + GOOD.replace(b"r,", b'"r\nr",'), "goes on in the next line"),
+    "quotes that do not end": (HEADER + GOOD.replace(b"r,", b'"r,') + GOOD, "goes on in the next line"),
+    "a field without end": (HEADER + GOOD.replace(b"r,", b"r" * 200_000 + b","), "field limit"),
+    "a round of a time stamp": (HEADER + GOOD.replace(b",1,9", b",1000000000,9"), "round is above 1,000"),
+    "a length of a time stamp": (HEADER + GOOD.replace(b",1,9", b",1,1000000000"), "length is above 1,000,000"),
+    "a voter of a time stamp": (HEADER + GOOD.replace(b",0,1,9", b",1000000000,1,9"), "voter is above 1,000,000"),
+    "counts beyond a number": (HEADER + GOOD.replace(b"100", b"900000000000000000"), "add up to more than"),
+    "counts that add up to more": (HEADER + GOOD.replace(b"100", b"600000000000000") + GOOD.replace(b",1,9", b",2,9").replace(b"100", b"600000000000000"), "line 3: trials add up"),
+    "a seed of 19 digits": (HEADER + GOOD.replace(b"none,0", b"none,1000000000000000000"), "at most 18 digits"),
     "a field less": (HEADER + GOOD.replace(b",100", b""), "trials is missing"),
     "rate for count": (HEADER + GOOD.replace(b"50,", b"0.5,"), "successes is '0.5'"),
     "word for number": (HEADER + GOOD.replace(b"50,", b"many,"), "successes is 'many'"),
@@ -90,6 +102,37 @@ def test_broken_files_get_one_line(name, tmp_path):
     assert path.read_bytes() == content
 
 
+@pytest.mark.parametrize("column", ["round", "length", "voter", "trials", "seed"])
+def test_the_largest_numbers_are_taken_and_no_larger(column):
+    """A bound itself is a number like any other; the line that refuses the next one says which row it is."""
+    table = m.measurement_table([("r", "copy", "none", 0, 0, 1, 9, "accuracy", 50, 100)])
+    assert m.check_table(table.assign(**{column: m.LARGEST[column]}))[column].tolist() == [m.LARGEST[column]]
+    with pytest.raises(m.TableError, match=f"row 0: {column}"):
+        m.check_table(table.assign(**{column: m.LARGEST[column] + 1}))
+
+
+def test_unsigned_numbers_do_not_wrap_around():
+    """The largest unsigned number is no -1."""
+    table = m.measurement_table([("r", "copy", "none", 0, 0, 1, 9, "accuracy", 50, 100)])
+    with pytest.raises(m.TableError, match="voter is '18446744073709551615'"):
+        m.check_table(table.assign(voter=np.array([2**64 - 1], dtype="uint64")))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a\0b", "a\ud800b"])
+def test_a_name_that_a_file_cannot_hold_is_refused_before_it_is_written(name, tmp_path):
+    """No table is written that could not be read back."""
+    with pytest.raises(m.TableError, match="must not hold"):
+        m.append_rows(tmp_path / "measurements.csv", m.measurement_table(rows()).assign(arm=name))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a,b", 'a "quoted" b', "a\tb", "\x1b[1m", "a\u2028b", "'", "é"])
+def test_any_other_name_is_read_back(name, tmp_path):
+    """What is written under a strange name is read back under it."""
+    table = m.measurement_table(rows(arm=name))
+    pd.testing.assert_frame_equal(m.read_table(m.append_rows(tmp_path / "measurements.csv", table)), table)
+
+
 def test_line_numbers_are_those_of_the_file(tmp_path):
     path = tmp_path / "table.csv"
     path.write_bytes(HEADER + GOOD + GOOD.replace(b",1,9", b",2,9").replace(b"50,100", b"5,4"))
@@ -103,6 +146,63 @@ def test_missing_paths_and_folders_without_tables(tmp_path):
             m.read_table(path)
     with pytest.raises(m.TableError, match="no table given"):
         m.read_table()
+
+
+@pytest.mark.parametrize("path", ["x" * 5_000, "x/" * 2_500, ""], ids=["long name", "long path", "empty"])
+def test_paths_that_no_file_can_have(path):
+    """One short line, and not the current folder."""
+    with pytest.raises(m.TableError) as caught:
+        m.read_table(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) <= m.LONGEST_LINE
+
+
+def test_a_search_ends(tmp_path, monkeypatch):
+    """A folder with more below it than can be looked through is refused in one line, whether or not it holds a table."""
+    monkeypatch.setattr(m, "MOST_FILES", 20)
+    m.append_rows(tmp_path / "measurements.csv", m.measurement_table(rows()))
+    for folder in (tmp_path / "a", tmp_path / "a" / "b"):
+        folder.mkdir()
+        for number in range(30):
+            (folder / f"{number}.txt").touch()
+    assert len(m.read_table(tmp_path))  # a folder that has a table stands for it
+    (tmp_path / "measurements.csv").rename(tmp_path / "a" / "b" / "measurements.csv")
+    with pytest.raises(m.TableError, match="more than 20 files"):
+        m.read_table(tmp_path)
+
+
+def test_the_whole_machine_is_not_searched():
+    """Naming the root folder, or one whose files come and go, is one line."""
+    for folder in ("/", "/proc"):
+        if os.path.isdir(folder):
+            with pytest.raises(m.TableError) as caught:
+                m.read_table(folder)
+            assert "\n" not in str(caught.value) and folder in str(caught.value)
+
+
+def test_a_table_below_a_table_is_not_counted_twice(tmp_path):
+    """A folder of sweeps has the table of each sweep, and not those of its runs once more."""
+    for sweep in ("one", "two"):
+        (tmp_path / sweep / "runs" / "r").mkdir(parents=True)
+        for folder in (tmp_path / sweep, tmp_path / sweep / "runs" / "r"):
+            m.append_rows(folder / "measurements.csv", m.measurement_table(rows(run_id=sweep)))
+    assert len(m.read_table(tmp_path)) == 2 * len(rows())
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
+    """A run that cannot be seen would be missing from the answer, so the search names the folder and stops."""
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "run").mkdir()
+    m.append_rows(tmp_path / "run" / "measurements.csv", m.measurement_table(rows()))
+    scan = os.scandir
+
+    def guarded(folder):
+        if str(folder).endswith("secret"):
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    with pytest.raises(m.TableError, match="secret: cannot be read"):
+        m.read_table(tmp_path)
 
 
 def test_byte_order_mark_windows_lines_and_column_order(tmp_path):

@@ -107,8 +107,19 @@ def test_later_rounds_do_not_change_what_was_said():
         (dict(successes=1, trials=10), "missing"),
         (rows_of([1, 2, 3, 4])[3:], "monitor of its own"),
         ([], "no rows"),
+        (5, "no table"),
+        (None, "no table"),
+        ("text", "no table"),
+        ([5], "no table"),
+        (np.ones((2, 3)), "no table"),
+        (pd.DataFrame(), "no rows"),
+        (pd.DataFrame(dict(Round=[2], ok=[9], n=[10])), "missing"),
+        (pd.DataFrame(dict(round=[2], successes=[0.9], trials=[10])), "whole number"),
+        (pd.DataFrame(dict(round=[2], successes=[True], trials=[10])), "whole number"),
+        (pd.DataFrame(dict(round=[float("nan")], successes=[9], trials=[10])), "round is missing"),
+        (dict(round=[2, 3], successes=[9, 9], trials=[10, 10]), "whole number"),
     ],
-    ids=["twice", "impossible", "no round", "another run", "nothing"],
+    ids=["twice", "impossible", "no round", "another run", "nothing", "number", "none", "text", "numbers", "array", "empty", "misnamed", "rates", "truths", "nan", "lists"],
 )
 def test_bad_rows_are_refused(rows, named):
     """Rows that cannot be are one line, and the monitor stays as it was."""
@@ -118,13 +129,40 @@ def test_bad_rows_are_refused(rows, named):
     assert "\n" not in str(error.value) and len(monitor.table) == 1
 
 
+NO_NUMBERS = [float("nan"), float("inf"), True, "2", None, [], np.array([1, 2]), object()]
+
+
 @pytest.mark.parametrize("settings, named", [(dict(within=0), "within 0 rounds"), (dict(within=1.5), "1.5"), (dict(threshold=0), "threshold"),
-                                             (dict(threshold=1.1), "threshold"), (dict(law="gravity"), "gravity")])  # fmt: skip
+                                             (dict(threshold=1.1), "threshold"), (dict(law="gravity"), "gravity"),
+                                             *((dict(within=wrong), "within") for wrong in NO_NUMBERS),
+                                             *((dict(threshold=wrong), "threshold") for wrong in NO_NUMBERS),
+                                             *((dict(law=wrong), "unknown law") for wrong in NO_NUMBERS)])  # fmt: skip
 def test_bad_settings_are_refused_at_once(settings, named):
     """What could never work is said before the first round, by the monitor and by the function of the loop."""
     for make in (SustainabilityMonitor, stop_before_collapse):
         with pytest.raises(LawError, match=named) as error:
             make(**{"within": 2, **settings})
+        assert "\n" not in str(error.value)
+    with pytest.raises(LawError, match=named):
+        reason_to_stop(rows_of(COLLAPSES[:3]), **{"within": 2, **settings})
+
+
+def test_frames_of_other_types_say_the_same():
+    """Counts as text, as whole floats, as categories or with missing values allowed are the same counts."""
+    table = rows_of(COLLAPSES[:4])[["round", "successes", "trials"]]
+    said = SustainabilityMonitor(2, law="weibull").add(table).should_stop()
+    assert said
+    for kind in (str, float, "Int64", "category", "uint16", object):
+        assert SustainabilityMonitor(2, law="weibull").add(table.astype(kind)).should_stop() == said, kind
+
+
+@pytest.mark.parametrize("ask", [forecast_so_far, lambda table: reason_to_stop(table, 2), lambda table: stop_before_collapse(2)(table)])
+def test_what_is_no_table_of_one_run_is_refused(ask):
+    """The functions behind the monitor refuse what it refuses; two runs at once are not silence."""
+    two = pd.concat([rows_of(COLLAPSES[:3]), rows_of(COLLAPSES[:3]).assign(run_id="other")])
+    for wrong in (5, None, "text", [], pd.DataFrame(), two):
+        with pytest.raises(TableError) as error:
+            ask(wrong)
         assert "\n" not in str(error.value)
 
 
