@@ -28,7 +28,7 @@ from si_nb.measurements import COLUMNS, append_rows, measurement_table, read_tab
 from si_nb.runs import ConfigError, RunConfig, make_config, run_name
 
 resource = pytest.importorskip("resource", reason="limits of memory and FIFOs are those of Linux and macOS")
-HANG, MEMORY = 20, 2 * 2**30  # seconds and further bytes that an answer may take
+HANG, BUSY, MEMORY = 20, 60, 2 * 2**30  # seconds of work, seconds on a busy machine, and further bytes that an answer may take
 NUMBERS = {
     "negative": "-3", "zero": "0", "2**70": str(2**70), "-2**70": str(-(2**70)), "trillion": "1e12", "nan": "nan", "inf": "inf",
     "1e400": "1e400", "fraction": "0.5", "5,000 digits": "9" * 5_000,
@@ -127,7 +127,7 @@ WORK = ((si_nb.rounds, "make_base"), (si_nb.cost, "plan"), (si_nb.sweep, "_work"
 @contextlib.contextmanager
 def guarded():
     """Checks are real, the work after them is not done; hangs and greed end."""
-    limits, before = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, ring)
+    limits, before = resource.getrlimit(resource.RLIMIT_AS), {number: signal.signal(number, ring) for number in (signal.SIGALRM, signal.SIGPROF)}
     sizes = Path("/proc/self/statm")
     with contextlib.ExitStack() as stack:
         for module, name in WORK:
@@ -135,11 +135,14 @@ def guarded():
         try:
             if sizes.exists():
                 resource.setrlimit(resource.RLIMIT_AS, (int(sizes.read_text().split()[0]) * resource.getpagesize() + MEMORY, limits[1]))
-            signal.alarm(HANG)
+            signal.alarm(BUSY)
+            signal.setitimer(signal.ITIMER_PROF, HANG)
             yield
         finally:
             signal.alarm(0)
-            signal.signal(signal.SIGALRM, before)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            for number, handler in before.items():
+                signal.signal(number, handler)
             resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
@@ -462,12 +465,16 @@ def test_tables_for_figures(column, place):
 
 def from_the_shell(arguments, place):
     """Exit code and what was said, of the real command."""
-    done = subprocess.run([sys.executable, "-m", "si_nb", *arguments], cwd=place, capture_output=True, timeout=3 * HANG, errors="surrogateescape")
+    command = [sys.executable, "-m", "si_nb", *arguments]
+    try:
+        done = subprocess.run(command, cwd=place, capture_output=True, timeout=BUSY, errors="surrogateescape", check=False)
+    except subprocess.TimeoutExpired:
+        return "hang", ""
     return done.returncode, done.stderr
 
 
 def sample(share):
-    """Flags and values that are never fine, one in so many; none that only other users cannot read."""
+    """Flags with values that are never fine, one in so many."""
     calls = [(kind, with_flag(command, action, value)) for command, action in FLAGS for kind, value, fine in values_of(action) if not fine]
     return calls[::share]
 
@@ -490,6 +497,6 @@ def test_from_the_shell(place):
 
 @pytest.mark.slow(reason="a process for each call")
 def test_many_from_the_shell(place):
-    """The real command, for one bad call in seventeen."""
-    problems = judge_from_the_shell(sample(17), place)
+    """The real command, for one bad call in 47."""
+    problems = judge_from_the_shell(sample(47), place)
     assert not problems, "\n" + "\n".join(problems)
