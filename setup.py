@@ -2,7 +2,7 @@
 import configparser
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 here = Path(__file__).parent
 parser = configparser.ConfigParser(delimiters=["="])
@@ -27,7 +27,7 @@ setup(
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
     ],
-    packages=["si_nb"],
+    packages=find_packages(include=["si_nb", "si_nb.*"], exclude=["si_nb.benchmarks", "si_nb.results*"]),
     # si_nb/results is a link to results/: the measured tables are found beside the code in a checkout and in a wheel alike
     package_data={"si_nb": ["results/**/*.csv", "results/**/*.json", "results/**/*.md", "results/**/*.toml", "results/**/*.sha256"]},
     exclude_package_data={"si_nb": ["results/*/runs/*", "results/*/bases/*", "results/*/jobs/*"]},  # working folders of sweeps

@@ -1,4 +1,8 @@
-"""What `si_nb cost` foretold beside what `si_nb run` took, one after the other: python benchmarks/cost_checks.py [NAME ...]"""
+"""What `si_nb cost` foretold beside what `si_nb run` took, one after the other.
+
+Run as: python benchmarks/cost_checks.py [NAME ...]
+"""
+
 import json
 import os
 import subprocess
@@ -16,8 +20,13 @@ SETTINGS = {
     "a third of the steps": "--preset quick --max_iters 1000 --si_iter 50 --si_rounds 3",
     "width 32": "--preset quick --n_embd 32 --max_iters 600 --si_rounds 3",
     "width 128": "--preset quick --n_embd 128 --max_iters 200 --si_rounds 2 --si_iter 50",
-    "addition, five voters": "--preset quick --task reverse_addition --voters 5 --max_iters 150 --si_rounds 2 --si_iter 50",
-    "paper, few steps": "--preset paper --max_iters 1 --si_rounds 1 --si_iter 1 --voters 2 --num_samples 512 --eval_samples 64",
+    "addition, five voters": (
+        "--preset quick --task reverse_addition --voters 5 --max_iters 150 --si_rounds 2 --si_iter 50"
+    ),
+    "paper, few steps": (
+        "--preset paper --max_iters 1 --si_rounds 1 --si_iter 1 "
+        "--voters 2 --num_samples 512 --eval_samples 64"
+    ),
 }
 
 
@@ -42,10 +51,17 @@ def check(name):
     with tempfile.TemporaryDirectory() as folder:
         _, seconds, memory = si_nb("run", *flags, "--run_dir", folder)
     return {
-        "name": name, "settings": SETTINGS[name], "foretold_seconds": foretold["seconds"], "least_seconds": foretold["least"],
-        "most_seconds": foretold["most"], "seconds": seconds, "foretold_bytes": foretold["memory"], "bytes": memory,
-        "rehearsal_seconds": rehearsal, "load_before": load,
-    }  # fmt: skip
+        "name": name,
+        "settings": SETTINGS[name],
+        "foretold_seconds": foretold["seconds"],
+        "least_seconds": foretold["least"],
+        "most_seconds": foretold["most"],
+        "seconds": seconds,
+        "foretold_bytes": foretold["memory"],
+        "bytes": memory,
+        "rehearsal_seconds": rehearsal,
+        "load_before": load,
+    }
 
 
 def main(names):

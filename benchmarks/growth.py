@@ -1,7 +1,10 @@
-"""How the cost of a step, a label and an evaluated problem grows: python benchmarks/growth.py [--repeats 7] [--out FOLDER]
+"""How the cost of a step, a label and an evaluated problem grows.
 
-Around one middle size, length, batch, width and number of voters are varied one at a time. Every point is measured in a
-process of its own, forked from this one, so that its memory is its own; one thread per voter, as in a run of small models."""
+Around one middle size, length, batch, width and number of voters are varied one at a time. Every point is
+measured in a process of its own, forked from this one, so that its memory is its own. A voter has one
+thread, as in a run of small models. Run as: python benchmarks/growth.py [--repeats 7] [--out FOLDER]
+"""
+
 import argparse
 import json
 import math
@@ -16,16 +19,21 @@ import numpy as np
 import pandas as pd
 import torch
 
-from si_nb.cost import copy_rate, matmul_rate, peak_memory, training_flops
-from si_nb.generate import exact_match, generate
-from si_nb.model import GPT, ModelConfig, forward_flops
-from si_nb.rounds import side_by_side
-from si_nb.tasks import TASKS, Problems, make_problems
-from si_nb.trainer import Mixture, TrainConfig, train
+from si_nb.loop.cost import copy_rate, matmul_rate, peak_memory, training_flops
+from si_nb.loop.rounds import side_by_side
+from si_nb.model.generate import exact_match, generate
+from si_nb.model.gpt import GPT, ModelConfig, forward_flops
+from si_nb.model.trainer import Mixture, TrainConfig, train
+from si_nb.problems.tasks import TASKS, Problems, make_problems
 
 CPU, TASK, LAYERS, HEAD_WIDTH = torch.device("cpu"), TASKS["copy"], 3, 32
 MIDDLE = dict(length=16, batch=128, width=64, voters=1)
-VARIED = {"length": (4, 8, 16, 32, 64, 128), "batch": (8, 32, 128, 512, 2048), "width": (32, 64, 128, 256, 512), "voters": (1, 2, 3, 5)}
+VARIED = {
+    "length": (4, 8, 16, 32, 64, 128),
+    "batch": (8, 32, 128, 512, 2048),
+    "width": (32, 64, 128, 256, 512),
+    "voters": (1, 2, 3, 5),
+}
 MOST_SECONDS = 2.5  # per point, when the repeats wanted would take longer
 
 
@@ -48,18 +56,21 @@ def accuracy(model, problems, count):
         exact_match(model, problems)
 
 
-PIECES = {"training step": (training_step, training_flops), "labelling": (labelling, forward_flops), "accuracy": (accuracy, forward_flops)}
-
-
-def _few(problems):
-    """One problem."""
-    return Problems(problems.prompts[:1], problems.answers[:1])
+PIECES = {
+    "training step": (training_step, training_flops),
+    "labelling": (labelling, forward_flops),
+    "accuracy": (accuracy, forward_flops),
+}
 
 
 def measure(piece, size, repeats):
-    """Seconds of each repeat, and bytes that the first took on top of what there was; in a process of its own."""
-    model_config = ModelConfig(block_size=1024, n_layer=LAYERS, n_head=max(1, size["width"] // HEAD_WIDTH), n_embd=size["width"])
-    models = [GPT(model_config, torch.Generator().manual_seed(voter)).eval() for voter in range(size["voters"])]
+    """Seconds of each repeat, and bytes that the first took on top of what there was; in its own process."""
+    model_config = ModelConfig(
+        block_size=1024, n_layer=LAYERS, n_head=max(1, size["width"] // HEAD_WIDTH), n_embd=size["width"]
+    )
+    models = [
+        GPT(model_config, torch.Generator().manual_seed(voter)).eval() for voter in range(size["voters"])
+    ]
     problems = make_problems(TASK, size["length"], size["batch"], np.random.default_rng(0))
 
     def all_voters(count):
@@ -67,7 +78,10 @@ def measure(piece, size, repeats):
         side_by_side([partial(PIECES[piece][0], model, problems, count) for model in models], len(models))
         return time.perf_counter() - start
 
-    PIECES[piece][0](GPT(ModelConfig(block_size=1024, n_layer=1, n_head=1, n_embd=8), torch.Generator()), _few(problems), 1)  # loads what is loaded late
+    small = GPT(ModelConfig(block_size=1024, n_layer=1, n_head=1, n_embd=8), torch.Generator())
+    PIECES[piece][0](
+        small, Problems(problems.prompts[:1], problems.answers[:1]), 1
+    )  # loads what is loaded late
     before = peak_memory()
     cold = all_voters(1)
     memory = peak_memory() - before
@@ -85,27 +99,47 @@ def measured_rows(piece, against, value, repeats):
     model_config = ModelConfig(block_size=1024, n_layer=LAYERS, n_head=1, n_embd=size["width"])
     linear = size["batch"] * size["voters"] * PIECES[piece][1](model_config, 1) * tokens
     flops = size["batch"] * size["voters"] * PIECES[piece][1](model_config, tokens)
-    common = {"piece": piece, "against": against, **size, "tokens": tokens, "flops": flops, "linear_flops": linear, "bytes": memory}
+    common = {
+        "piece": piece,
+        "against": against,
+        **size,
+        "tokens": tokens,
+        "flops": flops,
+        "linear_flops": linear,
+        "bytes": memory,
+    }
     return [{**common, "repeat": repeat, "seconds": second} for repeat, second in enumerate(seconds)]
 
 
 def cpu_name():
     """What the processor calls itself."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine()
+    )
 
 
 def machine(rates):
     """What the numbers were measured on."""
     return {
-        "cpu": cpu_name(), "cores": os.cpu_count(), "threads_per_voter": 1, "torch": torch.__version__, "python": platform.python_version(),
-        "layers": LAYERS, "head_width": HEAD_WIDTH, "load_before": round(os.getloadavg()[0], 2), "matmul_rate": float(np.median([rate for rate, _ in rates])),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads_per_voter": 1,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "layers": LAYERS,
+        "head_width": HEAD_WIDTH,
+        "load_before": round(os.getloadavg()[0], 2),
+        "matmul_rate": float(np.median([rate for rate, _ in rates])),
         "copy_rate": float(np.median([rate for _, rate in rates])),
-    }  # fmt: skip
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measure every point; write the table and what it was measured on."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "cost")
     args = parser.parse_args()
@@ -116,12 +150,15 @@ def main():
         for value in values:
             for piece in PIECES:
                 rows += measured_rows(piece, against, value, args.repeats)
-                print(f"{piece} against {against} {value}: {1e3 * np.median([row['seconds'] for row in rows[-3:]]):.2f} ms", flush=True)
+                seconds = np.median([row["seconds"] for row in rows[-3:]])
+                print(f"{piece} against {against} {value}: {1e3 * seconds:.2f} ms", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
     table["seconds"] = table["seconds"].map("{:.4g}".format)
     table.to_csv(args.out / "growth.csv", index=False, lineterminator="\n")
-    (args.out / "machine.json").write_text(json.dumps(machine(rates) | {"load_before": facts["load_before"]}, indent=1) + "\n")
+    (args.out / "machine.json").write_text(
+        json.dumps(machine(rates) | {"load_before": facts["load_before"]}, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

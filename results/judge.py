@@ -1,7 +1,8 @@
 """Judges every forecaster on every run of the sweeps, and learns the weights of their average.
 
-Runs that may be looked at are forecast with what the runs of other tasks and base strengths teach, and give `weights.json`.
-Held-out runs are forecast with `population.json` as it is, and give `forecasts/`. A quarter of an hour of one core each: python results/judge.py look|test [processes].
+Runs that may be looked at are forecast with what the runs of other tasks and base strengths teach, and give
+`weights.json`. Held-out runs are forecast with `population.json` as it is, and give `forecasts/`. Either
+takes a quarter of an hour of one core. Run as: python results/judge.py look|test [processes]
 """
 
 import json
@@ -12,12 +13,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from si_nb.forecast import FORECASTERS
-from si_nb.horizon import fit_population, load_population, margins
-from si_nb.measurements import RUN, read_table
-from si_nb.scores import rolling_origin, stack
+from si_nb.law.forecasters import FORECASTERS
+from si_nb.law.horizon import fit_population, load_population, margins
+from si_nb.law.scores import rolling_origin, stack
+from si_nb.record.table import RUN, read_table
 
-HERE, SWEEPS, RESAMPLES, HORIZONS, DIGITS = Path(__file__).parent, ("sweep", "long"), 200, (1, 2, 4), 4
+HERE, SWEEPS = Path(__file__).parent, ("sweep", "long")
+RESAMPLES, HORIZONS, DIGITS = 200, (1, 2, 4), 4
 
 
 def load(role):
@@ -40,18 +42,25 @@ def judge(role, names, processes):
     if role == "look":
         known = margins(table).merge(runs[["run_id", "task", "max_iters"]], on=["run_id", "task"])
         cells = known[["task", "max_iters"]].drop_duplicates()
-        left_out = {(cell.task, cell.max_iters): fit_population(known[(known["task"] != cell.task) | (known["max_iters"] != cell.max_iters)]) for cell in cells.itertuples()}
+        left_out = {}
+        for task, steps in cells.itertuples(index=False):
+            others = known[(known["task"] != task) | (known["max_iters"] != steps)]
+            left_out[task, steps] = fit_population(others)
     parts = {key[0]: part for key, part in table.groupby(RUN)}
     runs = runs.sort_values("si_rounds", ascending=False)
-    jobs = [(parts[row.run_id], left_out[row.task, row.max_iters] if role == "look" else load_population()) for row in runs.itertuples()]
+    jobs = [
+        (parts[row.run_id], left_out[row.task, row.max_iters] if role == "look" else load_population())
+        for row in runs.itertuples()
+    ]
     with ProcessPoolExecutor(processes) as pool:
         found = list(pool.map(partial(judge_one, names=names), jobs))
-    return [pd.concat(part, ignore_index=True) for part in zip(*found)]
+    return [pd.concat(part, ignore_index=True) for part in zip(*found, strict=True)]
 
 
 if __name__ == "__main__":
     role, processes = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    names = FORECASTERS if role == "look" else (*FORECASTERS, "average")  # best is the horizon law wherever lengths were measured
+    # best is the horizon law wherever lengths were measured, so it is not judged by itself
+    names = FORECASTERS if role == "look" else (*FORECASTERS, "average")
     scores, calls = judge(role, names, processes)
     if role == "look":
         weights = {name: round(weight, DIGITS) for name, weight in stack(scores, names).items()}

@@ -18,14 +18,14 @@ from unittest.mock import patch
 
 import pytest
 
-import si_nb.benchmark
-import si_nb.cost
-import si_nb.rounds
-import si_nb.sweep
+import si_nb.benchmarks.benchmark
+import si_nb.loop.cost
+import si_nb.loop.rounds
+import si_nb.loop.sweep
 from si_nb import cli
 from si_nb.cli import main, make_parser
-from si_nb.measurements import COLUMNS, append_rows, measurement_table, read_table
-from si_nb.runs import ConfigError, RunConfig, make_config, run_name
+from si_nb.record.table import COLUMNS, append_rows, measurement_table, read_table
+from si_nb.loop.runs import ConfigError, RunConfig, make_config, run_name
 
 resource = pytest.importorskip("resource", reason="limits of memory and FIFOs are those of Linux and macOS")
 HANG, BUSY, MEMORY = 20, 60, 2 * 2**30  # seconds of work, seconds on a busy machine, and further bytes that an answer may take
@@ -121,7 +121,7 @@ def ring(number, frame):
     raise Hang
 
 
-WORK = ((si_nb.rounds, "make_base"), (si_nb.cost, "plan"), (si_nb.sweep, "_work"), (si_nb.benchmark, "Bench"))
+WORK = ((si_nb.loop.rounds, "make_base"), (si_nb.loop.cost, "plan"), (si_nb.loop.sweep, "_work"), (si_nb.benchmarks.benchmark, "Bench"))
 
 
 @contextlib.contextmanager

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
-from si_nb.complete import check_complete
-from si_nb.measurements import TableError, check_table, read_table
-from si_nb.rounds import run_experiment
-from si_nb.runs import identity, make_config, run_name
-from si_nb.voting import KEEP_RULES
+from si_nb.loop.complete import check_complete
+from si_nb.record.table import TableError, check_table, read_table
+from si_nb.loop.rounds import run_experiment
+from si_nb.loop.runs import identity, make_config, run_name
+from si_nb.loop.voting import KEEP_RULES
 
 SMALL = dict(
     task="copy", si_method=tuple(KEEP_RULES), original_digits=2, si_rounds=2, n_layer=1, n_head=1, n_embd=16, block_size=40, base_samples=200,
@@ -46,7 +46,7 @@ def test_accelerated_lengths_are_read_from_the_table(reached, tmp_path, monkeypa
     def longer(experiment, voters, newest, number):
         return list(range(newest + 1, newest + (reached if number == 1 else 1) + 1))
 
-    monkeypatch.setattr("si_nb.rounds.next_lengths", longer)
+    monkeypatch.setattr("si_nb.loop.rounds.next_lengths", longer)
     table, *asked = measured(tmp_path, accelerated=True)
     check_complete(table, *asked)
     with pytest.raises(TableError, match="not the whole table"):

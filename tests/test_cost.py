@@ -10,15 +10,16 @@ import pytest
 import torch
 from test_rounds import config_of
 
-from si_nb import cost, runs
+from si_nb.loop import cost
+from si_nb.loop import runs
 from si_nb.cli import main
-from si_nb.cost import CostError, estimate, mixture_shares, plan, rehearse, training_rows
-from si_nb.measurements import read_table
-from si_nb.rounds import mix, run_experiment, training_steps
-from si_nb.runs import RunConfig
-from si_nb.tasks import TASKS, make_base_data, make_problems
-from si_nb.tokenizer import PAD
-from si_nb.voting import KEEP_RULES
+from si_nb.loop.cost import CostError, estimate, mixture_shares, plan, rehearse, training_rows
+from si_nb.record.table import read_table
+from si_nb.loop.rounds import mix, run_experiment, training_steps
+from si_nb.loop.runs import RunConfig
+from si_nb.problems.tasks import TASKS, make_base_data, make_problems
+from si_nb.problems.tokenizer import PAD
+from si_nb.loop.voting import KEEP_RULES
 
 FEW = dict(max_iters=40, si_iter=6, base_samples=1_000, num_samples=40)
 WHOLE = ("base training", "round training")
@@ -187,14 +188,14 @@ def test_everything_goes_on_where_there_is_no_resource():
     """Without the module that Windows lacks, cost and bench can be imported, and say that memory is unknown."""
     program = """import sys
 sys.modules["resource"] = None
-import pandas, si_nb.benchmark, si_nb.cli
-from si_nb.cost import Estimate, cost_report, peak_memory, print_cost
+import pandas, si_nb.benchmarks.benchmark, si_nb.cli
+from si_nb.loop.cost import Estimate, cost_report, peak_memory, print_cost
 unknown = Estimate(pandas.DataFrame({"least": [1.0], "seconds": [2.0], "most": [3.0]}, index=["start"]), peak_memory(), 0)
 assert cost_report(unknown)["memory"] is None
 print_cost(unknown)
 try:
-    si_nb.benchmark.run_bench(["memory"])
-except si_nb.benchmark.BenchError as error:
+    si_nb.benchmarks.benchmark.run_bench(["memory"])
+except si_nb.benchmarks.benchmark.BenchError as error:
     print(error)"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

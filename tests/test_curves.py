@@ -1,4 +1,5 @@
-"""Length curves: horizons of known curves, what noise and order may and may not change, recovery, refusals in one line."""
+"""Length curves: horizons of known curves, what noise and order may change, recovery, one-line refusals."""
+
 import subprocess
 import sys
 
@@ -10,17 +11,38 @@ from hypothesis import strategies as st
 from scipy.optimize import isotonic_regression
 from scipy.special import expit
 
-from si_nb import curves as C
-from si_nb.measurements import RUN, TableError, trajectory
+from si_nb.law import length_curves as C
+from si_nb.record.table import RUN, TableError, trajectory
 
 N = np.arange(6.0, 26)
-TRUTH = dict(constant_error=[0.05], weibull=[14, 3], log_logistic=[14, 6], logistic=[14, 1.5], accumulated_noise=[0.006, 8], slips_and_reach=[0.02, 14, 0.6])
+TRUTH = dict(
+    constant_error=[0.05],
+    weibull=[14, 3],
+    log_logistic=[14, 6],
+    logistic=[14, 1.5],
+    accumulated_noise=[0.006, 8],
+    slips_and_reach=[0.02, 14, 0.6],
+)
 curves = st.lists(st.integers(0, 64), min_size=2, max_size=12)
 
 
 def table(horizon_of_round, rounds=5, run_id="r", lengths=range(6, 20), trials=10**6):
-    rows = [(run_id, "copy", "none", 0, 0, r, n, "accuracy", int(round(expit(1.7 * (horizon_of_round(r) - n)) * trials)), trials)
-            for r in range(rounds + 1) for n in lengths]
+    rows = [
+        (
+            run_id,
+            "copy",
+            "none",
+            0,
+            0,
+            r,
+            n,
+            "accuracy",
+            int(round(expit(1.7 * (horizon_of_round(r) - n)) * trials)),
+            trials,
+        )
+        for r in range(rounds + 1)
+        for n in lengths
+    ]
     rows += [(run_id, "copy", "none", 0, 0, r, 8 + r, "label_raw", 5, 10) for r in range(1, rounds + 1)]
     return pd.DataFrame(rows, columns=[*RUN, "voter", "round", "length", "quantity", "successes", "trials"])
 
@@ -38,7 +60,9 @@ def refused(call, *words, error=C.CurveError):
 def test_falling_is_scipys_isotonic_regression(counts, trials):
     weights = trials + np.arange(len(counts), dtype=float)
     rates = np.array(counts) / weights
-    assert np.allclose(C.falling(rates, weights), isotonic_regression(rates, weights=weights, increasing=False).x)
+    assert np.allclose(
+        C.falling(rates, weights), isotonic_regression(rates, weights=weights, increasing=False).x
+    )
 
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.9])
@@ -54,7 +78,7 @@ def test_horizon_of_an_exact_curve_is_its_crossing(name, threshold):
 @given(counts=curves, more=st.lists(st.integers(0, 30), min_size=12, max_size=12))
 def test_more_right_answers_never_shorten_the_horizon(counts, more):
     counts, lengths = np.array(counts), np.arange(3.0, 3 + len(counts))
-    better = np.minimum(counts + more[:len(counts)], 64)
+    better = np.minimum(counts + more[: len(counts)], 64)
     (low, _, low_flag), (high, _, high_flag) = C.horizon(lengths, counts, 64), C.horizon(lengths, better, 64)
     order = ["below", "crossed", "above"]
     assert high >= low - 1e-9 and order.index(high_flag) >= order.index(low_flag)
@@ -64,14 +88,21 @@ def test_more_right_answers_never_shorten_the_horizon(counts, more):
 @given(counts=curves, threshold=st.floats(0.1, 0.8))
 def test_a_higher_threshold_never_lengthens_the_horizon(counts, threshold):
     lengths = np.arange(3.0, 3 + len(counts))
-    assert C.horizon(lengths, counts, 64, threshold)[0] >= C.horizon(lengths, counts, 64, threshold + 0.15)[0] - 1e-9
+    assert (
+        C.horizon(lengths, counts, 64, threshold)[0]
+        >= C.horizon(lengths, counts, 64, threshold + 0.15)[0] - 1e-9
+    )
 
 
 @given(counts=curves)
 def test_flags_say_where_the_horizon_lies(counts):
     lengths = np.arange(3.0, 3 + len(counts))
     length, deviation, flag = C.horizon(lengths, counts, 64)
-    inside = {"below": 0 < length <= lengths[0], "crossed": lengths[0] <= length <= lengths[-1], "above": length == lengths[-1]}
+    inside = {
+        "below": 0 < length <= lengths[0],
+        "crossed": lengths[0] <= length <= lengths[-1],
+        "above": length == lengths[-1],
+    }
     assert inside[str(flag)]
     assert np.isnan(deviation) if flag == "above" else deviation > 0
 
@@ -81,7 +112,8 @@ def test_many_curves_at_once_equal_one_by_one():
     together = C.horizon(N, counts, 256)
     for i, row in enumerate(counts):
         one = C.horizon(N, row, 256)
-        assert np.allclose(together[0][i], one[0]) and np.allclose(together[1][i], one[1], equal_nan=True) and together[2][i] == one[2]
+        assert np.allclose(together[0][i], one[0]) and np.allclose(together[1][i], one[1], equal_nan=True)
+        assert together[2][i] == one[2]
 
 
 @pytest.mark.parametrize("name", ["weibull", "logistic", "slips_and_reach"])
@@ -91,7 +123,9 @@ def test_deviation_is_the_scatter_of_redrawn_counts(name):
     assert 0.8 < deviation.mean() / length.std() < 1.25
 
 
-@pytest.mark.parametrize("right, flag, low, high", [(250, "above", 7, 7), (20, "below", 0.5, 7), (127, "below", 6.8, 7)])
+@pytest.mark.parametrize(
+    "right, flag, low, high", [(250, "above", 7, 7), (20, "below", 0.5, 7), (127, "below", 6.8, 7)]
+)
 def test_one_length_alone(right, flag, low, high):
     length, _, found = C.horizon([7], [right], [256])
     assert found == flag and low <= length <= high
@@ -108,7 +142,10 @@ def test_horizons_of_a_table():
 
 
 def test_runs_at_different_lengths_share_a_table():
-    parts = [table(lambda r: 10.4 + 0.5 * r), table(lambda r: 10.4 + 0.2 * r, run_id="s", lengths=range(7, 17))]
+    parts = [
+        table(lambda r: 10.4 + 0.5 * r),
+        table(lambda r: 10.4 + 0.2 * r, run_id="s", lengths=range(7, 17)),
+    ]
     together = C.horizons(pd.concat(parts))
     assert np.allclose(together["horizon"], np.concatenate([C.horizons(part)["horizon"] for part in parts]))
 
@@ -117,7 +154,9 @@ def test_voters_are_pooled_and_empty_rows_left_out():
     one = table(lambda r: 10.4 + 0.5 * r)
     other = one[one["quantity"] == "accuracy"].assign(voter=1)
     gone = one[one["quantity"] == "accuracy"].head(1).assign(length=40, successes=0, trials=0)
-    assert np.allclose(C.horizons(pd.concat([one, other, gone]))["horizon"], C.horizons(one)["horizon"], atol=1e-5)
+    assert np.allclose(
+        C.horizons(pd.concat([one, other, gone]))["horizon"], C.horizons(one)["horizon"], atol=1e-5
+    )
 
 
 def test_a_table_of_round_successes_trials_has_one_length_a_round():
@@ -136,7 +175,8 @@ def test_the_margin_is_negative_exactly_when_the_newest_length_is_below_the_thre
 
 
 def test_truths_cover_the_registry():
-    assert set(TRUTH) == set(C.LENGTH_CURVES) and all(curve.name == name for name, curve in C.LENGTH_CURVES.items())
+    assert set(TRUTH) == set(C.LENGTH_CURVES)
+    assert all(curve.name == name for name, curve in C.LENGTH_CURVES.items())
 
 
 @pytest.mark.parametrize("name", TRUTH)
@@ -192,23 +232,39 @@ def test_the_formula_that_made_the_counts_is_preferred(name):
     curve = C.LENGTH_CURVES[name]
     counts = np.random.default_rng(4).binomial(256, curve.accuracy(N, TRUTH[name]), (60, len(N)))
     compared = C.compare_curves(N, counts, 256)
-    assert compared.index[0] == name and np.isclose(compared["wins"].sum(), 1) and (compared["error"] <= compared["error_left_out"]).all()
+    assert compared.index[0] == name and np.isclose(compared["wins"].sum(), 1)
+    assert (compared["error"] <= compared["error_left_out"]).all()
 
 
 # --- refusals
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (([], [], []), ["no length"]), (([3, 3], [1, 1], [2, 2]), ["lengths", "sort"]), (([4, 3], [1, 1], [2, 2]), ["lengths", "sort"]),
-    (([3, 4], [1], [2]), ["one count per length"]), (([3, 4], [1, 1], [2, 0]), ["no trials"]), (([3, 4], [3, 1], [2, 2]), ["successes"]),
-    (([3, 4], [-1, 1], [2, 2]), ["successes"]), (([3, 4], [np.nan, 1], [2, 2]), ["successes"]), (([3, 4], [1, 1], [2, 2], 0.0), ["threshold"]), (([3, 4], [1, 1], [2, 2], 1.5), ["threshold"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (([], [], []), ["no length"]),
+        (([3, 3], [1, 1], [2, 2]), ["lengths", "sort"]),
+        (([4, 3], [1, 1], [2, 2]), ["lengths", "sort"]),
+        (([3, 4], [1], [2]), ["one count per length"]),
+        (([3, 4], [1, 1], [2, 0]), ["no trials"]),
+        (([3, 4], [3, 1], [2, 2]), ["successes"]),
+        (([3, 4], [-1, 1], [2, 2]), ["successes"]),
+        (([3, 4], [np.nan, 1], [2, 2]), ["successes"]),
+        (([3, 4], [1, 1], [2, 2], 0.0), ["threshold"]),
+        (([3, 4], [1, 1], [2, 2], 1.5), ["threshold"]),
+    ],
+)
 def test_horizon_refuses_in_one_line(arguments, words):
     refused(lambda: C.horizon(*arguments), *words)
 
 
 def test_too_few_lengths_for_a_curve_are_refused():
-    refused(lambda: C.fit_curve(C.LENGTH_CURVES["slips_and_reach"], [3, 4], [9, 5], 10), "slips_and_reach", "3 parameters", "2 lengths")
+    refused(
+        lambda: C.fit_curve(C.LENGTH_CURVES["slips_and_reach"], [3, 4], [9, 5], 10),
+        "slips_and_reach",
+        "3 parameters",
+        "2 lengths",
+    )
     refused(lambda: C.left_out(C.LENGTH_CURVES["logistic"], [3, 4], [9, 5], 10), "logistic", "too few")
 
 
@@ -220,5 +276,5 @@ def test_tables_without_accuracy_are_refused():
 
 
 def test_no_torch_is_imported():
-    code = "import sys, si_nb.curves; sys.exit('torch' in sys.modules)"
+    code = "import sys, si_nb.law.length_curves; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

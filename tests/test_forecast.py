@@ -1,4 +1,5 @@
 """Forecasts: collapse defined once, censoring, honest intervals, strict JSON, one line for bad input."""
+
 import json
 from io import StringIO
 from time import process_time
@@ -10,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from si_nb import forecast as F
-from si_nb import report as R
-from si_nb import scores as S
-from si_nb.law import LAWS, LawError, crossing_round, first_round_below, simulate_run
-from si_nb.measurements import TableError, measurement_table
+from si_nb.law import forecasters as F
+from si_nb.law import report as R
+from si_nb.law import scores as S
+from si_nb.law.round_curves import LAWS, LawError, crossing_round, first_round_below, simulate_run
+from si_nb.record.table import TableError, measurement_table
 
 COLLAPSING = [982, 936, 777, 518, 264, 86, 35, 4]
 LASTING = [992, 988, 926, 908, 871, 857, 834, 814]
@@ -22,7 +23,18 @@ LASTING = [992, 988, 926, 908, 871, 857, 834, 814]
 
 def run(counts, run_id="r", arm="none", seed=0, trials=1000):
     r = np.arange(1, len(counts) + 1)
-    return pd.DataFrame(dict(run_id=run_id, task="copy", arm=arm, seed=seed, round=r, length=8 + r, successes=counts, trials=trials))
+    return pd.DataFrame(
+        dict(
+            run_id=run_id,
+            task="copy",
+            arm=arm,
+            seed=seed,
+            round=r,
+            length=8 + r,
+            successes=counts,
+            trials=trials,
+        )
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -52,7 +64,10 @@ def test_later_rounds_are_not_looked_at():
 
 
 def test_same_generator_same_forecast():
-    draws = [F.forecast(run(COLLAPSING), 4, resamples=50, generator=np.random.default_rng(5)).draws for _ in range(2)]
+    draws = [
+        F.forecast(run(COLLAPSING), 4, resamples=50, generator=np.random.default_rng(5)).draws
+        for _ in range(2)
+    ]
     assert np.array_equal(*draws)
 
 
@@ -76,11 +91,18 @@ def test_every_law_can_be_asked_for(law):
     assert len(scores) == 4 and np.isfinite(scores[["log_score", "crps"]]).all(axis=None)
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(law="linear"), "unknown law"), (dict(threshold=0), "outside"), (dict(threshold=1.5), "outside"),
-    (dict(threshold=-0.5), "outside"), (dict(threshold=float("nan")), "outside"), (dict(until_round=0), "at least 1"),
-    (dict(law="bass", until_round=1), "fewer rounds"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(law="linear"), "unknown law"),
+        (dict(threshold=0), "outside"),
+        (dict(threshold=1.5), "outside"),
+        (dict(threshold=-0.5), "outside"),
+        (dict(threshold=float("nan")), "outside"),
+        (dict(until_round=0), "at least 1"),
+        (dict(law="bass", until_round=1), "fewer rounds"),
+    ],
+)
 def test_bad_requests_get_one_line(options, words):
     for ask in (lambda: R.law_report(run(COLLAPSING), **options),):
         with pytest.raises(LawError, match=words) as caught:
@@ -97,7 +119,10 @@ def test_pooled_runs_spread_wider_when_runs_differ():
     alike = pd.concat([run(COLLAPSING, f"r{i}", seed=i) for i in range(3)])
     quick, slow = [990, 900, 500, 200, 60, 20, 5, 1], LASTING
     unlike = pd.concat([run(c, f"r{i}", seed=i) for i, c in enumerate([quick, COLLAPSING, slow])])
-    widths = [np.ptp(np.quantile(F.forecast(t, 4, resamples=200).draws[:, 5], [0.05, 0.95])) for t in (alike, unlike)]
+    widths = [
+        np.ptp(np.quantile(F.forecast(t, 4, resamples=200).draws[:, 5], [0.05, 0.95]))
+        for t in (alike, unlike)
+    ]
     assert widths[1] > 2 * widths[0]
 
 
@@ -107,20 +132,42 @@ def test_intervals_hold_on_runs_of_an_unknown_law():
         half = int(first_round_below(crossing_round(LAWS[name], truth)) // 2)
         for _ in range(8):
             made = simulate_run(LAWS[name], truth, 16, 1000, generator, 0.003)
-            inside.append(S.score_collapse(F.forecast(made, half, resamples=50, generator=generator), made)["inside"].iloc[0])
+            inside.append(
+                S.score_collapse(F.forecast(made, half, resamples=50, generator=generator), made)[
+                    "inside"
+                ].iloc[0]
+            )
     assert np.mean(inside) >= 0.7
 
 
 def test_report_is_strict_json_with_the_promised_fields():
-    report = R.law_report(pd.concat([run(COLLAPSING), run(LASTING, arm="mv_length"), run([1000] * 8, arm="mv")]), 4, resamples=100)
+    report = R.law_report(
+        pd.concat([run(COLLAPSING), run(LASTING, arm="mv_length"), run([1000] * 8, arm="mv")]),
+        4,
+        resamples=100,
+    )
     assert json.loads(json.dumps(report, allow_nan=False)) == report
     assert set(report["arms"]) == {"none", "mv_length", "mv"}
     arm = report["arms"]["none"]
     assert {"name", "parameters", "log_likelihood", "aicc", "weight"} <= set(arm["laws"][0])
-    assert {law["name"] for law in arm["laws"]} >= {"constant_hazard", "weibull", "gompertz", "exponential_floor"}
-    assert {"threshold", "round", "low", "high", "level", "probability_by_last_round", "sustained_probability"} == set(arm["collapse"])
+    assert {law["name"] for law in arm["laws"]} >= {
+        "constant_hazard",
+        "weibull",
+        "gompertz",
+        "exponential_floor",
+    }
+    assert {
+        "threshold",
+        "round",
+        "low",
+        "high",
+        "level",
+        "probability_by_last_round",
+        "sustained_probability",
+    } == set(arm["collapse"])
     assert set(arm["reproduction_number"]) == {"value", "low", "high"}
-    assert arm["measured"][0]["collapse_round"] == 5 and report["arms"]["mv_length"]["measured"][0]["censored"]
+    assert arm["measured"][0]["collapse_round"] == 5
+    assert report["arms"]["mv_length"]["measured"][0]["censored"]
     assert "no sign of collapse" in report["arms"]["mv"]["note"] and report["arms"]["mv"]["chosen"] is None
 
 
@@ -129,7 +176,9 @@ def test_one_arm_is_read_at_the_top():
     assert report["chosen"] and report["collapse"]["round"] == 5 and len(report["arms"]) == 1
 
 
-@pytest.mark.parametrize("counts, words", [([1000] * 4, "no sign of collapse"), ([0] * 4, "nothing to forecast")])
+@pytest.mark.parametrize(
+    "counts, words", [([1000] * 4, "no sign of collapse"), ([0] * 4, "nothing to forecast")]
+)
 def test_no_arm_with_a_law_is_refused(counts, words):
     with pytest.raises(LawError, match=words):
         R.law_report(run(counts))
@@ -142,9 +191,20 @@ def test_a_foreign_table_is_refused():
 
 def test_a_report_prints_laws_forecast_and_measurement():
     out = StringIO()
-    R.print_report(R.law_report(pd.concat([run(COLLAPSING), run(LASTING, arm="mv_length")]), 4, resamples=100), Console(file=out, width=120))
+    R.print_report(
+        R.law_report(pd.concat([run(COLLAPSING), run(LASTING, arm="mv_length")]), 4, resamples=100),
+        Console(file=out, width=120),
+    )
     text = out.getvalue()
-    for words in ("weibull", "gompertz", "AICc", "collapse below 0.5 forecast at round", "measured: collapse at round 5", "not before round 9", "after the forecast"):
+    for words in (
+        "weibull",
+        "gompertz",
+        "AICc",
+        "collapse below 0.5 forecast at round",
+        "measured: collapse at round 5",
+        "not before round 9",
+        "after the forecast",
+    ):
         assert words in text, words
 
 

@@ -13,18 +13,18 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-import si_nb.storage
-from si_nb.figures import save_figures
-from si_nb.forecast import forecast
-from si_nb.law import LawError
-from si_nb.measurements import (COLUMNS, MINIMAL, QUANTITIES, TableError, accuracy_by_length, check_table, check_trajectory, error_budget,
+import si_nb.record.storage
+from si_nb.law.figures import save_figures
+from si_nb.law.forecasters import forecast
+from si_nb.law.round_curves import LawError
+from si_nb.record.table import (COLUMNS, MINIMAL, QUANTITIES, TableError, accuracy_by_length, check_table, check_trajectory, error_budget,
                                 measurement_table, read_table, trajectory)  # fmt: skip
-from si_nb.monitor import SustainabilityMonitor
-from si_nb.report import law_report
-from si_nb.rounds import evaluation_lengths
-from si_nb.runs import ConfigError, RunConfig, identity, load_checkpoint, load_tensors, locate_run, make_config, open_run, run_name, save_tensors
-from si_nb.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
-from si_nb.tokenizer import PAD, SYMBOLS, VOCAB_SIZE, decode, encode
+from si_nb.law.monitor import SustainabilityMonitor
+from si_nb.law.report import law_report
+from si_nb.loop.rounds import evaluation_lengths
+from si_nb.loop.runs import ConfigError, RunConfig, identity, load_checkpoint, load_tensors, locate_run, make_config, open_run, run_name, save_tensors
+from si_nb.record.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
+from si_nb.problems.tokenizer import PAD, SYMBOLS, VOCAB_SIZE, decode, encode
 
 fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 SMALL = dict(task="copy", original_digits=2, si_rounds=2, n_layer=1, n_head=1, n_embd=16, block_size=40, device="cpu")
@@ -473,4 +473,4 @@ def test_any_bytes_as_lock(place, content):
 def test_any_owner_in_a_lock(place, owner, here):
     """Arbitrary facts about the owner, here or elsewhere."""
     whole = {"host": "h", "pid": 1, "started": "0", "place": "elsewhere", **owner}
-    try_lock(place, json.dumps({**whole, **({"place": si_nb.storage._place()} if here else {})}).encode())
+    try_lock(place, json.dumps({**whole, **({"place": si_nb.record.storage._place()} if here else {})}).encode())

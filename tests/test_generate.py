@@ -3,12 +3,12 @@ import numpy as np
 import pytest
 import torch
 
-import si_nb.generate
-from si_nb.generate import exact_match, generate
-from si_nb.model import GPT, ModelConfig
-from si_nb.tasks import TASKS, is_right, make_base_data, make_problems
-from si_nb.tokenizer import END, PAD
-from si_nb.trainer import Mixture, TrainConfig, train
+import si_nb.model.generate
+from si_nb.model.generate import exact_match, generate
+from si_nb.model.gpt import GPT, ModelConfig
+from si_nb.problems.tasks import TASKS, is_right, make_base_data, make_problems
+from si_nb.problems.tokenizer import END, PAD
+from si_nb.model.trainer import Mixture, TrainConfig, train
 
 CPU = torch.device("cpu")
 ITEMS, LENGTHS = 700, (1, 2, 3, 4, 5)
@@ -97,10 +97,10 @@ def test_near_ties_are_decoded(trained, monkeypatch):
     task, model = trained
     problems = problems_of(task, 2)
     usual, _ = exact_match(model, problems)
-    monkeypatch.setattr(si_nb.generate, "NEAR_TIE", 1e9)
+    monkeypatch.setattr(si_nb.model.generate, "NEAR_TIE", 1e9)
     right, again = exact_match(model, problems, batch_size=300)
     assert again == ITEMS and (right == usual).all() and right.any()
-    monkeypatch.setattr(si_nb.generate, "generate", lambda model, prompts, room, batch_size: np.full((len(prompts), room), PAD, dtype=np.uint8))
+    monkeypatch.setattr(si_nb.model.generate, "generate", lambda model, prompts, room, batch_size: np.full((len(prompts), room), PAD, dtype=np.uint8))
     assert not exact_match(model, problems)[0].any()
 
 
@@ -108,7 +108,7 @@ def test_clear_errors_are_not_decoded(trained, monkeypatch):
     """An item with a clear error is wrong whatever its near-ties would give, and costs no decoding."""
     task, model = trained
     problems = problems_of(task, 3)
-    monkeypatch.setattr(si_nb.generate, "NEAR_TIE", 0.5)
+    monkeypatch.setattr(si_nb.model.generate, "NEAR_TIE", 0.5)
     right, again = exact_match(model, problems)
     answers = generate(model, problems.prompts, problems.answers.shape[1])
     assert (right == is_right(answers, problems.answers)).all() and 0 < again < ITEMS
@@ -141,7 +141,7 @@ KINDS = ("true", "partly false", "of another problem", "too short", "empty", "en
 def test_drafts_change_nothing(trained, length, monkeypatch):
     """Whatever the drafts and however many of their tokens are used, the answers are those of plain decoding."""
     task, model = trained
-    monkeypatch.setattr(si_nb.generate, "_WORTHWHILE", 0)  # draft to the end, though it costs time
+    monkeypatch.setattr(si_nb.model.generate, "_WORTHWHILE", 0)  # draft to the end, though it costs time
     problems = problems_of(task, length)
     for room in (problems.answers.shape[1] + 2, 1):
         plain = generate_plainly(model, problems.prompts, room)
@@ -154,8 +154,8 @@ def test_true_drafts_settle_right_answers(trained, monkeypatch):
     """The point of drafts: no answer that is right is decoded, unless it is a near-tie."""
     task, model = trained
     problems, decoded = problems_of(task, 2), []
-    decode_on = si_nb.generate._decode_on
-    monkeypatch.setattr(si_nb.generate, "_decode_on", lambda model, cache, answers, *rest: decoded.append(len(answers)) or decode_on(model, cache, answers, *rest))
+    decode_on = si_nb.model.generate._decode_on
+    monkeypatch.setattr(si_nb.model.generate, "_decode_on", lambda model, cache, answers, *rest: decoded.append(len(answers)) or decode_on(model, cache, answers, *rest))
     answers = generate(model, problems.prompts, problems.answers.shape[1] + 1, 1024, problems.answers)
     right = int(is_right(answers, problems.answers).sum())
     assert right > 0 and sum(decoded) <= ITEMS - right
@@ -167,9 +167,9 @@ def test_near_ties_of_drafts_are_decoded_plainly(trained, monkeypatch):
     problems, decoded = problems_of(task, 4), []
     room = problems.answers.shape[1] + 1
     plain = generate(model, problems.prompts, room)
-    decode = si_nb.generate._decode
-    monkeypatch.setattr(si_nb.generate, "NEAR_TIE", 1e9)
-    monkeypatch.setattr(si_nb.generate, "_decode", lambda model, prompts, room: decoded.append(len(prompts)) or decode(model, prompts, room))
+    decode = si_nb.model.generate._decode
+    monkeypatch.setattr(si_nb.model.generate, "NEAR_TIE", 1e9)
+    monkeypatch.setattr(si_nb.model.generate, "_decode", lambda model, prompts, room: decoded.append(len(prompts)) or decode(model, prompts, room))
     assert (generate(model, problems.prompts, room, drafts=problems.answers) == plain).all() and sum(decoded) == ITEMS
 
 
@@ -177,8 +177,8 @@ def test_useless_drafts_are_given_up(trained, monkeypatch):
     """After a batch of drafts that settled little, the rest is decoded plainly."""
     task, model = trained
     problems, drafted = problems_of(task, 3), []
-    decode_drafted = si_nb.generate._decode_drafted
-    monkeypatch.setattr(si_nb.generate, "_decode_drafted", lambda model, prompts, *rest: drafted.append(len(prompts)) or decode_drafted(model, prompts, *rest))
+    decode_drafted = si_nb.model.generate._decode_drafted
+    monkeypatch.setattr(si_nb.model.generate, "_decode_drafted", lambda model, prompts, *rest: drafted.append(len(prompts)) or decode_drafted(model, prompts, *rest))
     useless = np.zeros_like(problems.answers)
     answers = generate(model, problems.prompts, 6, 100, useless)
     assert drafted == [100] and (answers == generate(model, problems.prompts, 6)).all()
@@ -188,7 +188,7 @@ def test_useless_drafts_are_given_up(trained, monkeypatch):
 def test_fast_ways_are_decoding_on_many_items(trained, monkeypatch):
     """100,000 problems per task: the one-pass accuracy and drafted answers equal plain decoding without a cache, item by item."""
     task, model = trained
-    monkeypatch.setattr(si_nb.generate, "_WORTHWHILE", 0)
+    monkeypatch.setattr(si_nb.model.generate, "_WORTHWHILE", 0)
     decoded = 0
     for length in LENGTHS:
         problems = problems_of(task, length, 20_000)

@@ -1,4 +1,5 @@
-"""Laws: recovery of what made a run, agreement with a general optimiser, refusal of counts that carry no law."""
+"""Laws: recovery of what made a run, agreement with a general optimiser, refusal of counts without a law."""
+
 import subprocess
 import sys
 from itertools import product
@@ -10,13 +11,22 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import betabinom
 
-from si_nb import law as L
+from si_nb.law import round_curves as L
 
-TRUTH = dict(constant_hazard=[0.12], weibull=[7.0, 2.5], gompertz=[0.02, 0.35], exponential_floor=[0.6, 0.99, 0.3],
-             generalised_growth=[0.02, 0.5, 0.7], bass=[0.01, 0.8], affine_error_map=[0.01, 0.02, 1.15], tipping_point=[3.0, 0.05, 1.4])
+TRUTH = dict(
+    constant_hazard=[0.12],
+    weibull=[7.0, 2.5],
+    gompertz=[0.02, 0.35],
+    exponential_floor=[0.6, 0.99, 0.3],
+    generalised_growth=[0.02, 0.5, 0.7],
+    bass=[0.01, 0.8],
+    affine_error_map=[0.01, 0.02, 1.15],
+    tipping_point=[3.0, 0.05, 1.4],
+)
 
 
-PRACTICE = {  # slow, typical and fast runs of results/sweep, rounded; the full study is nbs/results/recovery.ipynb
+# slow, typical and fast runs of results/sweep, rounded; the full study is nbs/results/recovery.ipynb
+PRACTICE = {
     "constant_hazard": ([0.01], [0.065], [0.7]),
     "weibull": ([31.0, 1.2], [3.5, 2.2], [2.5, 3.9]),
     "gompertz": ([0.042, 0.26], [0.12, 0.42], [0.46, 0.56]),
@@ -30,7 +40,11 @@ PRACTICE = {  # slow, typical and fast runs of results/sweep, rounded; the full 
 
 def run(counts, trials=1000, run_id="r", seed=0, arm="none"):
     r = np.arange(1, len(counts) + 1)
-    return pd.DataFrame(dict(run_id=run_id, task="copy", arm=arm, seed=seed, round=r, length=r, successes=counts, trials=trials))
+    return pd.DataFrame(
+        dict(
+            run_id=run_id, task="copy", arm=arm, seed=seed, round=r, length=r, successes=counts, trials=trials
+        )
+    )
 
 
 def test_truths_cover_the_registry():
@@ -63,7 +77,7 @@ def test_parameters_of_noisy_runs_are_recovered_and_covered(name):
 
 @pytest.mark.parametrize("name", L.LAWS)
 def test_curves_of_practice_are_recovered_and_covered(name):
-    """Eight rounds, rho estimated: the curve is unbiased, fits converge, and the 90% interval of round 9 holds as it says."""
+    """Eight rounds, rho estimated: no bias, fits converge, the 90% interval of round 9 holds as it says."""
     law, generator, seen, rows = L.LAWS[name], np.random.default_rng(6), np.arange(1, 9), []
     for truth in PRACTICE[name] * 6:
         data = L.observed(L.simulate_run(law, truth, 8, 768, generator, 0.003))
@@ -72,28 +86,36 @@ def test_curves_of_practice_are_recovered_and_covered(name):
         spread, converged = L.bootstrap(fit, data, rho, 100, generator)
         low, high = np.quantile(law.accuracy([9], spread)[:, 0], [0.05, 0.95])
         error = law.accuracy(seen, fit.parameters) - law.accuracy(seen, truth)
-        rows.append((fit.converged, converged.mean(), low <= law.accuracy([9], truth)[0] <= high, error.mean()))
+        rows.append(
+            (fit.converged, converged.mean(), low <= law.accuracy([9], truth)[0] <= high, error.mean())
+        )
     fitted, refitted, inside, bias = np.mean(rows, 0)
     assert fitted > 0.95 and refitted > 0.95 and abs(bias) < 0.015
     assert inside >= 12 / 18  # at a true 0.9: fewer than 12 once in a thousand
 
 
-@pytest.mark.parametrize("name", ["weibull", "gompertz", "exponential_floor", "bass", "affine_error_map", "tipping_point"])
+@pytest.mark.parametrize(
+    "name", ["weibull", "gompertz", "exponential_floor", "bass", "affine_error_map", "tipping_point"]
+)
 def test_batched_refits_equal_scipy(name):
     law, r, n = L.LAWS[name], np.arange(1.0, 9), 1024
     scales = [L.SCALES[p.scale] for p in law.parameters]
-    box = [(s[0](p.low), s[0](p.high)) for p, s in zip(law.parameters, scales)]
-    counts = L.beta_binomial(np.tile(law.accuracy(r, TRUTH[name]), (6, 1)), n, 0.002, np.random.default_rng(3)).astype(float)
+    box = [(s[0](p.low), s[0](p.high)) for p, s in zip(law.parameters, scales, strict=True)]
+    counts = L.beta_binomial(
+        np.tile(law.accuracy(r, TRUTH[name]), (6, 1)), n, 0.002, np.random.default_rng(3)
+    ).astype(float)
     _, value, converged = L.fit_batch(law, r, counts, np.full(8, n), np.ones(8), np.tile(TRUTH[name], (6, 1)))
     assert converged.all()
 
     def goal(w, s):
-        H = law(r, [f[1](x) for f, x in zip(scales, w)])
+        H = law(r, [f[1](x) for f, x in zip(scales, w, strict=True)])
         return -(-s * H + (n - s) * np.log(-np.expm1(-H))).sum()
 
-    start = [f[0](x) for f, x in zip(scales, TRUTH[name])]
-    for s, ours in zip(counts, value):
-        theirs = -minimize(goal, start, (s,), bounds=box, method="L-BFGS-B", options=dict(ftol=1e-14, maxiter=1000)).fun
+    start = [f[0](x) for f, x in zip(scales, TRUTH[name], strict=True)]
+    for s, ours in zip(counts, value, strict=True):
+        theirs = -minimize(
+            goal, start, (s,), bounds=box, method="L-BFGS-B", options=dict(ftol=1e-14, maxiter=1000)
+        ).fun
         assert ours > theirs - 1e-3
 
 
@@ -105,9 +127,12 @@ def test_crossings_cross_and_batches_agree_with_single_sets(name):
     assert np.allclose(law(rounds, grid), [law(rounds, p) for p in grid])
     for threshold in (0.9, 0.5):
         found = L.crossing_round(law, grid, threshold)
-        for r, p in zip(found, grid):
+        for r, p in zip(found, grid, strict=True):
             if np.isinf(r):
-                assert law.accuracy([200.0], p)[0] > threshold - 1e-9 or law.accuracy([900.0], p)[0] > threshold - 1e-9
+                assert (
+                    law.accuracy([200.0], p)[0] > threshold - 1e-9
+                    or law.accuracy([900.0], p)[0] > threshold - 1e-9
+                )
             elif 1 < r < 300:
                 assert np.isclose(law.accuracy([r], p)[0], threshold, atol=0.01)
 
@@ -122,12 +147,15 @@ def test_tipping_point_is_the_linear_recurrence_and_contains_the_straight_line()
     line = L.RIVALS["logit_line"]
     for near in (1 - 1e-7, 1.0, 1 + 1e-7):
         assert np.allclose(law.accuracy(r, [3.0, 0.5, near]), line.accuracy(r, [3.5, 0.5]), atol=1e-6)
-        assert np.isclose(L.crossing_round(law, [3.0, 0.5, near]), L.crossing_round(line, [3.5, 0.5]), atol=1e-4)
+        assert np.isclose(
+            L.crossing_round(law, [3.0, 0.5, near]), L.crossing_round(line, [3.5, 0.5]), atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("rho", [1e-5, 0.003, 0.1])
 def test_likelihood_is_scipys_beta_binomial(rho):
-    s, n, H, size = np.array([0.0, 1, 380, 767, 768]), 768.0, np.array([3.0, 0.7, 0.5, 0.01, 1e-4]), 1 / rho - 1
+    s, n, H = np.array([0.0, 1, 380, 767, 768]), 768.0, np.array([3.0, 0.7, 0.5, 0.01, 1e-4])
+    size = 1 / rho - 1
     expected = betabinom.logpmf(s, n, np.exp(-H) * size, -np.expm1(-H) * size)
     assert np.allclose(L.log_likelihood(H, s, n, rho), expected, rtol=1e-6, atol=1e-6)
     assert np.allclose(L.log_likelihood(H, s, n, 1e-9), L.log_likelihood(H, s, n), rtol=1e-3)
@@ -155,7 +183,8 @@ def test_run_effects_are_found_and_take_the_blame():
     frame = siblings(0.7, 12, 8, np.random.default_rng(2))
     fits = L.fit_laws(frame, laws={"weibull": L.LAWS["weibull"]})
     alike = L.fit_law(L.LAWS["weibull"], fits.data, fits.overdispersion)
-    assert 0.45 < fits.run_spread < 1.0 and fits.overdispersion < 0.01 < L.estimate_overdispersion(alike, fits.data)
+    assert 0.45 < fits.run_spread < 1.0
+    assert fits.overdispersion < 0.01 < L.estimate_overdispersion(alike, fits.data)
     assert fits.best.log_likelihood > alike.log_likelihood + 10 and len(fits.best.run_effects) == 12
     assert abs(fits.best.parameters[1] - 2.5) < 0.2
     single = L.fit_laws(frame.query("seed == 0"))
@@ -171,7 +200,12 @@ def test_intervals_of_pooled_runs_hold_the_typical_run():
         spread, converged = L.bootstrap(fits.best, fits.data, fits.overdispersion, 200, generator)
         assert converged.mean() > 0.95
         crossing, exponent = L.crossing_round(law, spread), spread[:, 1]
-        inside.append([np.quantile(x, 0.05) <= t <= np.quantile(x, 0.95) for x, t in ((crossing, truth), (exponent, 2.5))])
+        inside.append(
+            [
+                np.quantile(x, 0.05) <= t <= np.quantile(x, 0.95)
+                for x, t in ((crossing, truth), (exponent, 2.5))
+            ]
+        )
     assert (np.mean(inside, 0) >= 0.72).all()
 
 
@@ -184,8 +218,14 @@ def test_beta_binomial_is_the_distribution_of_that_name():
 REFUSED = {
     "gap": (run([900, 800, 700, 600]).query("round != 2"), "round 2 is missing"),
     "late start": (run([900, 800, 700]).query("round > 1"), "round 1 is missing"),
-    "repeated row": (pd.concat([run([900, 800, 700]), run([900, 800, 700]).tail(1)]), "round 3 appears twice"),
-    "gap in one of two runs": (pd.concat([run([900, 800]), run([900, 800, 700], run_id="s", seed=1).query("round != 2")]), "run s .* round 2 is missing"),
+    "repeated row": (
+        pd.concat([run([900, 800, 700]), run([900, 800, 700]).tail(1)]),
+        "round 3 appears twice",
+    ),
+    "gap in one of two runs": (
+        pd.concat([run([900, 800]), run([900, 800, 700], run_id="s", seed=1).query("round != 2")]),
+        "run s .* round 2 is missing",
+    ),
     "no trials at all": (run([0, 0, 0], 0), "has no trials"),
     "repeat": (pd.concat([run([900, 800, 700])] * 2), "appears twice"),
     "no trials": (run([900, 0, 700]).assign(trials=[1000, 0, 1000]), "round 2 has no trials"),
@@ -228,7 +268,10 @@ def test_perfect_rounds_before_an_error_are_no_obstacle():
 def test_runs_are_pooled_by_adding_log_likelihoods():
     one, two = run([950, 850, 700, 500]), run([940, 860, 690, 520], run_id="s", seed=1)
     fit = L.fit_law(L.LAWS["weibull"], L.observed(pd.concat([one, two])))
-    added = sum(L.log_likelihood(fit.law(d.rounds, fit.parameters), d.successes, d.trials).sum() for d in map(L.observed, (one, two)))
+    added = sum(
+        L.log_likelihood(fit.law(d.rounds, fit.parameters), d.successes, d.trials).sum()
+        for d in map(L.observed, (one, two))
+    )
     assert np.isclose(fit.log_likelihood, added) and fit.points == 8
 
 
@@ -238,10 +281,13 @@ class NoTorch:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] == "torch": raise ImportError("torch is not installed")
 sys.meta_path.insert(0, NoTorch())
-import si_nb.law, si_nb.forecast, si_nb.figures, si_nb.measurements
+import si_nb.law.round_curves, si_nb.law.forecasters, si_nb.law.figures, si_nb.record.table
 assert "torch" not in sys.modules
 """
-TIME_IMPORT = "import sys; from time import perf_counter as now; import scipy.optimize, scipy.stats; began = now(); import si_nb.law; print(now() - began, *sys.modules)"
+TIME_IMPORT = (
+    "import sys; from time import perf_counter as now; import scipy.optimize, scipy.stats; began = now(); "
+    "import si_nb.law.round_curves; print(now() - began, *sys.modules)"
+)
 
 
 def test_law_needs_no_torch():
@@ -250,8 +296,8 @@ def test_law_needs_no_torch():
 
 
 def test_law_imports_little_beside_scipy_and_pandas():
-    """Imports in under a second (printed); what is asserted is its cause, since a busy machine may take any time."""
+    """Imports in under a second (printed); its cause is asserted, since a busy machine may take any time."""
     done = subprocess.run([sys.executable, "-c", TIME_IMPORT], capture_output=True, text=True, check=True)
     seconds, loaded = done.stdout.split(maxsplit=1)
-    print(f"import si_nb.law after scipy: {float(seconds):.2f} s")
+    print(f"import si_nb.law.round_curves after scipy: {float(seconds):.2f} s")
     assert not {"torch", "matplotlib", "IPython", "statsmodels", "rich", "wandb"} & set(loaded.split())

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from si_nb import measurements as m
+from si_nb.record import table as m
 
 
 def rows(rounds=3, run_id="r", arm="none", voters=2, trials=100, labels=True):

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from si_nb.forecast import collapse_round
-from si_nb.law import LAWS, LawError, simulate_run
-from si_nb.measurements import TableError, measurement_table, read_table, results_folder, trajectory
-from si_nb.monitor import SustainabilityMonitor, forecast_so_far, reason_to_stop, stop_before_collapse
+from si_nb.law.forecasters import collapse_round
+from si_nb.law.round_curves import LAWS, LawError, simulate_run
+from si_nb.record.table import TableError, measurement_table, read_table, results_folder, trajectory
+from si_nb.law.monitor import SustainabilityMonitor, forecast_so_far, reason_to_stop, stop_before_collapse
 
 COLLAPSES = [982, 936, 777, 518, 264, 86, 35, 4]  # of 1,000; below one half at rounds 5 and 6
 LASTS = [992, 988, 980, 977, 975, 974, 973, 974]
@@ -176,7 +176,7 @@ def test_measured_runs_of_copying():
 
 def test_the_monitor_needs_no_torch():
     """It reads counts, and leaves torch alone."""
-    code = "from si_nb.monitor import SustainabilityMonitor as M; import sys; assert 'torch' not in sys.modules; "
+    code = "from si_nb.law.monitor import SustainabilityMonitor as M; import sys; assert 'torch' not in sys.modules; "
     code += "print(M().add([dict(round=r, successes=s, trials=100) for r, s in enumerate((98, 90, 70, 40, 20), 1)]).should_stop())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "collapsed below 0.5 at round 4" in done.stdout, done.stderr

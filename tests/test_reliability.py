@@ -30,15 +30,15 @@ import torch
 from conftest import ROOT
 
 import si_nb.cli
-import si_nb.rounds
-import si_nb.runs
-from si_nb.evaluate import count_right
-from si_nb.generate import generate
-from si_nb.measurements import TableError, read_table
-from si_nb.rounds import Interrupted, run_experiment, side_by_side
-from si_nb.runs import ConfigError, load_checkpoint, load_tensors, make_config
-from si_nb.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
-from si_nb.trainer import DeviceError, DivergedError
+import si_nb.loop.rounds
+import si_nb.loop.runs
+from si_nb.loop.evaluate import count_right
+from si_nb.model.generate import generate
+from si_nb.record.table import TableError, read_table
+from si_nb.loop.rounds import Interrupted, run_experiment, side_by_side
+from si_nb.loop.runs import ConfigError, load_checkpoint, load_tensors, make_config
+from si_nb.record.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
+from si_nb.model.trainer import DeviceError, DivergedError
 
 SAID = (ConfigError, TableError, DamagedError, DeviceError, DivergedError, LockedError, StorageError)  # all have one-line messages
 ROUNDS, VOTERS = 2, 2
@@ -128,7 +128,7 @@ def mishap(folder, minutes, changes, place, event, argument):
         globals()[event](argument)
     else:
         function, number = place
-        before(si_nb.rounds, function, number, partial(globals()[event], argument))
+        before(si_nb.loop.rounds, function, number, partial(globals()[event], argument))
     go(folder, minutes, **changes)
 
 
@@ -147,14 +147,14 @@ def before(module, function, number, event):
 
 def die_in_round_2(folder, changes):
     """Die when every voter has made five steps of round 2 and stored each of them."""
-    plain, together = si_nb.rounds.save_checkpoint, threading.Barrier(1 + VOTERS, action=die, timeout=60)
+    plain, together = si_nb.loop.rounds.save_checkpoint, threading.Barrier(1 + VOTERS, action=die, timeout=60)
 
     def save_checkpoint(where, name, state, **about):
         plain(where, name, state, **about)
         if "_2_" in name and state.facts["step"] == 5:
             together.wait()
 
-    si_nb.rounds.save_checkpoint = save_checkpoint
+    si_nb.loop.rounds.save_checkpoint = save_checkpoint
     go(folder, 0, **changes)
 
 
@@ -184,16 +184,16 @@ def resident():
 
 def many_rounds(folder, changes):
     """Memory at the end of every round, in bytes; all rounds at one length, for longer problems take more memory of right."""
-    sizes, plain = [], si_nb.rounds.run_round
-    si_nb.rounds.next_lengths = lambda *arguments: [3]
-    si_nb.rounds.evaluation_lengths = lambda *arguments: range(3, 4)
+    sizes, plain = [], si_nb.loop.rounds.run_round
+    si_nb.loop.rounds.next_lengths = lambda *arguments: [3]
+    si_nb.loop.rounds.evaluation_lengths = lambda *arguments: range(3, 4)
 
     def run_round(*arguments):
         table = plain(*arguments)
         sizes.append(resident())
         return table
 
-    si_nb.rounds.run_round = run_round
+    si_nb.loop.rounds.run_round = run_round
     go(folder, **changes)
     print(json.dumps(sizes))
 
@@ -365,7 +365,7 @@ def test_a_signal_ends_a_run_in_order(nursery, whole, tmp_path, number):
 def signalled(folder, function, number):
     """A run that gets a signal as soon as both voters have reported, or when it makes labels."""
     if function == "report":
-        plain, together = si_nb.rounds.train, threading.Barrier(VOTERS, action=partial(os.kill, os.getpid(), number), timeout=60)
+        plain, together = si_nb.loop.rounds.train, threading.Barrier(VOTERS, action=partial(os.kill, os.getpid(), number), timeout=60)
 
         def train(model, mixture, training, rng, report, *rest):
             def report_and_meet(step, loss):
@@ -375,9 +375,9 @@ def signalled(folder, function, number):
 
             return plain(model, mixture, training, rng, report_and_meet, *rest)
 
-        si_nb.rounds.train = train
+        si_nb.loop.rounds.train = train
     else:
-        before(si_nb.rounds, function, 1, partial(os.kill, os.getpid(), number))
+        before(si_nb.loop.rounds, function, 1, partial(os.kill, os.getpid(), number))
     go(folder)
 
 
@@ -1029,7 +1029,7 @@ def test_a_config_cannot_leave_its_folder(tmp_path, name):
         make_config(**{**SETTINGS, "si_method": (name,)})
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text(json.dumps({**si_nb.runs.identity(make_config(**SETTINGS)), "task": name, "si_method": [name]}))
+    (run / "config.json").write_text(json.dumps({**si_nb.loop.runs.identity(make_config(**SETTINGS)), "task": name, "si_method": [name]}))
     with pytest.raises(ConfigError, match="another configuration"):
         go(run)
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.json"]
@@ -1040,18 +1040,18 @@ def test_a_config_cannot_leave_its_folder(tmp_path, name):
 
 def test_divergence_names_step_voter_and_checkpoint(monkeypatch, tmp_path, whole, without_flushing):
     """A loss that is not finite stops a round at that step, naming training and last good checkpoint; the others' work is on disk."""
-    plain, run = si_nb.trainer._step, tmp_path / "run"
+    plain, run = si_nb.model.trainer._step, tmp_path / "run"
     poisoned = [None]
 
     def step(model, tokens, packing, config, optimizer, scaler, rate):
         loss, norm = plain(model, tokens, packing, config, optimizer, scaler, rate)
-        if config.steps == 12 and poisoned[0] in (None, model) and rate < si_nb.trainer.learning_rate_at(6, config):
+        if config.steps == 12 and poisoned[0] in (None, model) and rate < si_nb.model.trainer.learning_rate_at(6, config):
             poisoned[0] = model  # one voter of the voting arm, in its eighth step of round 2
             return loss * float("nan"), norm
         return loss, norm
 
     with monkeypatch.context() as patch:
-        patch.setattr(si_nb.trainer, "_step", step)
+        patch.setattr(si_nb.model.trainer, "_step", step)
         with pytest.raises(DivergedError) as error:
             go(run, 0)
     found = re.match(r"round 2 of 2, training (mv_length_2_\d): .*not finite at step 8\b.*last good checkpoint: (.*)$", str(error.value))
@@ -1083,7 +1083,7 @@ def test_out_of_memory_names_the_batch_to_try(monkeypatch, tmp_path, where):
     def train(*arguments):
         raise NO_MEMORY[where]
 
-    monkeypatch.setattr(si_nb.rounds, "train", train)
+    monkeypatch.setattr(si_nb.loop.rounds, "train", train)
     with pytest.raises(ConfigError, match=r"training base_\d: out of memory with batch_size 16; try batch_size 8\b") as error:
         go(tmp_path / "run")
     assert is_one_line(error.value)
@@ -1095,7 +1095,7 @@ def test_out_of_memory_elsewhere_is_one_line_too(monkeypatch, tmp_path, function
     def fail(*arguments, **named):
         raise NO_MEMORY["cpu"]
 
-    monkeypatch.setattr(si_nb.rounds, function, fail)
+    monkeypatch.setattr(si_nb.loop.rounds, function, fail)
     with pytest.raises(SAID) as error:
         go(tmp_path / "run", **SHORT)
     assert is_one_line(error.value) and "memory" in str(error.value)
@@ -1104,7 +1104,7 @@ def test_out_of_memory_elsewhere_is_one_line_too(monkeypatch, tmp_path, function
 @pytest.mark.parametrize("workers", [1, 3])
 def test_one_failing_voter_loses_nobody_elses_work(monkeypatch, tmp_path, whole, workers):
     """Whatever one voter fails of, the others have finished or have a checkpoint on disk, and the run goes on to the same bytes."""
-    run, plain = tmp_path / "run", si_nb.rounds.save_checkpoint
+    run, plain = tmp_path / "run", si_nb.loop.rounds.save_checkpoint
 
     def save_checkpoint(folder, name, state, **about):
         if name == "base_1" and state.facts["step"] == 20:
@@ -1112,7 +1112,7 @@ def test_one_failing_voter_loses_nobody_elses_work(monkeypatch, tmp_path, whole,
         plain(folder, name, state, **about)
 
     with monkeypatch.context() as patch:
-        patch.setattr(si_nb.rounds, "save_checkpoint", save_checkpoint)
+        patch.setattr(si_nb.loop.rounds, "save_checkpoint", save_checkpoint)
         with pytest.raises(RuntimeError, match="device is gone"):
             run_experiment(make_config(**SETTINGS), run, progress=False, checkpoint_minutes=0, workers=workers)
     models = run / "models"
@@ -1131,7 +1131,7 @@ def test_the_first_error_is_the_one_that_is_told():
 
     def following():
         stop.wait(30)
-        raise si_nb.rounds.Stopped
+        raise si_nb.loop.rounds.Stopped
 
     with pytest.raises(KeyError, match="cause"):
         side_by_side([following, failing], 2, stop)
@@ -1150,8 +1150,8 @@ def test_workers_change_nothing(whole, tmp_path, workers):
 @pytest.mark.parametrize("size", [1, 5])
 def test_batches_of_labels_and_evaluation_change_nothing(monkeypatch, whole, tmp_path, size):
     """Problems answered one by one, five at a time or all together: the same bytes."""
-    monkeypatch.setattr(si_nb.rounds, "generate", partial(generate, batch_size=size))
-    monkeypatch.setattr(si_nb.rounds, "count_right", partial(count_right, batch_size=size))
+    monkeypatch.setattr(si_nb.loop.rounds, "generate", partial(generate, batch_size=size))
+    monkeypatch.setattr(si_nb.loop.rounds, "count_right", partial(count_right, batch_size=size))
     assert contents(go(tmp_path / "run").path) == contents(whole)
 
 

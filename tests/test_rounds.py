@@ -9,16 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import si_nb.rounds
-from si_nb.evaluate import derive_rng, derive_seed
-from si_nb.generate import generate
-from si_nb.measurements import QUANTITIES, read_table
-from si_nb.rounds import evaluation_lengths, next_lengths, run_experiment, side_by_side
-from si_nb.runs import ConfigError, load_model, load_tensors, make_config, open_run, save_base_model, save_tensors
-from si_nb.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
-from si_nb.tokenizer import decode
-from si_nb.trainer import DivergedError
-from si_nb.voting import KEEP_RULES, KeepRule
+import si_nb.loop.rounds
+from si_nb.loop.evaluate import derive_rng, derive_seed
+from si_nb.model.generate import generate
+from si_nb.record.table import QUANTITIES, read_table
+from si_nb.loop.rounds import evaluation_lengths, next_lengths, run_experiment, side_by_side
+from si_nb.loop.runs import ConfigError, load_model, load_tensors, make_config, open_run, save_base_model, save_tensors
+from si_nb.problems.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
+from si_nb.problems.tokenizer import decode
+from si_nb.model.trainer import DivergedError
+from si_nb.loop.voting import KEEP_RULES, KeepRule
 
 CPU = torch.device("cpu")
 ROUNDS, VOTERS = 2, 3
@@ -165,8 +165,8 @@ def test_the_choice_never_sees_the_reported_problems(monkeypatch, models_dir, tm
         rank = sorted(sums).index(model.head.weight.sum().item())
         return {length: rank if split == "select" else VOTERS - rank for length in lengths}
 
-    monkeypatch.setattr(si_nb.rounds, "count_right", count_right)
-    monkeypatch.setattr(si_nb.rounds, "run_round", lambda *arguments: None)
+    monkeypatch.setattr(si_nb.loop.rounds, "count_right", count_right)
+    monkeypatch.setattr(si_nb.loop.rounds, "run_round", lambda *arguments: None)
     run = run_experiment(config, tmp_path / "run", models_dir=models_dir, progress=False)
     table = read_table(run.measurements)
     assert table[table["arm"] == "none"]["voter"].unique().tolist() == [int(np.argmax(sums))]
@@ -222,7 +222,7 @@ def claims(monkeypatch, longest):
     def count_right(model, task, lengths, items, seed, split="evaluate"):
         return {length: items if length <= longest else 0 for length in lengths}
 
-    monkeypatch.setattr(si_nb.rounds, "count_right", count_right)
+    monkeypatch.setattr(si_nb.loop.rounds, "count_right", count_right)
 
 
 def test_accelerated_rounds_take_in_what_is_mastered(monkeypatch, models_dir, tmp_path):
@@ -254,7 +254,7 @@ def test_the_99_percent_are_counted_over_all_voters(monkeypatch):
     experiment = type("Experiment", (), {"config": config})
     for right, expected in (((2048, 2008), [4, 5]), ((2048, 2006), [4])):  # 99% of 2 * 2048 is 4055.04
         counts = dict(zip(models, right))
-        monkeypatch.setattr(si_nb.rounds, "count_right", lambda model, task, lengths, *rest: {n: counts[model] if n == 4 else 0 for n in lengths})
+        monkeypatch.setattr(si_nb.loop.rounds, "count_right", lambda model, task, lengths, *rest: {n: counts[model] if n == 4 else 0 for n in lengths})
         assert next_lengths(experiment, models, 3, 1) == expected
 
 
@@ -287,7 +287,7 @@ def test_a_rule_that_keeps_nothing_starves_its_arm(monkeypatch, models_dir, tmp_
     """An arm without labels is recorded as such, trains nothing, keeps its weights, and can take up again later."""
     keep = {"never": lambda lengths: False, "later": lambda lengths: 4 not in lengths}
     for name, condition in keep.items():
-        rule = KeepRule(name, False, lambda proposal, lengths, _, condition=condition: np.full(len(proposal.votes), condition(lengths)), tries=1)
+        rule = KeepRule(name, "unvoted", lambda proposal, lengths, _, condition=condition: np.full(len(proposal.votes), condition(lengths)), tries=1)
         monkeypatch.setitem(KEEP_RULES, name, rule)
     run = run_experiment(small(si_method=("never", "later", "mv")), tmp_path / "run", models_dir=models_dir, progress=False)
     table = read_table(run.measurements)
@@ -372,14 +372,14 @@ def test_a_run_goes_on_with_the_base_models_that_it_began_with(tmp_path, rounds,
     place = (tmp_path / "run", tmp_path / "models")
     whole = run_experiment(small(), tmp_path / "whole", tmp_path / "models", progress=False, skip_base_model_train=True)
     with monkeypatch.context() as patch:
-        plain = si_nb.rounds.run_round
+        plain = si_nb.loop.rounds.run_round
 
         def run_round(experiment, base, models, newest, number):
             if number > rounds:
                 raise KeyboardInterrupt
             return plain(experiment, base, models, newest, number)
 
-        patch.setattr(si_nb.rounds, "run_round", run_round)
+        patch.setattr(si_nb.loop.rounds, "run_round", run_round)
         with pytest.raises(KeyboardInterrupt):
             run_experiment(small(), *place, progress=False, skip_base_model_train=True)
     with pytest.raises(ConfigError, match="other training .*seed 1 instead of 0.*skip_base_model_train"):
@@ -534,7 +534,7 @@ INTERRUPTIONS = [("_label_arm", 4), ("_train_round", 2), ("measure", 3), ("_appe
 @pytest.mark.parametrize("place, call", INTERRUPTIONS)
 def test_a_stopped_arm_stays_stopped_after_an_interruption(place, call, models_dir, stopped, monkeypatch, tmp_path):
     """Interrupted before, at and after the end of an arm, a run goes on to the same bytes."""
-    plain, calls = getattr(si_nb.rounds, place), []
+    plain, calls = getattr(si_nb.loop.rounds, place), []
 
     def interrupted(*arguments):
         calls.append(place)
@@ -542,7 +542,7 @@ def test_a_stopped_arm_stays_stopped_after_an_interruption(place, call, models_d
             raise KeyboardInterrupt
         return plain(*arguments)
 
-    monkeypatch.setattr(si_nb.rounds, place, interrupted)
+    monkeypatch.setattr(si_nb.loop.rounds, place, interrupted)
     with pytest.raises(KeyboardInterrupt):
         go(models_dir, tmp_path / "run", stop_at(**ENDS))
     assert contents(go(models_dir, tmp_path / "run", stop_at(**ENDS))) == contents(stopped)

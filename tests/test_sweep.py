@@ -19,15 +19,16 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from si_nb import rounds, sweep
+from si_nb.loop import rounds
+from si_nb.loop import sweep
 from si_nb.cli import main
-from si_nb.complete import check_complete
-from si_nb.measurements import read_table
-from si_nb.model import ModelConfig
-from si_nb.rounds import run_experiment
-from si_nb.runs import RunConfig, identity, make_config
-from si_nb.storage import hold, read_sealed
-from si_nb.sweep import BASE_SETTINGS, ClusterExecutor, ClusterJob, SweepError, base_key, base_name, read_grid, run_sweep, sweep_run
+from si_nb.loop.complete import check_complete
+from si_nb.record.table import read_table
+from si_nb.model.gpt import ModelConfig
+from si_nb.loop.rounds import run_experiment
+from si_nb.loop.runs import RunConfig, identity, make_config
+from si_nb.record.storage import hold, read_sealed
+from si_nb.loop.sweep import BASE_SETTINGS, ClusterExecutor, ClusterJob, SweepError, base_key, base_name, read_grid, run_sweep, sweep_run
 
 SETTINGS = """
 [settings]

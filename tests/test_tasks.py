@@ -4,8 +4,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from si_nb.tasks import SPLITS, TASKS, UNSPLIT_DIGITS, add_reversed, is_right, make_base_data, make_problems, problem_class
-from si_nb.tokenizer import PAD, decode, encode
+from si_nb.problems.tasks import SPLITS, TASKS, UNSPLIT_DIGITS, add_reversed, is_right, make_base_data, make_problems, problem_class
+from si_nb.problems.tokenizer import PAD, decode, encode
 
 LENGTHS = (1, 2, 3, 5, 9, 18, 19, 20, 33, 64, 100)  # 18 to 20 digits is where 63 and 64 bits end
 

@@ -7,12 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import si_nb.trainer
-from si_nb.model import GPT, ModelConfig
-from si_nb.tasks import TASKS, make_base_data
-from si_nb.tokenizer import EQUALS, PAD, encode
-from si_nb.trainer import DeviceError, DivergedError, Mixture, TrainConfig, autocast, choose_device, choose_precision
-from si_nb.trainer import learning_rate_at, next_tokens, token_loss, train
+import si_nb.model.trainer
+from si_nb.model.gpt import GPT, ModelConfig
+from si_nb.problems.tasks import TASKS, make_base_data
+from si_nb.problems.tokenizer import EQUALS, PAD, encode
+from si_nb.model.trainer import DeviceError, DivergedError, Mixture, TrainConfig, autocast, choose_device, choose_precision
+from si_nb.model.trainer import learning_rate_at, next_tokens, token_loss, train
 
 CPU = torch.device("cpu")
 
@@ -103,8 +103,8 @@ def test_parts_hold_every_row_once(lengths, tokens_per_part):
     """Whatever its rows and however small its parts, a batch in parts has the same rows, real tokens and targets."""
     batch, packing = Mixture([rows_of(lengths, 15)], [1], CPU).draw(30, np.random.default_rng(0))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(si_nb.trainer._TOKENS_PER_PART, "cpu", tokens_per_part)
-        parts = si_nb.trainer._parts(batch, packing)
+        patch.setitem(si_nb.model.trainer._TOKENS_PER_PART, "cpu", tokens_per_part)
+        parts = si_nb.model.trainer._parts(batch, packing)
     texts = [row[row != PAD].tolist() for part, _ in parts for row in part]
     assert sorted(texts) == sorted(row[row != PAD].tolist() for row in batch)
     for part, own in parts:
@@ -117,7 +117,7 @@ def test_parts_change_no_step(loss_on, monkeypatch):
     """A step on a batch in many parts moves the weights as one on the whole batch, and reports the same loss."""
     base, models, losses = make_base_data(TASKS["reverse_addition"], 5, 2_000, np.random.default_rng(0)), [], []
     for tokens_per_part in (10**9, 200):
-        monkeypatch.setitem(si_nb.trainer._TOKENS_PER_PART, "cpu", tokens_per_part)
+        monkeypatch.setitem(si_nb.model.trainer._TOKENS_PER_PART, "cpu", tokens_per_part)
         models.append(new_model())
         config = TrainConfig(1, 0, 0, 128, 1e-3, epsilon=1e-4, loss_on=loss_on)
         losses.append(train(models[-1], Mixture([base], [1], CPU), config, np.random.default_rng(0)))
@@ -191,7 +191,7 @@ def test_a_gpu_learns_too():
 
 def test_matrices_decay_and_vectors_do_not():
     """Weight decay shrinks matrices by learning rate times weight decay in a step, and leaves gains and biases alone."""
-    from si_nb.trainer import _optimizer
+    from si_nb.model.trainer import _optimizer
 
     model = new_model(bias=True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}

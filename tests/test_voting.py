@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from si_nb.tokenizer import END, PAD, decode, encode
-from si_nb.voting import KEEP_RULES, NOISE_KINDS, damage_labels, label_length, label_quality, propose, wrong_agreement
+from si_nb.problems.tokenizer import END, PAD, decode, encode
+from si_nb.loop.voting import KEEP_RULES, label_quality, propose, wrong_agreement
+from si_nb.problems.noise import NOISE_KINDS, damage_labels
+from si_nb.problems.tasks import label_length
 
 
 @st.composite
@@ -27,7 +29,7 @@ def ballots(draw):
 def test_the_plurality_is_proposed(answers):
     """The label is the most frequent whole answer, the lowest-numbered voter's among equals, with its number of votes."""
     proposal = propose(answers)
-    assert proposal.voters == len(answers) and proposal.labels.dtype == np.uint8
+    assert proposal.answers is answers and proposal.labels.dtype == np.uint8
     for item, (label, votes) in enumerate(zip(proposal.labels, proposal.votes)):
         given_answers = [tuple(answer) for answer in answers[:, item]]
         most = max(Counter(given_answers).values())
@@ -43,7 +45,7 @@ def test_keep_rules(answers, threshold, lengths):
     kept = {name: rule.keep(proposal, lengths, threshold).tolist() for name, rule in KEEP_RULES.items()}
     texts = decode(proposal.labels)
     possible = ["$" in text and text.index("$") in lengths for text in texts]
-    agreed = [round(1000 * votes / proposal.voters) >= round(1000 * threshold) for votes in proposal.votes]
+    agreed = [round(1000 * votes / len(proposal.answers)) >= round(1000 * threshold) for votes in proposal.votes]
     assert kept["none"] == kept["oracle"] == [True] * len(texts)
     assert kept["length_filter"] == possible and kept["mv"] == agreed
     assert kept["mv_length"] == [both and also for both, also in zip(possible, agreed)]

@@ -2,11 +2,12 @@
 
 Run as: python results/conditions/design.py > results/conditions/grid.toml
 
-A bundle is one set of base models and three runs from it. Task, base length and width go through all their combinations
-in a random order, again and again. Bundles are added one by one; each is the best of many random ones of its combination
-for the determinant of the information matrix of a linear model in the logarithms of the settings, by the fourth root of
-its expense (D-optimality, greedily), so that every beginning of the grid is itself a balanced design. All random numbers
-come from one seed."""
+A bundle is one set of base models and three runs from it. Task, base length and width go through all their
+combinations in a random order, again and again. Bundles are added one by one. Each is the best of many random
+ones of its combination: the determinant of the information matrix of a linear model in the logarithms of the
+settings, divided by the fourth root of the bundle's expense, is largest (D-optimality, greedily). So every
+beginning of the grid is itself a balanced design. All random numbers come from one seed.
+"""
 
 import argparse
 import sys
@@ -19,7 +20,11 @@ import numpy as np
 TASKS = ("copy", "reverse", "reverse_addition")
 BASE_LENGTHS = {"copy": (6, 8, 12, 16), "reverse": (6, 8, 12, 16), "reverse_addition": (5, 7, 10)}
 WIDTHS = {"copy": (32, 64, 96), "reverse": (32, 64, 96), "reverse_addition": (64, 96)}
-BASE_STEPS = {"copy": (2_500, 5_000, 10_000), "reverse": (2_500, 5_000, 10_000), "reverse_addition": (3_000, 6_000, 12_000)}
+BASE_STEPS = {
+    "copy": (2_500, 5_000, 10_000),
+    "reverse": (2_500, 5_000, 10_000),
+    "reverse_addition": (3_000, 6_000, 12_000),
+}
 LEARNING_RATES = {32: 3e-3, 64: 2e-3, 96: 1.5e-3}
 ROUND_STEPS = (25, 100, 400)
 LABELS = (250, 1_000, 4_000)
@@ -43,7 +48,7 @@ class Base:
 
 @dataclass(frozen=True)
 class Run:
-    """Settings of a run from its base models on; voters and vote_threshold are of no effect where nobody votes."""
+    """Settings of a run after its base models; voters and vote_threshold matter only if there is a vote."""
 
     si_method: str
     si_iter: int
@@ -76,14 +81,35 @@ def features(base, run):
     strength = log(base.max_iters / BASE_STEPS[base.task][1], 4)
     steps, labels = log(run.si_iter / 100, 4), log(run.num_samples / 1_000, 4)
     vote, oracle = run.si_method.startswith("mv"), run.si_method == "oracle"
-    main = [1, base.task == "reverse", base.task == "reverse_addition", length, width, strength, steps, labels, oracle, vote]
+    main = [
+        1,
+        base.task == "reverse",
+        base.task == "reverse_addition",
+        length,
+        width,
+        strength,
+        steps,
+        labels,
+        oracle,
+        vote,
+    ]
     filters = [vote * log(run.voters / 3, 2), vote * (run.vote_threshold - 0.8) * 5]
-    both = [length * width, length * strength, steps * labels, vote * ((run.vote_threshold - 0.8) * 5) ** 2, vote * steps, vote * labels, vote * length, oracle * steps, oracle * length]
+    both = [
+        length * width,
+        length * strength,
+        steps * labels,
+        vote * ((run.vote_threshold - 0.8) * 5) ** 2,
+        vote * steps,
+        vote * labels,
+        vote * length,
+        oracle * steps,
+        oracle * length,
+    ]
     return np.array(main + filters + both + [length**2, width**2, strength**2, steps**2, labels**2], float)
 
 
 def draw_bundle(cell, generator):
-    """A set of base models and three runs from it: with a vote, without, and one more; at most one of five voters."""
+    """Base models and three runs from them: with a vote, without, one more; at most one of five voters."""
     while True:
         runs = {draw_run(generator) for _ in range(3)}
         votes = sum(run.si_method.startswith("mv") for run in runs)
@@ -92,10 +118,12 @@ def draw_bundle(cell, generator):
 
 
 def expense(base, runs):
-    """About what a bundle costs, in training steps of width 64 and ten digits; labels and measuring count as steps."""
+    """About what a bundle costs, labels and measuring included, in steps of width 64 and ten digits."""
     per_step = (0.4 + 0.6 * base.n_embd / 64) * (base.original_digits + 10) / 20
     voters = [run.voters if run.si_method.startswith("mv") else 1 for run in runs]
-    rounds = sum(25 * k * (run.si_iter + run.num_samples / 20 + 150) for k, run in zip(voters, runs, strict=True))
+    rounds = sum(
+        25 * k * (run.si_iter + run.num_samples / 20 + 150) for k, run in zip(voters, runs, strict=True)
+    )
     return per_step * (base.max_iters * max(run.voters for run in runs) + rounds)
 
 
@@ -107,7 +135,11 @@ def choose(bundles, candidates, seed):
         if len(chosen) % len(CELLS) == 0:
             cells = list(generator.permutation(len(CELLS)))
         cell = CELLS[cells.pop()]
-        pool = [bundle for bundle in (draw_bundle(cell, generator) for _ in range(candidates)) if bundle[0] not in dict(chosen)]
+        pool = [
+            bundle
+            for bundle in (draw_bundle(cell, generator) for _ in range(candidates))
+            if bundle[0] not in dict(chosen)
+        ]
         rows = np.stack([[features(base, run) for run in runs] for base, runs in pool])
         gains = np.linalg.slogdet(np.eye(3) + rows @ np.linalg.inv(information) @ rows.transpose(0, 2, 1))[1]
         best = int((gains / np.array([expense(base, runs) for base, runs in pool]) ** 0.25).argmax())
@@ -123,14 +155,17 @@ def group_text(number, base, runs):
     for letter, run in zip("abc", runs, strict=True):
         yield (
             f'[[group]]\nname = "{number:02d}{letter}"\nseeds = [{base.seed}]\n'
-            f'settings = {{ task = "{base.task}", original_digits = {base.original_digits}, n_embd = {base.n_embd}, n_head = {heads}, '
+            f'settings = {{ task = "{base.task}", original_digits = {base.original_digits}, '
+            f"n_embd = {base.n_embd}, n_head = {heads}, "
             f"learning_rate = {learning_rate}, max_iters = {base.max_iters}{answer}, "
             f'si_method = "{run.si_method}", si_iter = {run.si_iter}, num_samples = {run.num_samples}, '
             f"voters = {run.voters}, vote_threshold = {run.vote_threshold} }}\n"
         )
 
 
-HEAD = """# Conditions: small models on both sides of the boundary, chosen by design.py (D-optimal, greedily); do not edit by hand.
+HEAD = (
+    "# Conditions: small models on both sides of the boundary, chosen by design.py (D-optimal, greedily); "
+    """do not edit by hand.
 # Every beginning of this list is a balanced design, so the sweep may be stopped anywhere.
 
 [settings]
@@ -146,6 +181,7 @@ eval_samples = 128
 eval_interval = 500
 train_multiple_base = true # all runs of a bundle start from the same base models
 """
+)
 
 
 def main():

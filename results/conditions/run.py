@@ -18,9 +18,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from si_nb.measurements import read_table, trajectory
-from si_nb.rounds import run_experiment
-from si_nb.sweep import base_config, base_key, read_grid, sweep_run, train_base
+from si_nb.record.table import read_table, trajectory
+from si_nb.loop.rounds import run_experiment
+from si_nb.loop.sweep import base_config, base_key, read_grid, sweep_run, train_base
 
 OVER, ROUNDS_RUNNING = 0.1, 2  # accuracy at the newest length, rounds
 

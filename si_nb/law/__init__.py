@@ -1,0 +1,1 @@
+"""What the counts say about the rounds to come."""

@@ -1,0 +1,1 @@
+"""What answers: a small GPT, its decoding and its training."""
