@@ -33,7 +33,10 @@ setup(
     exclude_package_data={"si_nb": ["results/*/runs/*", "results/*/bases/*", "results/*/jobs/*"]},  # working folders of sweeps
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "cluster", "bench")},
-    entry_points={"console_scripts": settings["console_scripts"].split()},
+    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "docs", "cluster", "bench")},
+    entry_points={
+        "console_scripts": settings["console_scripts"].split(),
+        "nbdev": ["si_nb=si_nb._modidx:d"],  # names in backticks become links in documentation, here and elsewhere
+    },
     zip_safe=False,
 )
