@@ -12,7 +12,7 @@ from project import ROOT, read_settings
 
 CELL = """\
 try:
-    import google.colab
+    import google.colab  # noqa: F401
 except ImportError:
     pass  # not on Colab: si_nb is already here
 else:

@@ -2,9 +2,10 @@
 
 Run as: python results/conditions/run.py FOLDER [--jobs 2] [--grid results/conditions/grid.toml]
 
-Runs that have collapsed go on labelling in vain, and a strict vote that keeps nothing any more tries six problems for each
-label it wants: most of the time of a sweep would go into dead runs. So a run ends after two rounds running with less than a
-tenth of the newest problems answered exactly. Interrupted, it goes on with the same command. Tables are gathered as they come.
+Runs that have collapsed go on labelling in vain, and a strict vote that keeps nothing any more tries six
+problems for each label it wants: most of the time of a sweep would go into dead runs. So a run ends after two
+rounds running with less than a tenth of the newest problems answered exactly. Interrupted, it goes on with the
+same command. Tables are gathered as they come.
 """
 
 import argparse
@@ -18,9 +19,9 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from si_nb.record.table import read_table, trajectory
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.sweep import base_config, base_key, read_grid, sweep_run, train_base
+from si_nb.record.table import read_table, trajectory
 
 OVER, ROUNDS_RUNNING = 0.1, 2  # accuracy at the newest length, rounds
 
@@ -35,7 +36,11 @@ def is_over(table):
 
 def after_round(table):
     """What the loop asks after each round: the arms that should stop, and why."""
-    return {arm: f"below {OVER:g} for {ROUNDS_RUNNING} rounds" for arm, rows in table.groupby("arm") if is_over(rows)}
+    return {
+        arm: f"below {OVER:g} for {ROUNDS_RUNNING} rounds"
+        for arm, rows in table.groupby("arm")
+        if is_over(rows)
+    }
 
 
 def is_done(config, folder):
@@ -63,7 +68,11 @@ def carry_out_bundle(out, configs):
 
 def gather(runs, out):
     """One table of all runs that are done, one row for every run, and what they were made on."""
-    done = {name: sweep_run(run.config, out) for name, run in runs.items() if is_done(run.config, sweep_run(run.config, out))}
+    done = {
+        name: sweep_run(run.config, out)
+        for name, run in runs.items()
+        if is_done(run.config, sweep_run(run.config, out))
+    }
     if not done:
         return 0
     tables = {name: read_table(folder.measurements) for name, folder in done.items()}
@@ -71,9 +80,13 @@ def gather(runs, out):
     rows = []
     for name, run in runs.items():
         last = int(tables[name]["round"].max()) if name in tables else 0
-        status = "unfinished" if name not in tables else "finished" if last >= run.config.si_rounds else "over"
+        status = (
+            "unfinished" if name not in tables else "finished" if last >= run.config.si_rounds else "over"
+        )
         settings = {**asdict(run.config), "si_method": ",".join(run.config.si_method)}
-        rows.append({"run_id": name, "groups": ";".join(run.groups), "status": status, "last_round": last, **settings})
+        rows.append(
+            {"run_id": name, "groups": ";".join(run.groups), "status": status, "last_round": last, **settings}
+        )
     pd.DataFrame(rows).to_csv(out / "runs.csv", index=False, lineterminator="\n")
     shutil.copy(next(iter(done.values())).path / "environment.json", out / "environment.json")
     return len(done)
@@ -81,7 +94,9 @@ def gather(runs, out):
 
 def main():
     """Carry out what is not done yet, two bundles at a time."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("out", type=Path)
     parser.add_argument("--grid", type=Path, default=Path(__file__).parent / "grid.toml")
     parser.add_argument("--jobs", type=int, default=2)

@@ -37,6 +37,14 @@ def style(): # -> context manager
 
 class Picture(Figure):
     "A figure that a notebook shows by itself."
+
+    def __init__(
+        self,
+        **options, # what matplotlib's Figure takes, such as figsize in inches
+    ):
+        "An empty figure."
+        super().__init__(**options)
+
     def _repr_png_(self): return self.png()
 
     def png(self) -> bytes:
