@@ -16,7 +16,7 @@ from pathlib import Path
 from .figures import save_figures
 from .report import law_report, print_report
 from .law import LawError
-from .measurements import TableError, read_table
+from .measurements import TableError, read_settings, read_table
 from .monitor import stop_before_collapse
 from .storage import DamagedError, LockedError, StorageError, write_whole
 
@@ -193,7 +193,8 @@ def law_command(
 ) -> None:
     """Fit laws to tables and print them."""
     _check_law_flags(args)
-    report = law_report(read_table(*args.paths), args.until_round, args.threshold, args.law)
+    table, settings = read_table(*args.paths), read_settings(*args.paths)
+    report = law_report(table, args.until_round, args.threshold, args.law, settings=settings)
     print(json.dumps(report, indent=1)) if args.json else print_report(report)
 
 # %% ../nbs/23_cli.ipynb #f2e92b7b
@@ -202,8 +203,9 @@ def figures_command(
 ) -> None:
     """Draw the figures of tables."""
     _check_law_flags(args)
-    table = read_table(*args.paths)
-    _draw(table, law_report(table, args.until_round, args.threshold), Path(args.out), args.threshold)
+    table, settings = read_table(*args.paths), read_settings(*args.paths)
+    report = law_report(table, args.until_round, args.threshold, settings=settings)
+    _draw(table, report, Path(args.out), args.threshold)
 
 
 def _draw(table, report, out, threshold):
