@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'KEY', 'RUN', 'MINIMAL', 'QUANTITIES', 'RULES', 'TableError', 'check_table', 'measurement_table',
-           'append_rows', 'read_table', 'read_settings', 'results_folder', 'binomial_interval', 'accuracy_by_length',
+           'append_rows', 'read_table', 'results_folder', 'read_settings', 'binomial_interval', 'accuracy_by_length',
            'trajectory', 'error_budget']
 
 # %% ../nbs/07_measurements.ipynb #9ef68246
@@ -185,7 +185,13 @@ def read_table(
     table = pd.concat([_read_file(file) for file in files], ignore_index=True)
     return check_table(table, " + ".join(map(str, files)) if len(files) < 4 else f"{files[0]} and {len(files) - 1} more")
 
-# %% ../nbs/07_measurements.ipynb #1887ef55
+# %% ../nbs/07_measurements.ipynb #78b82c11
+def results_folder() -> Path: # folder with the committed tables, one folder per run
+    "Where the measured tables that come with si_nb lie."
+    package = Path(si_nb.__file__).parent
+    return package/"results" if (package/"results").is_dir() else package.parent/"results"
+
+# %% ../nbs/07_measurements.ipynb #a26bc923
 _NO_SETTINGS = ("groups", "status", "reason", "seconds")  # columns of a sweep's runs.csv that were not set
 
 def _settings_beside(file):
@@ -209,12 +215,6 @@ def read_settings(
     found = [_settings_beside(file) for path in paths for file in _table_files(path)]
     known = [settings for settings in found if settings is not None]
     return pd.concat(known, ignore_index=True).drop_duplicates("run_id", ignore_index=True) if known else None
-
-# %% ../nbs/07_measurements.ipynb #78b82c11
-def results_folder() -> Path: # folder with the committed tables, one folder per run
-    "Where the measured tables that come with si_nb lie."
-    package = Path(si_nb.__file__).parent
-    return package/"results" if (package/"results").is_dir() else package.parent/"results"
 
 # %% ../nbs/07_measurements.ipynb #d833c014
 def binomial_interval(
