@@ -21,7 +21,7 @@ from pathlib import Path
 from .law.figures import save_figures
 from .law.report import law_report, print_report
 from .law.round_curves import LawError
-from .record.table import LONGEST_LINE, TableError, printable, read_table
+from .record.table import LONGEST_LINE, TableError, printable, read_settings, read_table
 from .law.monitor import stop_before_collapse
 from .record.storage import DamagedError, LockedError, StorageError, write_whole
 
@@ -242,7 +242,8 @@ def law_command(
     args: argparse.Namespace,  # paths, until_round, threshold, law, json
 ) -> None:
     """Fit laws to tables and print them."""
-    report = law_report(read_table(*args.paths), args.until_round, args.threshold, args.law)
+    table, settings = read_table(*args.paths), read_settings(*args.paths)
+    report = law_report(table, args.until_round, args.threshold, args.law, settings=settings)
     print(json.dumps(report, indent=1)) if args.json else print_report(report)
 
 # %% ../nbs/cli.ipynb #f2e92b7b
@@ -250,8 +251,9 @@ def figures_command(
     args: argparse.Namespace,  # paths, until_round, threshold, out
 ) -> None:
     """Draw the figures of tables."""
-    table = read_table(*args.paths)
-    _draw(table, law_report(table, args.until_round, args.threshold), Path(args.out), args.threshold)
+    table, settings = read_table(*args.paths), read_settings(*args.paths)
+    report = law_report(table, args.until_round, args.threshold, settings=settings)
+    _draw(table, report, Path(args.out), args.threshold)
 
 
 def _draw(table, report, out, threshold):

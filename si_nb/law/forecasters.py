@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 
 from .length_curves import CurveError
-from .horizon import PARAMETERS, Population, course, load_population, margins
+from .horizon import PARAMETERS, Population, courses, load_population, margins
 from .round_curves import (FOREVER, LARGEST_HAZARD, LAWS, RIVALS, Fits, LawError, beta_binomial, bootstrap, crossing_round, first_round_below,
                        fit_laws)
 from ..record.table import RUN, TableError, check_table, check_trajectory, error_budget, is_number, printable, results_folder, trajectory
@@ -57,8 +57,10 @@ def collapse_round(
 
     Raises: LawError when the threshold is outside (0, 1]."""
     check_threshold(threshold)
-    series = trajectory.sort_values(RUN + ["round"])
-    number, rounds, successes, trials = series.groupby(RUN).ngroup().to_numpy(), *[series[c].to_numpy() for c in ("round", "successes", "trials")]
+    number = trajectory.groupby(RUN).ngroup().to_numpy()
+    order = np.lexsort((trajectory["round"].to_numpy(), number))
+    series, number = trajectory.iloc[order], number[order]
+    rounds, successes, trials = [series[c].to_numpy() for c in ("round", "successes", "trials")]
     below, starts = (rounds >= 1) & (successes < threshold * trials), np.flatnonzero(np.diff(number, prepend=-1))
     running = np.append(below[:-1] & below[1:] & (rounds[1:] == rounds[:-1] + 1) & (number[1:] == number[:-1]), [False] * (len(series) > 0))
     ends, never = np.append(starts[1:], len(series)) - 1, np.iinfo(np.int64).max
@@ -72,7 +74,7 @@ LEVEL = 0.9  # probability inside every interval of a forecast
 MOST_RESAMPLES = 100_000  # courses behind a forecast that a memory holds
 ROUNDS_AHEAD = 5  # how far the predicted accuracies go when nothing later was measured
 
-# %% ../../nbs/law/03_forecasters.ipynb #164eb446
+# %% ../../nbs/law/03_forecasters.ipynb #cee8dd72
 class Readings:
     "What forecasts read off a measurement table, each thing once, when it is first asked for."
     def __init__(
@@ -81,12 +83,18 @@ class Readings:
         whole: "Readings" = None, # of a larger table, of which this is a part; None: there is none
     ): self.table, self.whole = table, whole
 
+    @cached_property
+    def rows(self) -> dict: # run columns -> positions
+        "Where in the table the rows of every run are."
+        return self.table.groupby(RUN).indices
+
     def of(
         self,
         runs: pd.DataFrame, # run columns of the runs wanted
     ) -> "Readings": # of these runs
         "The readings of some of the runs, cut out of those of all."
-        return Readings(self.table.merge(runs[RUN].drop_duplicates(), on=RUN), self)
+        places = [self.rows[run] for run in runs[RUN].drop_duplicates().itertuples(index=False, name=None) if run in self.rows]
+        return Readings(self.table.iloc[np.sort(np.concatenate(places))] if places else self.table.iloc[:0], self)
 
     def _read(self, name, read):
         "A frame with run columns: cut out of the whole, or, where the whole cannot be read, for another run's sake, read here."
@@ -103,6 +111,14 @@ class Readings:
     def budget(self) -> pd.DataFrame: # as `si_nb.record.table.error_budget` gives it, without tau
         "Counts of every step of the error budget; TableError where they cannot be read."
         return self._read("budget", lambda table: error_budget(table)[lambda rows: rows["quantity"] != "tau"])
+
+    @cached_property
+    def counts(self) -> pd.DataFrame: # (successes, trials) by quantity, a row per run and round, 0 where a step was not measured
+        "The error budget laid out; None where one of its steps was never measured."
+        if not self.table["round"].gt(0).any(): return None
+        counts = self.budget.pivot(index=RUN + ["round"], columns="quantity", values=["successes", "trials"]).fillna(0)
+        needed = ["accuracy", "label_raw", "label_kept", "kept_right", "kept_wrong"]
+        return counts if all(q in counts["trials"] and counts["trials"][q].sum() > 0 for q in needed) else None
 
 # %% ../../nbs/law/03_forecasters.ipynb #91bab1c9
 @dataclass(frozen=True)
@@ -136,7 +152,7 @@ def look_back(
     alone = known is not None and len(known) == 1 and known["censored"].iloc[0]
     return Seen(series, table, origin, threshold, int(known["at_least"].iloc[0]) if alone else 1, population)
 
-# %% ../../nbs/law/03_forecasters.ipynb #b501944c
+# %% ../../nbs/law/03_forecasters.ipynb #e962e985
 def median_round(
     rounds: np.ndarray, # (B,) sample of collapse rounds; inf: never
 ) -> float: # one of them; inf: never
@@ -257,7 +273,7 @@ def horizon_outlook(
     except (TableError, CurveError) as error: raise LawError(f"no margin can be read: {error}") from None
     if not runs: raise LawError(f"no margin can be read: round {seen.origin} has no newest length")
     share, population = -(-resamples // len(runs)), seen.population or load_population()
-    found = [course(run, population, _rounds_left(seen), share, generator) for run in runs]
+    found = courses(runs, population, int(FOREVER) - seen.origin, share, generator)
     sample = np.concatenate([generator.multivariate_normal(f.known.mean, f.known.covariance, size=share) for f in found])
     return _from_paths([(run, f.accuracy) for run, f in zip(runs, found)], seen, rounds, float(np.mean([f.overdispersion for f in found])),
                        describe_parameters(PARAMETERS, sample))
@@ -274,27 +290,17 @@ class Budget:
     kappa: np.ndarray # (B,) learned share of wrong labels; None: no slope can be seen
     rest: np.ndarray # (B,) accuracy lost besides, at kappa, or at one where there is none
 
-# %% ../../nbs/law/03_forecasters.ipynb #e972c7d9
-def _round_counts(readings, until_round):
-    "Successes and trials of every step, a row per run and round; None where a step was not measured."
-    if not readings.table["round"].gt(0).any(): return None
-    budget = readings.budget
-    budget = budget[budget["round"] <= (budget["round"].max() if until_round is None else until_round)]
-    counts = budget.pivot(index=RUN + ["round"], columns="quantity", values=["successes", "trials"]).fillna(0)
-    needed = ["accuracy", "label_raw", "label_kept", "kept_right", "kept_wrong"]
-    enough = all(q in counts["trials"] and counts["trials"][q].sum() > 0 for q in needed)
-    return counts if enough else None
-
 # %% ../../nbs/law/03_forecasters.ipynb #f58f81fd
 def budget_factors(
-    table: pd.DataFrame, # measurement table of one arm, with label rows, or Readings of it
-    until_round: int = None, # leave later rounds out
+    table: pd.DataFrame, # measurement table of one arm, with label rows, or Readings of it up to the origin
+    until_round: int = None, # leave later rounds of a table out
     draws: int = 1000, # B
     generator: np.random.Generator = None, # source of chance; None: default_rng(0)
 ) -> Budget: # None when the table has no labels
     "Factors of the error budget from the counts, each count redrawn from its Beta posterior."
     generator = np.random.default_rng(0) if generator is None else generator
-    counts = _round_counts(table if isinstance(table, Readings) else Readings(table), until_round)
+    if not isinstance(table, Readings): table = Readings(table if until_round is None else table[table["round"] <= until_round])
+    counts = table.counts
     if counts is None: return None
     right, tried = counts["successes"], counts["trials"]
     beta = lambda q: generator.beta(right[q] + 0.5, tried[q] - right[q] + 0.5, size=(draws, len(counts)))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'KINDS', 'ANY', 'KNOTS', 'margins', 'design', 'Prior', 'posterior', 'fit_priors', 'simulate_margins',
-           'Link', 'fit_link', 'Population', 'fit_population', 'save_population', 'load_population', 'Course', 'course',
-           'rounds_left']
+           'Link', 'fit_link', 'Population', 'fit_population', 'save_population', 'load_population', 'Course',
+           'courses', 'course', 'rounds_left']
 
 # %% ../../nbs/law/02_horizon.ipynb #97756790
 import json
@@ -134,9 +134,12 @@ def simulate_margins(
     generator: np.random.Generator, # source of chance
 ) -> np.ndarray: # (B, rounds)
     "Margins after each of the next rounds."
-    margin, (c, b) = np.broadcast_to(np.asarray(margin, float), len(parameters)), np.asarray(parameters).T
-    path = np.empty((rounds, len(parameters)))
-    for i, chance in enumerate(generator.normal(scale=scatter, size=path.shape)):  # the law as in `design`, without its array
+    return _walked(margin, parameters, generator.normal(scale=scatter, size=(rounds, len(parameters))))
+
+def _walked(margin, parameters, chances):
+    "Margins (B, rounds) after each round, from what chance adds to its speed (rounds, B); the law of `design` without its array."
+    margin, (c, b), path = np.broadcast_to(np.asarray(margin, float), len(parameters)), np.asarray(parameters).T, np.empty(chances.shape)
+    for i, chance in enumerate(chances):
         speed = c + np.minimum(np.maximum(margin, _DEAD) - 1, 0) * b + chance
         margin = path[i] = margin - 1 + np.minimum(np.maximum(speed, _SLOWEST), _FASTEST)
     return path.T
@@ -291,6 +294,37 @@ class Course:
     overdispersion: float # scatter of counts around them
 
 # %% ../../nbs/law/02_horizon.ipynb #6ecb014b
+def _drawn(seen, population, rounds, draws, generator):
+    "What is known of a run and its link; margins to begin with (B,), parameters (B, 2) and chances (rounds, B) of its possible courses."
+    last = seen.iloc[-1]
+    if not np.isfinite(last["margin"]):
+        raise LawError(f"round {last['round']}: accuracy falls through one half at no measured length; measure longer ones")
+    prior, link = population.prior(last["task"], last["arm"])
+    known = posterior(prior, *_usable(seen.iloc[:-1]))
+    parameters = generator.multivariate_normal(known.mean, known.covariance, size=draws)
+    begin = last["margin"] + known.deviation * generator.standard_normal(draws)
+    return known, link, begin, parameters, generator.normal(scale=known.scatter, size=(rounds, draws))
+
+def courses(
+    runs: list, # margins of each run, rounds 0 to the last one seen
+    population: Population, # of runs measured before
+    rounds: int, # how many more
+    draws: int, # how many possible courses of each run
+    generator: np.random.Generator, # source of chance
+) -> list: # of Course, one per run
+    """Possible courses of some runs after the rounds seen, walked together.
+
+    Raises: LawError, one line, when the margin of a run's last round is not known."""
+    drawn = [_drawn(seen, population, rounds, draws, generator) for seen in runs]
+    together = [np.concatenate(parts, axis) for parts, axis in zip(zip(*[d[2:] for d in drawn]), (0, 0, 1))]
+    paths, found = np.split(_walked(*together), len(runs)), []
+    for seen, (known, link, *_), path in zip(runs, drawn, paths):
+        last, trained = seen.iloc[-1], seen["round"].iloc[-1] >= 1
+        steepness = link.steepness(last["margin"], last["successes"], last["trials"]) if trained else 1.0
+        scatter = link.own_overdispersion if trained else link.overdispersion
+        found.append(Course(known, float(last["margin"]), link.accuracy(path, steepness), scatter))
+    return found
+
 def course(
     seen: pd.DataFrame, # margins of one run, rounds 0 to the last one seen
     population: Population, # of runs measured before
@@ -301,16 +335,7 @@ def course(
     """Possible courses of a run after the rounds seen.
 
     Raises: LawError, one line, when the margin of the last round is not known."""
-    last = seen.iloc[-1]
-    if not np.isfinite(last["margin"]):
-        raise LawError(f"round {last['round']}: accuracy falls through one half at no measured length; measure longer ones")
-    prior, link = population.prior(last["task"], last["arm"])
-    known = posterior(prior, *_usable(seen.iloc[:-1]))
-    parameters = generator.multivariate_normal(known.mean, known.covariance, size=draws)
-    begin = last["margin"] + known.deviation * generator.standard_normal(draws)
-    path, trained = simulate_margins(begin, parameters, known.scatter, rounds, generator), last["round"] >= 1
-    steepness = link.steepness(last["margin"], last["successes"], last["trials"]) if trained else 1.0
-    return Course(known, float(last["margin"]), link.accuracy(path, steepness), link.own_overdispersion if trained else link.overdispersion)
+    return courses([seen], population, rounds, draws, generator)[0]
 
 # %% ../../nbs/law/02_horizon.ipynb #db493c4a
 def rounds_left(

@@ -107,12 +107,13 @@ def _no_law(series, threshold, line):
 
 # %% ../../nbs/law/05_report.ipynb #3dc7baaa
 def _differences(runs, settings):
-    "In words, the settings in which each run differs from most runs of its task and arm; nothing where they are not known."
-    if settings is None: return [""] * len(runs)
+    "In words, the settings in which each run differs from most runs of its task and arm, or that they are not known; nothing where no run has any."
+    if settings is None or not runs["run_id"].isin(settings["run_id"]).any(): return [""] * len(runs)
     known = runs[["run_id"]].merge(settings, on="run_id", how="left").set_index(runs.index).drop(columns=["run_id", "task", "seed", "si_method"], errors="ignore")
     usual = known.groupby([runs["task"], runs["arm"]]).transform(lambda values: values.mode().get(0))
     other = known.where(known.ne(usual) & known.notna())
-    return [", ".join(f"{name} {value}" for name, value in row.items() if pd.notna(value)) for row in other.to_dict("records")]
+    words = [", ".join(f"{name} {value}" for name, value in row.items() if pd.notna(value)) for row in other.to_dict("records")]
+    return np.where(runs["run_id"].isin(settings["run_id"]), words, "settings not known")
 
 def _subjects(series, settings):
     "Name and trajectory of what each fit is of: a cell of runs that differ in the seed alone, or a single run."
@@ -129,8 +130,8 @@ def _read_off(table, until_round):
     table = check_table(table)
     return trajectory(table), Readings(table if until_round is None else table[table["round"] <= until_round])
 
-# %% ../../nbs/law/05_report.ipynb #2e5782a4
-RESAMPLES, FEWEST_RESAMPLES = 1000, 200  # courses of each forecaster; where there are many fits, each gets its share of ten times as many
+# %% ../../nbs/law/05_report.ipynb #55347018
+RESAMPLES, FEWEST_RESAMPLES = 1000, 100  # courses of each forecaster; where there are many fits, each gets its share of ten times as many
 
 def law_report(
     table: pd.DataFrame, # measurement table, a table of round, successes, trials, or a trajectory

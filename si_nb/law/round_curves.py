@@ -380,8 +380,9 @@ def _step(slope, curvature, damping, held):
     return step, promised, (slope * whole).sum(-1) / 2
 
 # %% ../../nbs/law/01_round_curves.ipynb #19e7b65f
-_MOST_ITERATIONS, _PROMISED_GAIN = 150, 1e-6
+_FIRST_ITERATIONS, _MOST_ITERATIONS, _REFIT_ITERATIONS, _PROMISED_GAIN = 20, 150, 50, 1e-6
 _PATIENCE, _LEAST_GAIN = 10, 1e-3  # iterations that must gain this much together
+_CHANGES = np.array([8.0, 3.0, 1.0, 0.2])  # of the damping: after a step that lost, gained little, some, or most of what it promised
 _LARGEST_EFFECT = 6.0  # of a run, on the logarithm of its hazard: a factor of 400
 
 def fit_batch(
@@ -393,6 +394,7 @@ def fit_batch(
     starts: np.ndarray, # (B, k) float, parameters to begin from; (B, k + R) with the run effects u
     precision: np.ndarray = 0.0, # (k + R,) inverse variance of a normal prior around 0, in search coordinates; 0: no prior
     runs: np.ndarray = None, # (P,) number of each point's run, from 0; None: there are no run effects
+    iterations: int = _MOST_ITERATIONS, # steps tried, at most
 ) -> tuple: # parameters (B, k + R), weighted log-likelihood (B,) plus log prior without constants, converged (B,) bool
     "Maximum-likelihood fits of many data sets at once, by damped Fisher scoring within the bounds."
     forward, back = _coordinates(law)
@@ -407,7 +409,7 @@ def fit_batch(
         return [value - at**2 @ precision / 2, slope - at * precision, curvature + np.diag(precision)]
     best, slope, curvature = evaluated(work, slice(None))
     damping, done, before = np.full(len(work), 1e-2), np.zeros(len(work), bool), best.copy()
-    for iteration in range(1, _MOST_ITERATIONS + 1):
+    for iteration in range(1, iterations + 1):
         i = np.flatnonzero(~done)
         if len(i) == 0: break
         held = ((work[i] <= low) & (slope[i] <= 0)) | ((work[i] >= high) & (slope[i] >= 0))
@@ -417,7 +419,8 @@ def fit_batch(
         gain = found[0] - best[i]
         better = gain > 0
         for kept, new in zip((work, best, slope, curvature), (tried, *found)): kept[i[better]] = new[better]
-        damping[i] = np.clip(damping[i] * np.select([~better, gain > 0.5 * promised, gain > 0.1 * promised], [8.0, 0.2, 1.0], 3.0), 1e-9, 1e12)
+        trust = np.where(better, 1 + (gain > 0.1 * promised) + (gain > 0.5 * promised), 0)
+        damping[i] = np.minimum(np.maximum(damping[i] * _CHANGES[trust], 1e-9), 1e12)
         done[i] = (most < _PROMISED_GAIN) | (damping[i] >= 1e12) | held.all(-1)
         if iteration % _PATIENCE == 0: done, before = done | (best - before < _LEAST_GAIN), best.copy()
     return np.clip(back(work), *bounds), best, done
@@ -445,6 +448,11 @@ class Fit:
     weight: float = 0.0 # Akaike weight among the laws fitted together
     run_spread: float = 0.0 # standard deviation s of the run effects; 0: all runs follow one curve
     run_effects: np.ndarray = None # (R,) log multiplier u of the hazard of every run; None at run_spread 0
+
+    @property
+    def everything(self) -> np.ndarray:
+        "Parameters and run effects, (k + R,), to begin another fit from."
+        return self.parameters if self.run_effects is None else np.r_[self.parameters, self.run_effects]
 
 # %% ../../nbs/law/01_round_curves.ipynb #3e310662
 def _point_weights(data, overdispersion):
@@ -477,19 +485,24 @@ def fit_law(
     law: Law, # to fit
     data: Observed, # counts of one arm
     overdispersion: float = 0.0, # intra-class correlation rho of the counts
-    start: np.ndarray = None, # (k,) parameters to begin from; None: every point of the law's grid
+    start: np.ndarray = None, # (k,) parameters to begin from, or (k + R,) with run effects; None: every point of the law's grid
     run_spread: float = 0.0, # standard deviation s of the run effects; 0: all runs follow one curve
 ) -> Fit: # the best of all starting points
-    """Fit one law by maximum likelihood.
+    """Fit one law by maximum likelihood; of the grid's starting points, the best four go on to the end.
 
     Raises: LawError when there are fewer rounds than parameters."""
     k, data = len(law.parameters), _used(law, data)
     if data.number_of_rounds < k: raise LawError(f"{law.name} has {k} parameters and there are only {data.number_of_rounds} rounds; measure more rounds")
     precision = _precision(law, data, run_spread)
     starts = np.array(list(product(*[p.starts for p in law.parameters])) if start is None else [start])
-    starts = np.pad(starts, ((0, 0), (0, len(precision) - k)))
-    successes, weights = np.tile(data.successes, (len(starts), 1)), _point_weights(data, overdispersion)
-    parameters, value, converged = fit_batch(law, data.rounds, successes, data.trials, weights, starts, precision, data.runs)
+    starts, weights = np.pad(starts, ((0, 0), (0, len(precision) - starts.shape[1]))), _point_weights(data, overdispersion)
+    def fitted(starts, iterations):
+        successes = np.tile(data.successes, (len(starts), 1))
+        return fit_batch(law, data.rounds, successes, data.trials, weights, starts, precision, data.runs, iterations)
+    if len(starts) > 4:
+        tried, value, _ = fitted(starts, _FIRST_ITERATIONS)
+        starts = tried[np.argsort(-value, kind="stable")[:4]]
+    parameters, value, converged = fitted(starts, _MOST_ITERATIONS)
     best = parameters[value.argmax()]
     effects = best[k:] if len(best) > k else None
     likelihood = _marginal(_multiplied(law(data.rounds, best[:k]), best[k:], data.runs), data, overdispersion, effects, run_spread)
@@ -536,7 +549,7 @@ def estimate_dispersion(
     rho = estimate_overdispersion(fit, data)
     if not fit.run_spread: return rho, 0.0
     for _ in range(_UPDATES):
-        fit = fit_law(fit.law, data, rho, fit.parameters, fit.run_spread)
+        fit = fit_law(fit.law, data, rho, fit.everything, fit.run_spread)
         squares = (fit.run_effects**2 + _effect_variances(fit, _used(fit.law, data), rho)).sum()
         spread = np.sqrt((squares + PRIOR_RUNS * PRIOR_RUN_SPREAD**2) / (len(fit.run_effects) + PRIOR_RUNS))
         old, rho, fit = (rho, fit.run_spread), estimate_overdispersion(fit, data), replace(fit, run_spread=float(spread))
@@ -590,7 +603,7 @@ def fit_laws(
     spread = PRIOR_RUN_SPREAD if data.runs.max() > 0 else 0.0
     first = [fit_law(law, data, PRIOR_OVERDISPERSION, run_spread=spread) for law in possible.values()]
     rho, spread = estimate_dispersion(min(first, key=_rank), data)
-    fits = [replace(again := fit_law(f.law, data, rho, f.parameters, spread), converged=again.converged and f.converged) for f in first]
+    fits = [replace(again := fit_law(f.law, data, rho, f.everything, spread), converged=again.converged and f.converged) for f in first]
     fits = sorted(fits, key=_rank)
     return Fits({f.law.name: replace(f, weight=float(w)) for f, w in zip(fits, _weights(fits))}, left_out, rho, data, spread)
 
@@ -610,5 +623,5 @@ def bootstrap(
     added = k / len(data.rounds)
     counts = beta_binomial((rate * data.trials + added / 2) / (data.trials + added), data.trials, overdispersion, generator).astype(float)
     start = np.pad(np.tile(fit.parameters, (resamples, 1)), ((0, 0), (0, len(precision) - k)))
-    parameters, _, converged = fit_batch(fit.law, data.rounds, counts, data.trials, _point_weights(data, overdispersion), start, precision, data.runs)
+    parameters, _, converged = fit_batch(fit.law, data.rounds, counts, data.trials, _point_weights(data, overdispersion), start, precision, data.runs, _REFIT_ITERATIONS)
     return parameters[:, :k], converged

@@ -32,9 +32,7 @@ class Task:
     operands: int  # number of operands in a prompt
     solve: Callable  # operand digit arrays -> (N, width) answer digits and (N,) answer lengths
     carries: int  # digits by which an answer may be longer than the longest operand
-    leading: int | None = (
-        None  # column of an operand's most significant digit, which is not zero; None: no numbers
-    )
+    leading: int | None = None  # column of an operand's leading digit, not zero; None: no numbers
 
     def prompt_width(
         self,

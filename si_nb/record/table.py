@@ -296,7 +296,7 @@ def results_folder() -> Path: # folder with the committed tables, one folder per
     package = Path(si_nb.__file__).parent
     return package/"results" if (package/"results").is_dir() else package.parent/"results"
 
-# %% ../../nbs/record/01_table.ipynb #1887ef55
+# %% ../../nbs/record/01_table.ipynb #a26bc923
 _NO_SETTINGS = ("groups", "status", "reason", "seconds")  # columns of a sweep's runs.csv that were not set
 
 def _settings_beside(file):
