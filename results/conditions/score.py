@@ -1,0 +1,196 @@
+"""Score forecasts of lives: the law of conditions and its rivals, all on runs whose condition none of them has seen.
+
+Run as: python results/conditions/score.py            (needs lifelines and scikit-learn beside si_nb; some minutes)
+
+A condition is a task with a base length, width, base steps and batch. Conditions are dealt into folds; everything that learns
+does so on the other folds. Origins are fixed rounds among runs still alive there. Writes results/conditions/scores.csv: for
+each run, origin and forecaster the probability of being alive R rounds on and whether it was (only where the run was meant to go
+so far, so that nothing depends on how it went), the censored ranked probability score of ln(collapse length / base
+length), the interval, the call and its error.
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from lifelines import LogNormalAFTFitter
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from si_nb.law import conditions as law_of
+from si_nb.law.forecasters import collapse_round, forecast
+from si_nb.law.horizon import KINDS, course, fit_population, margins
+from si_nb.law.round_curves import LawError
+from si_nb.record.table import RUN, error_budget, trajectory
+
+SWEEPS = ("sweep", "long", "copy", "reverse_addition", "conditions")
+ORIGINS, AHEAD, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), (5, 10, 20), 6, 400, 60
+SETTINGS = ("original_digits", "n_embd", "max_iters", "si_iter", "num_samples", "batch_size", "voters", "vote_threshold")
+
+
+def sample_of(survival, generator):
+    """Collapse rounds drawn from a survival curve over the next rounds; inf where it never falls so far."""
+    below = np.asarray(survival)[None] < generator.random(DRAWS)[:, None]
+    return np.where(below.any(1), below.argmax(1) + 1.0, np.inf)
+
+
+def kaplan_meier(left, ended):
+    """Survival over the next rounds of runs that had so many rounds left, ended or only watched so long."""
+    rounds = np.arange(1, FARTHEST + 1)
+    at_risk = (left[:, None] >= rounds).sum(0)
+    died = ((left[:, None] == rounds) & ended[:, None]).sum(0)
+    return np.cumprod(1 - died / np.maximum(at_risk, 1))
+
+
+def features(fate):
+    """Settings as logarithms, kinds and tasks as indicators, and the base model's curve."""
+    found = np.log(fate[list(SETTINGS)].astype(float))
+    for column in ("kind", "task"):
+        found = found.join(pd.get_dummies(fate[column]).reindex(columns=sorted(CATEGORIES[column])[1:], fill_value=False).astype(float))
+    return found.assign(ratio=fate["ratio"], steep=fate["steep"])
+
+
+CATEGORIES = {"kind": {"unvoted", "voted", "oracle"}, "task": {"copy", "reverse", "reverse_addition"}}
+
+
+class Everything:
+    """All tables once, and what each forecaster learns from some of the runs."""
+
+    def __init__(self):
+        self.table, self.runs = law_of.read_runs(*[name for name in SWEEPS])
+        self.states = law_of.states(self.table)
+        self.steps = law_of.transitions(self.states, error_budget(self.table), self.runs)
+        self.margins, self.series = margins(self.table), trajectory(self.table)
+        fate = collapse_round(self.series).merge(self.runs.drop(columns=["task", "seed"]), on="run_id").assign(kind=lambda f: f["arm"].map(KINDS))
+        start = self.states[self.states["round"] == 0].set_index("run_id")
+        fate["ratio"] = np.log(start["horizon"] / start["length"]).reindex(fate["run_id"]).to_numpy()
+        fate["steep"] = np.log(start["steepness"]).reindex(fate["run_id"]).to_numpy()
+        for name, columns in {"base": law_of.BASE, "condition": law_of.CONDITION}.items():
+            fate[name] = fate[columns].astype(str).agg(" ".join, axis=1)
+        self.fate = fate.dropna(subset=["ratio"]).reset_index(drop=True)
+
+    def learn(self, known):
+        """What is taught by the runs whose names are known."""
+        here = {name: getattr(self, name)[getattr(self, name)["run_id"].isin(known)].reset_index(drop=True) for name in ("states", "steps", "runs", "margins", "fate")}
+        learned = dict(here, law=law_of.fit_law(here["states"], here["steps"], here["runs"], 20))
+        learned["population"] = fit_population(here["margins"])
+        alive = here["margins"][here["margins"]["margin"] > 0].dropna(subset=["speed"])
+        by_run = alive.groupby("run_id")["speed"].agg(["mean", "std", "size"])
+        learned["speed"] = (by_run["mean"].clip(-1, 2).mean(), by_run["mean"].clip(-1, 2).std(), by_run["std"].median())
+        learned["trees"], learned["aft"] = self.learn_hazard(here["fate"]), self.learn_life(here["fate"])
+        rounds = here["states"].merge(here["fate"][["run_id", "kind", "at_least", "censored"]], on="run_id")
+        rounds["left"] = rounds["at_least"] - rounds["round"]
+        learned["rounds"] = rounds[rounds["left"] > 0].reset_index(drop=True)
+        errors = here["fate"][["run_id", "kind"]].merge(here["margins"], on="run_id").query("margin > 0")
+        rate = 1 - errors["successes"] / errors["trials"]
+        errors["growth"] = rate.groupby(errors["run_id"]).diff()
+        learned["growth"] = errors.groupby("kind")["growth"].agg(["mean", "std"])
+        return learned
+
+    @staticmethod
+    def learn_hazard(fate):
+        """Boosted trees for the chance of collapse in a round."""
+        rows = fate.loc[fate.index.repeat(fate["at_least"])].reset_index(drop=True)
+        rows["number"] = rows.groupby("run_id").cumcount() + 1
+        dies = (rows["number"] == rows["at_least"]) & ~rows["censored"]
+        X = features(rows).assign(number=rows["number"])
+        return HistGradientBoostingClassifier(max_depth=3, max_iter=120, learning_rate=0.08, min_samples_leaf=10, random_state=0).fit(X.to_numpy(), dies)
+
+    @staticmethod
+    def learn_life(fate):
+        """Log-linear accelerated failure time."""
+        X = features(fate).assign(life=fate["at_least"].clip(lower=1), died=(~fate["censored"]).astype(int))
+        X = X.loc[:, X.nunique() > 1]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return LogNormalAFTFitter(penalizer=0.02).fit(X, "life", "died")
+
+
+def forecasts(every, learned, run, origin, generator):
+    """Collapse rounds after the origin, a sample of each forecaster; {name: (B,)}."""
+    states = every.states[(every.states["run_id"] == run["run_id"]) & (every.states["round"] <= origin)]
+    seen = every.steps[(every.steps["run_id"] == run["run_id"]) & (every.steps["round"] < origin)]
+    margin = every.margins[(every.margins["run_id"] == run["run_id"]) & (every.margins["round"] <= origin)]
+    state, settings = states.iloc[-1], law_of.complete({**run[list(SETTINGS)], "task": run["task"], "si_method": run["arm"]})
+    below, found = state["log_odds"] < 0, {}
+
+    def ends(accuracy):
+        return law_of.collapse_rounds(accuracy, origin, below) - origin
+
+    found["conditions"] = ends(law_of.courses(learned["law"], settings, FARTHEST, DRAWS, generator, state, seen).accuracy)
+    if origin == 0:
+        found["conditions, settings only"] = ends(law_of.courses(learned["law"], settings, FARTHEST, DRAWS, generator).accuracy)
+    found["horizon law"] = ends(course(margin, learned["population"], FARTHEST, DRAWS, generator).accuracy)
+    mean, between, within = learned["speed"]
+    own = mean + between * generator.standard_normal((DRAWS, 1)) + within * generator.standard_normal((DRAWS, FARTHEST))
+    found["constant speed"] = ends(0.5 + np.sign(margin["margin"].iloc[-1] + np.cumsum(own - 1, 1)) / 4)
+    same = learned["fate"][(learned["fate"]["kind"] == run["kind"]) & (learned["fate"]["at_least"] > origin)]
+    found["median of the living"] = sample_of(kaplan_meier(same["at_least"].to_numpy() - origin, ~same["censored"].to_numpy()), generator)
+    near = learned["rounds"][learned["rounds"]["kind"] == run["kind"]]
+    apart = ((near["horizon"] - near["length"] - state["horizon"] + state["length"]) / 1.0) ** 2 + ((near["log_odds"] - state["log_odds"]) / 2) ** 2
+    five = near.loc[apart.sort_values().index].drop_duplicates("run_id").head(5)
+    found["five neighbours"] = sample_of(kaplan_meier(five["left"].to_numpy(), ~five["censored"].to_numpy()), generator)
+    later = np.arange(origin, origin + FARTHEST + 1)
+    one = run.to_frame().T.infer_objects()
+    curve = learned["aft"].predict_survival_function(features(one), times=np.maximum(later, 1e-6)).to_numpy()[:, 0]
+    found["failure time"] = sample_of(curve[1:] / max(curve[0], 1e-9), generator)
+    X = np.c_[np.repeat(features(one).to_numpy(float), FARTHEST, 0), later[1:]]
+    found["boosted trees"] = sample_of(np.cumprod(1 - learned["trees"].predict_proba(X)[:, 1]), generator)
+    growth, error = learned["growth"].loc[run["kind"]], 1 - margin["successes"].iloc[-1] / margin["trials"].iloc[-1]
+    found["self-training bound"] = ends(1 - error - np.maximum(generator.normal(growth["mean"], growth["std"], (DRAWS, 1)), 0) * np.arange(1, FARTHEST + 1))
+    series = every.series[every.series["run_id"] == run["run_id"]]
+    for name in ("logit_line", "exponential_floor"):
+        try:
+            found[name.replace("_", " ")] = forecast(series, origin, 0.5, name, 60, generator).collapses - origin
+        except LawError:
+            pass  # too few rounds, or no errors, for a curve
+    return found
+
+
+def scored(run, origin, sample, generator):
+    """One row of scores: nothing in it depends on how long the run was watched beyond what was planned."""
+    n0, planned = run["original_digits"], run["si_rounds"]
+    rounds = sample + origin
+    row = {"median": np.quantile(rounds, 0.5, method="inverted_cdf")}
+    for level in (50, 90):
+        row[f"low_{level}"], row[f"high_{level}"] = np.quantile(rounds, [0.5 - level / 200, 0.5 + level / 200], method="inverted_cdf")
+        row[f"inside_{level}"] = (run["censored"] or run["at_least"] >= row[f"low_{level}"]) and run["at_least"] <= row[f"high_{level}"]
+    for ahead in AHEAD:
+        row[f"p_{ahead}"] = (rounds > origin + ahead).mean()
+        known = origin + ahead <= planned
+        row[f"alive_{ahead}"] = float(run["at_least"] > origin + ahead) if known else np.nan
+    grid = np.arange(origin + 1, planned + 1)  # the score is an integral over ln length up to the planned end
+    below, happened = (rounds[:, None] <= grid).mean(0), (grid >= run["at_least"]) & (not run["censored"])
+    row["crps"] = float((np.log((n0 + grid + 1) / (n0 + grid)) * (below - happened) ** 2).sum())
+    off = max(run["at_least"] - row["median"], 0) if run["censored"] else abs(row["median"] - run["at_least"])
+    return {**row, "error": off, "close": off <= 2 or off <= 0.1 * (n0 + run["at_least"])}
+
+
+def deal(fate, generator):
+    """A fold for every run, the same for all runs of a condition."""
+    names = generator.permutation(sorted(fate["condition"].unique()))
+    return fate["condition"].map({name: number % FOLDS for number, name in enumerate(names)})
+
+
+def main():
+    """Score everything and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scores.csv")
+    args = parser.parse_args()
+    every, generator, rows = Everything(), np.random.default_rng(0), []
+    fold = deal(every.fate, generator)
+    for number in range(FOLDS):
+        learned = every.learn(set(every.fate["run_id"][fold != number]))
+        for _, run in every.fate[fold == number].iterrows():
+            reached = every.states.loc[every.states["run_id"] == run["run_id"], "round"]
+            for origin in (o for o in ORIGINS if o < min(run["at_least"], reached.max())):
+                for name, sample in forecasts(every, learned, run, origin, generator).items():
+                    label = {"run_id": run["run_id"], "task": run["task"], "kind": run["kind"], "sweep": run["sweep"], "base": run["base"], "condition": run["condition"]}
+                    rows.append({**label, "origin": origin, "forecaster": name, **scored(run, origin, sample, generator), "at_least": run["at_least"], "censored": run["censored"]})
+        print(f"fold {number + 1} of {FOLDS}", flush=True)
+    pd.DataFrame(rows).round(4).to_csv(args.out, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    main()
