@@ -20,7 +20,7 @@ import pandas as pd
 from scipy.optimize import least_squares
 from scipy.special import betaln, comb, expit, logit
 
-from .length_curves import counts_by_length, horizon
+from .length_curves import horizon
 from .round_curves import LawError
 from ..record.table import QUANTITIES, RUN, check_table, error_budget, measurement_table, read_table, results_folder, trajectory
 
@@ -85,8 +85,14 @@ def states(
     """The state of every round of every run, base model included.
 
     Raises: TableError as `trajectory` does, LawError where too few lengths were measured."""
-    rows, lengths, successes, trials = counts_by_length(table)
-    found = pd.concat([rows, fit_states(lengths, successes, trials)], axis=1).merge(trajectory(table), on=[*RUN, "round"])
+    accuracy = check_table(table).query("quantity == 'accuracy' and trials > 0")
+    counts = accuracy.pivot(index=[*RUN, "voter", "round"], columns="length", values=["successes", "trials"]).fillna(0)
+    each = fit_states(counts["trials"].columns.to_numpy(float), counts["successes"].to_numpy(float), counts["trials"].to_numpy(float))
+    logs = each.assign(horizon=np.log(each["horizon"]), steepness=np.log(each["steepness"])).set_index(counts.index).groupby([*RUN, "round"])
+    found, voters = logs.mean(), logs.size()
+    found[["horizon", "steepness"]] = np.exp(found[["horizon", "steepness"]])
+    found[["log_horizon_error", "log_steepness_error"]] = found[["log_horizon_error", "log_steepness_error"]].div(np.sqrt(voters), axis=0)
+    found = found.reset_index().merge(trajectory(table), on=[*RUN, "round"])
     found["log_odds"] = found["steepness"] * np.log(found["horizon"] / found["length"])
     return found.sort_values([*RUN, "round"], ignore_index=True)
 
@@ -108,7 +114,7 @@ def complete(
     found = {name: settings.get(name, value) for name, value in MIDDLE.items()}
     if isinstance(found["si_method"], (list, tuple)) and len(found["si_method"]) == 1:
         found["si_method"] = found["si_method"][0]
-    if found["si_method"] not in TRIES:
+    if not isinstance(found["si_method"], str) or found["si_method"] not in TRIES:
         raise LawError(f"si_method {found['si_method']!r}: the law knows one keep rule at a time, out of {', '.join(TRIES)}")
     for name in _NUMBERS:
         if isinstance(found[name], (bool, str)) or not np.isfinite(found[name]) or found[name] <= 0:
@@ -388,8 +394,8 @@ def fit_parameters(
     return found
 
 # %% ../../nbs/law/08_conditions.ipynb #ef5b74dc
-CURVE = {f"{what}{of}": Parameter(f"base model's {what}{of.replace('_', ', ')}", "1", guess if of == "" else 0.0, 1.0 if of == "" else 0.5)
-         for what, guess in {"ratio": 0.26, "steep": 2.9}.items() for of in ("", "_steps", "_width", "_length", "_addition")}
+CURVE = {f"{what}{of}": Parameter(f"base model's {name}{of.replace('_', ', ')}", "1", guess if of == "" else 0.0, 1.0 if of == "" else firm)
+         for what, name, guess, firm in (("ratio", "ln(h / n)", 0.26, 0.1), ("steep", "ln k", 2.9, 0.3)) for of in ("", "_steps", "_width", "_length", "_addition")}
 
 
 def curve_design(
@@ -455,11 +461,13 @@ class Law:
 # %% ../../nbs/law/08_conditions.ipynb #31498169
 def _spread(error, size, run):
     """Scale of single rounds and deviation between runs of `error` = size * own effect + round's scatter."""
+    if len(error) == 0:  # nobody voted: a log-odds of one, and half of it between runs
+        return 0.5, 1.0
     scale = np.median(np.abs(error)) / _TAIL_MEDIAN
     clipped = np.clip(error, -3 * scale, 3 * scale)
     sums = pd.DataFrame({"run": run, "xy": size * clipped, "xx": size**2}).groupby("run").sum()
     own, noise = sums["xy"] / sums["xx"].clip(lower=1e-12), 1.5 * scale**2 / sums["xx"].clip(lower=1e-12)
-    known = noise < noise.quantile(0.75)  # runs that say something
+    known = noise <= noise.quantile(0.75)  # runs that say something
     tried = np.geomspace(0.01, 3, 100)[:, None] * max(1e-3, float(np.median(np.abs(own[known]))))
     likelihood = -0.5 * (np.log(tried**2 + noise[known].to_numpy()) + own[known].to_numpy() ** 2 / (tried**2 + noise[known].to_numpy())).sum(1)
     return float(tried[likelihood.argmax(), 0]), float(scale)
@@ -526,7 +534,7 @@ def save_law(
     path: str,  # a JSON file
 ) -> Path:  # that file
     """Write a law as JSON, four significant digits."""
-    short = json.loads(json.dumps(asdict(law)), parse_float=lambda text: float(f"{float(text):.4g}"))
+    short = json.loads(json.dumps({**asdict(law), "covariance": np.asarray(law.covariance).tolist()}), parse_float=lambda text: float(f"{float(text):.4g}"))
     Path(path).write_text(json.dumps(short, indent=None, separators=(", ", ": ")).replace('], [', '],\n  [').replace('}, "', '},\n "') + "\n")
     return Path(path)
 
