@@ -22,7 +22,7 @@ from si_nb.law import conditions as law_of
 from si_nb.law.forecasters import collapse_round, forecast
 from si_nb.law.horizon import KINDS, course, fit_population, margins
 from si_nb.law.round_curves import LawError
-from si_nb.record.table import RUN, error_budget, trajectory
+from si_nb.record.table import error_budget, trajectory
 
 SWEEPS = ("sweep", "long", "copy", "reverse_addition", "conditions")
 ORIGINS, AHEAD, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), (5, 10, 20), 6, 400, 60
@@ -186,8 +186,7 @@ def main():
             reached = every.states.loc[every.states["run_id"] == run["run_id"], "round"]
             for origin in (o for o in ORIGINS if o < min(run["at_least"], reached.max())):
                 for name, sample in forecasts(every, learned, run, origin, generator).items():
-                    label = {"run_id": run["run_id"], "task": run["task"], "kind": run["kind"], "sweep": run["sweep"], "base": run["base"], "condition": run["condition"]}
-                    rows.append({**label, "origin": origin, "forecaster": name, **scored(run, origin, sample, generator), "at_least": run["at_least"], "censored": run["censored"]})
+                    rows.append({"run_id": run["run_id"], "origin": origin, "forecaster": name, **scored(run, origin, sample, generator)})
         print(f"fold {number + 1} of {FOLDS}", flush=True)
     pd.DataFrame(rows).round(4).to_csv(args.out, index=False, lineterminator="\n")
 
