@@ -15,8 +15,13 @@ from .law import LawError
 from .measurements import RUN, TableError, check_table, is_number, printable, trajectory
 from .report import reproduction_number
 
-# %% ../nbs/17_monitor.ipynb #6283bc0d
-RESAMPLES = 500  # possible courses behind a forecast
+# %% ../nbs/17_monitor.ipynb #a76271ab
+def _check(within, threshold, law):
+    "Refuse what could never work before the first round."
+    if not is_number(within, Integral) or within < 1:
+        raise LawError(f"a collapse within {printable(repr(within))} rounds; give a whole number, 1 or more")
+    check_threshold(threshold)
+    check_choice(law)
 
 
 def _one_run(rows):
@@ -24,6 +29,9 @@ def _one_run(rows):
     table = check_table(rows, "rows")
     if table.groupby(RUN).ngroups > 1: raise TableError("rows of several runs or arms; give each a monitor of its own")
     return table
+
+# %% ../nbs/17_monitor.ipynb #6283bc0d
+RESAMPLES = 500  # possible courses behind a forecast
 
 
 def _is_silent(table):
@@ -51,14 +59,6 @@ def forecast_so_far(
     return None
 
 # %% ../nbs/17_monitor.ipynb #ac3e6b74
-def _check(within, threshold, law):
-    "Refuse what could never work before the first round."
-    if not is_number(within, Integral) or within < 1:
-        raise LawError(f"a collapse within {printable(repr(within))} rounds; give a whole number, 1 or more")
-    check_threshold(threshold)
-    check_choice(law)
-
-
 def reason_to_stop(
     table: pd.DataFrame, # measurement table of one run and arm, up to now
     within: int, # stop when the collapse is forecast at most so many rounds after the newest one
