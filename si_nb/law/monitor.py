@@ -17,8 +17,13 @@ from .round_curves import LawError
 from ..record.table import RUN, TableError, check_table, is_number, printable, trajectory
 from .report import reproduction_number
 
-# %% ../../nbs/law/07_monitor.ipynb #6283bc0d
-RESAMPLES = 500  # possible courses behind a forecast
+# %% ../../nbs/law/07_monitor.ipynb #a76271ab
+def _check(within, threshold, law):
+    "Refuse what could never work before the first round."
+    if not is_number(within, Integral) or within < 1:
+        raise LawError(f"a collapse within {printable(repr(within))} rounds; give a whole number, 1 or more")
+    check_threshold(threshold)
+    check_choice(law)
 
 
 def _one_run(rows):
@@ -26,6 +31,9 @@ def _one_run(rows):
     table = check_table(rows, "rows")
     if table.groupby(RUN).ngroups > 1: raise TableError("rows of several runs or arms; give each a monitor of its own")
     return table
+
+# %% ../../nbs/law/07_monitor.ipynb #6283bc0d
+RESAMPLES = 500  # possible courses behind a forecast
 
 
 def _is_silent(table):
@@ -53,14 +61,6 @@ def forecast_so_far(
     return None
 
 # %% ../../nbs/law/07_monitor.ipynb #ac3e6b74
-def _check(within, threshold, law):
-    "Refuse what could never work before the first round."
-    if not is_number(within, Integral) or within < 1:
-        raise LawError(f"a collapse within {printable(repr(within))} rounds; give a whole number, 1 or more")
-    check_threshold(threshold)
-    check_choice(law)
-
-
 def reason_to_stop(
     table: pd.DataFrame, # measurement table of one run and arm, up to now
     within: int, # stop when the collapse is forecast at most so many rounds after the newest one
