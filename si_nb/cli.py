@@ -2,7 +2,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'make_parser', 'CommandError', 'forecast_origin',
-           'law_command', 'figures_command', 'run_command', 'cost_command', 'bench_command', 'sweep_command', 'main']
+           'law_command', 'figures_command', 'run_command', 'cost_command', 'bench_command', 'sweep_command',
+           'check_command', 'main']
 
 # %% ../nbs/23_cli.ipynb #3dc7ecc9
 import argparse
@@ -64,8 +65,8 @@ def add_config_flags(
 # %% ../nbs/23_cli.ipynb #13e793ec
 def _add_place_flags(run):
     run.add_argument("--run_dir", help="folder of the run (default: runs/ and a name made from the settings)")
-    run.add_argument("--models_dir", help="folder of the weights (default: models in the run folder)")
-    run.add_argument("--data_dir", help="folder of the kept labels (default: data in the run folder)")
+    run.add_argument("--models_dir", help="gets a folder of base models, which runs may share, and one of the run's own weights (default: models in the run folder)")
+    run.add_argument("--data_dir", help="gets a folder of the run's kept labels (default: data in the run folder)")
     run.add_argument("--resume", default="auto", help="auto: go on with the run in the folder; never: refuse it")
     run.add_argument("--checkpoint_minutes", type=float, default=5, help="training that an interruption may cost at most (default: 5)")
     run.add_argument("--skip_base_model_train", action="store_true", help="take the base models from models_dir")
@@ -149,14 +150,22 @@ def _add_bench(commands):
     bench.add_argument("--repeats", type=int, default=3, help="times that each is measured, in turns (default: 3)")
     bench.add_argument("--json", metavar="FILE", help="write all repeats, the sizes and the machine's speed there")
 
+# %% ../nbs/23_cli.ipynb #17b8e50b
+def _add_check(commands):
+    meaning = "check every file of a run, a sweep or a folder of them: a line for each that is not as it should be; nothing is written"
+    check = commands.add_parser("check", help="check the files of a run, a sweep or a folder of them", description=meaning)
+    check.add_argument("folder", metavar="FOLDER", help="of a run, a sweep, base models, or several of them")
+    check.add_argument("--models_dir", help="folder of the weights (default: models in each run folder)")
+    check.add_argument("--data_dir", help="folder of the kept labels (default: data in each run folder)")
+
 # %% ../nbs/23_cli.ipynb #15b53984
 def make_parser(
     command: str | None = None,  # the command that will be parsed; None for all
 ) -> OneLineParser:  # knows the commands
     """The parser; `run` and `cost` are left out, with the imports they need, when another command is asked for."""
     parser = OneLineParser(prog="si_nb", description="How long can a transformer teach itself?")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|cost|sweep|law|figures|bench")
-    if command not in ("sweep", "law", "figures", "bench"):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|cost|sweep|law|figures|bench|check")
+    if command not in ("sweep", "law", "figures", "bench", "check"):
         _add_run(commands)
         _add_cost(commands)
     _add_sweep(commands)
@@ -166,6 +175,7 @@ def make_parser(
     figures = _add_table_command(commands, "figures", "draw the figures of measured tables")
     figures.add_argument("--out", default="figures", help="folder for the pictures (default: figures)")
     _add_bench(commands)
+    _add_check(commands)
     return parser
 
 # %% ../nbs/23_cli.ipynb #6c2fa5ce
@@ -328,10 +338,25 @@ def sweep_command(
         print("table:", Path(args.out) / "measurements.csv")
     return int(len(failed) > 0)
 
+# %% ../nbs/23_cli.ipynb #2b65fb03
+def check_command(
+    args: argparse.Namespace,  # folder, models_dir, data_dir
+) -> int:  # exit code: 1 if something is wrong
+    """Check the files of a run, a sweep or a folder of them."""
+    from si_nb.check import check_folder, print_findings
+    from si_nb.runs import ConfigError
+
+    try:
+        found, count = check_folder(args.folder, args.models_dir, args.data_dir)
+    except ConfigError as error:
+        raise CommandError(str(error)) from None
+    print_findings(found, count)
+    return int(len(found) > 0)
+
 # %% ../nbs/23_cli.ipynb #b47800f0
 COMMANDS = {
     "run": run_command, "cost": cost_command, "sweep": sweep_command, "law": law_command, "figures": figures_command,
-    "bench": bench_command,
+    "bench": bench_command, "check": check_command,
 }  # fmt: skip
 
 
