@@ -236,3 +236,14 @@ def test_readings_of_a_part_are_those_of_its_own_table():
         pd.testing.assert_frame_equal(part.counts, alone.counts, check_like=True)
         ask = [F.forecast(runs, table=rows, resamples=50, generator=np.random.default_rng(0)) for rows in (part, part.table)]
         assert np.array_equal(ask[0].collapses, ask[1].collapses) and ask[0].law == ask[1].law
+
+
+def test_no_two_fits_share_a_name():
+    """Every fit stands in the report: arms of runs that cannot be pooled, and names that look alike when put together."""
+    rounds = [(r, 1000 - 20 * r * r) for r in range(1, 6)]
+    def rows(run, task, arm):
+        return [(run, task, arm, 0, -1, r, 5 + r, "accuracy", right, 1000) for r, right in rounds]
+    twice = measurement_table([row for run in ("one", "two") for arm in ("none", "mv") for row in rows(run, "copy", arm)])
+    assert len(law_report(twice, resamples=20)["arms"]) == 4
+    alike = measurement_table([*rows("one", "a", "b/c"), *rows("two", "a/b", "c")])
+    assert len(law_report(alike, resamples=20)["arms"]) == 2

@@ -273,7 +273,7 @@ def horizon_outlook(
     except (TableError, CurveError) as error: raise LawError(f"no margin can be read: {error}") from None
     if not runs: raise LawError(f"no margin can be read: round {seen.origin} has no newest length")
     share, population = -(-resamples // len(runs)), seen.population or load_population()
-    found = courses(runs, population, int(FOREVER) - seen.origin, share, generator)
+    found = courses(runs, population, _rounds_left(seen), share, generator)
     sample = np.concatenate([generator.multivariate_normal(f.known.mean, f.known.covariance, size=share) for f in found])
     return _from_paths([(run, f.accuracy) for run, f in zip(runs, found)], seen, rounds, float(np.mean([f.overdispersion for f in found])),
                        describe_parameters(PARAMETERS, sample))

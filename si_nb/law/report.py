@@ -122,7 +122,14 @@ def _subjects(series, settings):
     alone = runs.duplicated(["task", "arm", "cell", "seed"], keep=False).groupby([runs[c] for c in ("task", "arm", "cell")]).transform("any")
     name = runs["arm"] if series["task"].nunique() == 1 else runs["task"] + "/" + runs["arm"]
     runs["name"] = (name + (", " + runs["cell"]).where(runs["cell"] != "", "")).where(~alone, runs["run_id"])
-    for _, part in runs.groupby(["task", "arm", "cell", "name"]): yield part["name"].iloc[0], series.merge(part[RUN], on=RUN)
+    parts = [part for _, part in runs.groupby(["task", "arm", "cell", "name"])]
+    for name, part in zip(_distinct(parts), parts, strict=True): yield name, series.merge(part[RUN], on=RUN)
+
+def _distinct(parts):
+    "A name for every fit that no other has: its own, else with task and arm, else with a number too."
+    own = [part["name"].iloc[0] for part in parts]
+    fuller = [f"{name} ({part['task'].iloc[0]}, {part['arm'].iloc[0]})" if own.count(name) > 1 else name for name, part in zip(own, parts, strict=True)]
+    return [f"{name} {number}" if fuller.count(name) > 1 else name for number, name in enumerate(fuller, 1)]
 
 def _read_off(table, until_round):
     "A checked table and its readings up to the origin; a trajectory, which has neither, as it is."
