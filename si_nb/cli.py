@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'in_one_line', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'number', 'path_name',
            'folder_name', 'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command',
-           'run_command', 'cost_command', 'bench_command', 'sweep_command', 'check_command', 'main']
+           'run_command', 'cost_command', 'sweep_command', 'check_command', 'main']
 
 # %% ../nbs/cli.ipynb #3dc7ecc9
 import argparse
@@ -23,7 +23,8 @@ from .law.report import law_report, print_report
 from .law.round_curves import LawError
 from .record.table import LONGEST_LINE, TableError, printable, read_settings, read_table
 from .law.monitor import stop_before_collapse
-from .record.storage import DamagedError, LockedError, StorageError, write_whole
+from .record.storage import DamagedError, LockedError, StorageError
+from .registry import PluginError, load_plugin
 
 # %% ../nbs/cli.ipynb #2f738398
 _LONGEST_LINE = 600  # characters
@@ -197,22 +198,13 @@ def _add_sweep(commands):
     sweep.add_argument("--executor", default="local", help="local, slurm, or submitit for a trial of the latter (default: local)")
     sweep.add_argument("--jobs", type=number(int, 1, 1_000), default=1, metavar="JOBS", help="jobs at the same time, here or in the queue (default: 1)")
 
-# %% ../nbs/cli.ipynb #5f38a623
-def _add_bench(commands):
-    meaning = "time each part of the experiment beside a plain script and Hugging Face's Llama"
-    bench = commands.add_parser("bench", help=meaning, description=f"{meaning}; minutes on two CPU cores")
-    bench.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    bench.add_argument("--rows", metavar="NAME,...", help="rows to measure (default: all)")
-    bench.add_argument("--repeats", type=number(int, 1, 1_000), default=3, metavar="TIMES", help="times that each is measured, in turns (default: 3)")
-    bench.add_argument("--json", type=path_name, metavar="FILE", help="write all repeats, the sizes and the machine's speed there")
-
 # %% ../nbs/cli.ipynb #17b8e50b
 def _add_check(commands):
     meaning = "check every file of a run, a sweep or a folder of them: a line for each that is not as it should be; nothing is written"
     check = commands.add_parser("check", help="check the files of a run, a sweep or a folder of them", description=meaning)
-    check.add_argument("folder", metavar="FOLDER", help="of a run, a sweep, base models, or several of them")
-    check.add_argument("--models_dir", help="folder of the weights (default: models in each run folder)")
-    check.add_argument("--data_dir", help="folder of the kept labels (default: data in each run folder)")
+    check.add_argument("folder", type=path_name, metavar="FOLDER", help="of a run, a sweep, base models, or several of them")
+    check.add_argument("--models_dir", type=path_name, help="folder of the weights (default: models in each run folder)")
+    check.add_argument("--data_dir", type=path_name, help="folder of the kept labels (default: data in each run folder)")
 
 # %% ../nbs/cli.ipynb #15b53984
 def make_parser(
@@ -220,8 +212,8 @@ def make_parser(
 ) -> OneLineParser:  # knows the commands
     """The parser; `run` and `cost` are left out, with the imports they need, when another command is asked for."""
     parser = OneLineParser(prog="si_nb", description="How long can a transformer teach itself?")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="run|cost|sweep|law|figures|bench|check")
-    if command not in ("sweep", "law", "figures", "bench", "check"):
+    commands = parser.add_subparsers(dest="command", required=True, metavar="run|cost|sweep|law|figures|check")
+    if command not in ("sweep", "law", "figures", "check"):
         _add_run(commands)
         _add_cost(commands)
     _add_sweep(commands)
@@ -230,10 +222,11 @@ def make_parser(
     law.add_argument("--json", action="store_true", help="print JSON")
     figures = _add_table_command(commands, "figures", "draw the figures of measured tables")
     figures.add_argument("--out", type=folder_name, default="figures", help="folder for the pictures (default: figures)")
-    _add_bench(commands)
     _add_check(commands)
     parser.add_argument("--debug", action="store_true", help="after an error show where it came from")
+    plugin = "a Python file that registers tasks, keep rules or forecasters; it is run, so name only what you trust"
     for command in commands.choices.values():
+        command.add_argument("--plugin", action="append", default=[], type=path_name, metavar="FILE.py", help=plugin)
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help="after an error show where it came from")
     return parser
 
@@ -342,39 +335,6 @@ def cost_command(
         raise CommandError(str(error)) from None
     print(json.dumps(cost_report(cost), indent=1)) if args.json else print_cost(cost)
 
-# %% ../nbs/cli.ipynb #bfb104db
-def _check_target(path):
-    """A file that does not exist yet, or an ordinary one, in a folder that can be written to."""
-    if os.path.lexists(path) and not os.path.isfile(path):
-        raise CommandError(f"{path}: there, but not a file; name another for --json")
-    if not os.path.isdir(path.parent):
-        raise CommandError(f"{path.parent}: no such folder; make it, or name another for --json")
-    probe = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise CommandError(f"{path}: cannot be written ({error.strerror}); name another for --json") from None
-
-# %% ../nbs/cli.ipynb #27b62d84
-def bench_command(
-    args: argparse.Namespace,  # device, rows, repeats, json
-) -> None:
-    """Measure speed, print the table and, if asked to, write it."""
-    from si_nb.benchmarks.benchmark import BenchError, print_bench, run_bench
-    from si_nb.model.trainer import DeviceError
-
-    target = None if args.json is None else Path(args.json)
-    if target is not None:
-        _check_target(target)
-    try:
-        report = run_bench(None if args.rows is None else args.rows.split(","), args.device, args.repeats, progress=sys.stderr.isatty())
-    except (BenchError, DeviceError) as error:
-        raise CommandError(str(error)) from None
-    if target:
-        write_whole(target, (json.dumps(report, indent=1) + "\n").encode())
-    print_bench(report)
-
 # %% ../nbs/cli.ipynb #77749eb7
 def sweep_command(
     args: argparse.Namespace,  # grid, out, executor, jobs
@@ -384,7 +344,7 @@ def sweep_command(
     from si_nb.model.trainer import DeviceError
 
     try:
-        runs = run_sweep(args.grid, args.out, args.executor, args.jobs)
+        runs = run_sweep(args.grid, args.out, args.executor, args.jobs, args.plugin)
     except (SweepError, DeviceError) as error:
         raise CommandError(str(error)) from None
     failed, finished = runs[runs["status"] == "failed"], runs[runs["status"] == "finished"]
@@ -414,11 +374,11 @@ def check_command(
 # %% ../nbs/cli.ipynb #b47800f0
 COMMANDS = {
     "run": run_command, "cost": cost_command, "sweep": sweep_command, "law": law_command, "figures": figures_command,
-    "bench": bench_command, "check": check_command,
+    "check": check_command,
 }  # fmt: skip
 
 
-_MISTAKES = (CommandError, TableError, LawError, StorageError, DamagedError, LockedError)
+_MISTAKES = (CommandError, PluginError, TableError, LawError, StorageError, DamagedError, LockedError)
 _MISHAPS = (OSError, MemoryError, OverflowError, RecursionError)
 
 
@@ -442,6 +402,8 @@ def main(
     command = next((word for word in arguments if not word.startswith("-")), None)
     args = make_parser(command).parse_args(arguments)
     try:
+        for path in args.plugin:
+            load_plugin(path)
         return COMMANDS[args.command](args) or 0
     except KeyboardInterrupt as error:
         print("si_nb: interrupted; the same command goes on from here", file=sys.stderr)

@@ -837,3 +837,18 @@ def test_cluster_job_without_a_result_says_where_its_log_is(monkeypatch, tmp_pat
         monkeypatch.setattr(sweep, "_queue", lambda when, queue=queue: queue)
         assert job.done() == over
     assert "job 7" in job.reason() and str(paths.stderr) in job.reason()
+
+
+def test_a_task_of_ones_own_reaches_every_job(tmp_path):
+    """A plugin named on the command line is loaded where grids are read and in the process of every job; a bad one is one line."""
+    plugin = tmp_path / "shift.py"
+    plugin.write_text("import numpy as np\nfrom si_nb.problems.tasks import register_task, string_task\n"
+                      "register_task(string_task('shift', lambda digits: np.roll(digits, -1, axis=1)))\n")
+    (tmp_path / "grid.toml").write_text(SETTINGS.replace('"copy"', '"shift"') + "[[group]]\nname = 'one'\nsettings = {si_method = 'none'}\n")
+    command = [sys.executable, "-m", "si_nb", "sweep", tmp_path / "grid.toml", "--out", tmp_path / "out"]
+    done = subprocess.run([*command, "--plugin", plugin], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert set(read_table(tmp_path / "out")["task"]) == {"shift"}
+    plugin.write_text("1 / 0")
+    done = subprocess.run([*command, "--plugin", plugin], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and done.stderr.startswith("si_nb: ") and done.stderr.count("\n") == 1 and "ZeroDivisionError" in done.stderr

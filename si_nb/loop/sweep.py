@@ -26,7 +26,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -44,6 +44,7 @@ from ..record.table import LONGEST_LINE, TableError, printable, read_table
 from .rounds import Interrupted, run_experiment, training_steps
 from .runs import BASE_SETTINGS, PRESETS, ConfigError, RunConfig, RunFolder, base_key, base_name, identity, locate_run, make_config
 from .runs import remove_own_files, run_name, say
+from ..registry import PluginError, load_plugin
 from ..record.storage import DamagedError, LockedError, StorageError, hold, put_aside, read_sealed, remove_sealed, write_sealed, write_whole
 from ..model.trainer import DeviceError, DivergedError, choose_device
 
@@ -351,7 +352,7 @@ def carry_out(
         _write_text(folder.path / "seconds.txt", f"{time.monotonic() - start:.1f}\n")
 
 # %% ../../nbs/loop/04_sweep.ipynb #c38ed86d
-_EXPECTED = (ConfigError, DeviceError, DivergedError, TableError, DamagedError, LockedError, StorageError)
+_EXPECTED = (ConfigError, PluginError, DeviceError, DivergedError, TableError, DamagedError, LockedError, StorageError)
 
 
 def _one_line(error):
@@ -364,11 +365,14 @@ def run_job(
     config: RunConfig,  # its configuration
     out: str,  # the sweep's folder
     share_machine: bool,  # whether other jobs compute beside this one
+    plugins: tuple[str, ...] = (),  # files of a user's own that this process must load too
 ) -> str:  # why it failed, in one line; empty when it did not
     """Do a job, whatever happens in it."""
     if share_machine:
         torch.set_num_threads(1)
     try:
+        for path in plugins:
+            load_plugin(path)
         job(config, Path(out), 1 if share_machine else None)
     except Interrupted:
         return "interrupted; the same command goes on from there"
@@ -552,6 +556,7 @@ class Sweep:
 
     grid: Grid  # what is to be done
     out: Path  # where
+    plugins: tuple[str, ...] = ()  # files of a user's own that every job loads
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)  # finished run -> its table
     failed: dict[str, str] = field(default_factory=dict)  # failed run, or key of failed base models -> why
     running: dict[str, object] = field(default_factory=dict)  # run, or key of base models -> handle of its job
@@ -781,7 +786,7 @@ def _fill(sweep, executor, jobs):
     while len(sweep.running) < jobs and (found := next_job(sweep)) is not None:
         name, job, config = found
         try:
-            arguments = (job, config, str(sweep.out), executor.shares_machine and jobs > 1)
+            arguments = (job, config, str(sweep.out), executor.shares_machine and jobs > 1, sweep.plugins)
             sweep.running[name] = executor.submit(run_job, *arguments)
         except Exception as error:  # no process to be had, or the cluster refuses the job
             sweep.failed[name] = f"could not be started: {_one_line(error)}"
@@ -965,12 +970,13 @@ def run_sweep(
     out: str | Path,  # folder of the tables and of the runs
     executor: str = "local",  # key of EXECUTORS
     jobs: int = 1,  # jobs at the same time
+    plugins: Sequence[str | Path] = (),  # files of a user's own, loaded here already, which every job loads too
 ) -> pd.DataFrame:  # what became of every run, as in runs.csv
     """Carry out every run of a grid, or go on where a sweep was interrupted; failed runs are tried again.
 
     Raises: SweepError, DeviceError, LockedError, all before any run; StorageError when the disk is full or gone;
     KeyboardInterrupt when interrupted. Whatever is raised, no job is left running."""
-    sweep = Sweep(read_grid(grid), Path(out).absolute())
+    sweep = Sweep(read_grid(grid), Path(out).absolute(), tuple(str(Path(path).absolute()) for path in plugins))
     _check_sweep(sweep.grid, sweep.out, executor, jobs)
     run_on = EXECUTORS[executor](sweep.out, sweep.grid.slurm)
     _make_folder(sweep.out)
