@@ -486,9 +486,9 @@ def parent_of(pid):
 
 
 def workers(process, out):
-    """{pid: run or base models} of the processes that hold a folder and descend from the sweep's process, not being it."""
+    """{pid: run, or "base models"} of the processes that hold a folder and descend from the sweep's process, not being it."""
     found = {}
-    for lock in out.rglob("run.lock"):
+    for lock in sorted(out.rglob("run.lock")):  # a process that holds both a run and base models is at work on the run
         try:
             pid = json.loads(lock.read_bytes())["pid"]
         except (OSError, ValueError):  # given back in this moment
@@ -497,8 +497,7 @@ def workers(process, out):
         while ancestors[-1] and ancestors[-1] != process.pid:
             ancestors.append(parent_of(ancestors[-1]))
         if ancestors[-1] == process.pid and len(ancestors) > 1:
-            name = lock.parent.name
-            found[pid] = lock.parents[1].name if name == "run" else name
+            found[pid] = lock.parent.name if lock.parent.parent == out / "runs" else "base models"
     return found
 
 
@@ -580,7 +579,7 @@ def test_thirty_kills_of_workers_and_of_sweeps(tmp_path, capsys):
             code = end_of(process)
         else:
             code = end_of(process, pid)
-            hit["sweep" if whom == "sweep" else "worker" if there[pid].startswith("copy-") else "base models"] += 1
+            hit["sweep" if whom == "sweep" else "base models" if there[pid] == "base models" else "worker"] += 1
             check_stopped(path, out, undisturbed)
         if code == 0:
             assert content(out) == content(tmp_path / "undisturbed")
