@@ -89,10 +89,10 @@ def is_one_line(error):
 # --- the nursery
 
 
-def share(folder, models_dir, start, changes):
-    """A run that keeps its weights with others', begun at a given moment."""
+def share(folder, models_dir, start, changes, data_dir=None):
+    """A run that keeps its weights, and its labels, with others', begun at a given moment."""
     time.sleep(max(0.0, start - time.time()))
-    run_experiment(make_config(**{**SETTINGS, **changes}), folder, models_dir, progress=False)
+    run_experiment(make_config(**{**SETTINGS, **changes}), folder, models_dir, data_dir, progress=False)
 
 
 def attempt(folder, minutes, changes, flush=False):
@@ -955,6 +955,61 @@ def test_who_is_at_work_is_named(nursery, tmp_path, same):
     assert is_one_line(error.value) and not list(tmp_path.rglob("voter_*"))
     os.kill(child, signal.SIGKILL)
     nursery.wait(child)
+
+
+CROWD = {  # who shares folders; the third has the base models of the first, the fourth is the first in another run_dir
+    "seed 0": {"seed": 0},
+    "seed 1": {"seed": 1},
+    "seed 0, fewer labels": {"seed": 0, "num_samples": 9},
+    "seed 0 again": {"seed": 0},
+}
+
+
+def jostle(nursery, place, names, rng, seconds, most_kills, answers):
+    """Runs with one folder for weights and one for labels, at once, killed at random and begun again until all have ended."""
+    open_, kills = set(names), 0
+    while open_:
+        start, children = time.time() + 0.05, {}
+        for name in sorted(open_):
+            where = (place / name, place / "models", start, {**SHORT, **CROWD[name]}, place / "data")
+            children[name] = nursery.start("share", *where), nursery.said
+        time.sleep(rng.uniform(0, 1.5 * seconds))
+        for name in rng.sample(sorted(open_), rng.randint(0, len(open_))) if kills < most_kills else []:
+            os.kill(children[name][0], signal.SIGKILL)
+            kills += 1
+        for name, (child, said) in children.items():
+            code, text = nursery.wait(child), said.read_text()
+            assert code in (0, -signal.SIGKILL) or text.startswith("LockedError"), f"{name}: {text}"
+            answers[{0: "ended", -signal.SIGKILL: "killed"}.get(code, "refused by name, begun again")] += 1
+            open_ -= {name} if code == 0 else set()
+
+
+def crowd(nursery, place, rounds):
+    """Two to four runs on shared folders, round after round; every table is that of the run alone."""
+    begun = time.monotonic()
+    alone = {name: table_of(go(place / "alone" / name, **{**SHORT, **changes}).path) for name, changes in CROWD.items()}
+    seconds, seed, answers = (time.monotonic() - begun) / len(CROWD), random.randrange(10**6), Counter()
+    rng = random.Random(seed)
+    for number in range(rounds):
+        names, here = rng.sample(sorted(CROWD), rng.randint(2, len(CROWD))), place / str(number)
+        jostle(nursery, here, names, rng, seconds, 6, answers)
+        for name in names:
+            assert table_of(here / name) == alone[name], f"seed {seed}, round {number}: {name} beside {names} is another table"
+        shutil.rmtree(here)
+    show(f"{rounds} rounds of two to four processes on shared folders: all tables are those of the runs alone", answers.most_common())
+    return answers
+
+
+def test_a_crowd_mixes_nothing(nursery, tmp_path, without_flushing):
+    """Runs that share folders for weights and labels, killed at random moments, end in the tables that they write alone."""
+    assert crowd(nursery, tmp_path, 5)["ended"] >= 10
+
+
+@pytest.mark.slow(reason="100 rounds of up to four processes take minutes")
+def test_a_crowd_mixes_nothing_in_100_rounds(nursery, tmp_path, without_flushing):
+    """The same for long, so that processes meet in every phase."""
+    answers = crowd(nursery, tmp_path, 100)
+    assert min(answers["ended"], answers["killed"], answers["refused by name, begun again"]) > 50
 
 
 # --- files from elsewhere
