@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from si_nb import rounds, sweep
+from si_nb import runs, sweep
 from si_nb.cli import main
 from si_nb.measurements import read_table
 from si_nb.model import ModelConfig
@@ -75,7 +75,7 @@ def content(out):
 
 def stamps(out):
     """What would change if a file were written again."""
-    files = [*out.glob("runs/*/measurements.csv"), *out.glob("bases/*/*.safetensors")]
+    files = [*out.glob("runs/*/measurements.csv"), *out.glob("bases/*-base-*/*.safetensors")]
     return {path.relative_to(out): (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
 
 
@@ -333,7 +333,7 @@ def test_a_table_of_other_runs_is_not_overwritten(finished, tmp_path, capsys):
 
 def test_base_settings_are_those_that_training_depends_on():
     """Neither too few, or runs would share base models that are not theirs, nor too many."""
-    assert set(BASE_SETTINGS) == set(rounds.BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {"vocab_size"}
+    assert set(BASE_SETTINGS) == set(runs.BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {"vocab_size"}
 
 
 def test_runs_share_a_base_unless_a_base_setting_differs(tmp_path):
