@@ -118,8 +118,9 @@ def is_harmless(damage, path, target):
     """A file without a seal is taken as it is, a seal also has what was there before, and what a round has made so far need not be there."""
     if path.suffix == ".sha256":
         return damage in (delete, sibling) or damage in (flip, cut) and is_known(target.with_suffix(""))
-    going_on = any(part.startswith("stopped") for part in path.parts) and ("_round_003" in path.name or ".step_" in path.name)
-    return damage is sibling and path.suffix != ".safetensors" or damage is delete and going_on
+    going_on = any(part.startswith("stopped") for part in path.parts)
+    unneeded = "_round_003" in path.name or ".step_" in path.name if going_on else path.name == "previous.csv"
+    return damage is sibling and path.suffix != ".safetensors" or damage is delete and unneeded
 
 
 def is_known(path):

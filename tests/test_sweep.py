@@ -19,8 +19,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from si_nb.loop import rounds
-from si_nb.loop import sweep
+from si_nb.loop import runs, sweep
 from si_nb.cli import main
 from si_nb.loop.complete import check_complete
 from si_nb.record.table import read_table
@@ -102,7 +101,7 @@ def guard():
 
 def stamps(out):
     """What would change if a file were written again."""
-    files = [*out.glob("runs/*/measurements.csv"), *out.glob("bases/*/*.safetensors")]
+    files = [*out.glob("runs/*/measurements.csv"), *out.glob("bases/*-base-*/*.safetensors")]
     return {path.relative_to(out): (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
 
 
@@ -775,7 +774,7 @@ def test_a_table_of_other_runs_is_not_overwritten(finished, tmp_path, capsys):
 
 def test_base_settings_are_those_that_training_depends_on():
     """Neither too few, or runs would share base models that are not theirs, nor too many."""
-    assert set(BASE_SETTINGS) == set(rounds.BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {"vocab_size"}
+    assert set(BASE_SETTINGS) == set(runs.BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {"vocab_size"}
 
 
 def test_runs_share_a_base_unless_a_base_setting_differs(tmp_path):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Finding', 'table_problem', 'Run', 'check_run', 'check_bases', 'check_sweep', 'check_folder', 'print_findings']
 
-# %% ../../nbs/loop/06_check.ipynb #ce13adeb
+# %% ../../nbs/loop/06_check.ipynb #7b24eb80
 import json
 import os
 import re
@@ -25,7 +25,7 @@ from ..record.storage import SMALL_FILE, DamagedError, read_sealed
 from .sweep import SweepError, read_grid, sweep_run
 from .voting import KEEP_RULES
 
-# %% ../../nbs/loop/06_check.ipynb #26fd4c94
+# %% ../../nbs/loop/06_check.ipynb #80fcd517
 class Finding(NamedTuple):
     """Something that is wrong with a file."""
 
@@ -37,7 +37,7 @@ class Finding(NamedTuple):
         text = f"{self.path}: {self.problem}; {self.repair}"
         return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
-# %% ../../nbs/loop/06_check.ipynb #8bb60b4d
+# %% ../../nbs/loop/06_check.ipynb #202bfed8
 _AGAIN = "the same command makes it again"
 _UNNEEDED = "the run is finished without it: remove it and its seal, or take both from a copy"
 
@@ -50,7 +50,7 @@ def _try(path, repair, check, *arguments, **named):
         problem = re.sub(r"; (if the change was meant|take it out of the way).*", "", str(error))
         return [Finding(path, problem.removeprefix(str(path)).lstrip(": "), repair)], None
 
-# %% ../../nbs/loop/06_check.ipynb #8458664a
+# %% ../../nbs/loop/06_check.ipynb #20b9f5bb
 _POOLED = ("label_kept", "kept_right", "kept_wrong")
 
 
@@ -60,7 +60,7 @@ def _voters_of(config, table, arm):
         return list(range(arm_voters(config, arm)))
     return sorted(table[(table["arm"] == arm) & (table["voter"] >= 0)]["voter"].unique())[:1] or [0]
 
-# %% ../../nbs/loop/06_check.ipynb #36ce3f13
+# %% ../../nbs/loop/06_check.ipynb #c631e430
 def _labelled(config, table, arm, number):
     """Lengths that an arm labelled in a round."""
     longest = evaluation_lengths(config, config.block_size)[-1]
@@ -68,7 +68,7 @@ def _labelled(config, table, arm, number):
     planned = min(config.original_digits + number, longest)
     return sorted(found.unique()) if config.accelerated and len(found) else [planned]
 
-# %% ../../nbs/loop/06_check.ipynb #7265ae63
+# %% ../../nbs/loop/06_check.ipynb #f3eb328e
 def _expected_rows(config, table):
     """Keys of all rows that a table must have: {(arm, voter, round, length, quantity)}."""
     last, rows = table.groupby("arm")["round"].max().reindex(config.si_method, fill_value=0), set()
@@ -85,7 +85,7 @@ def _expected_rows(config, table):
             rows |= {(arm, -1, number, length, quantity) for quantity in pooled for length in made.get(arm, [])}
     return rows
 
-# %% ../../nbs/loop/06_check.ipynb #37554731
+# %% ../../nbs/loop/06_check.ipynb #9810b84b
 def _disagreeing(config, table):
     """What is wrong with the counts of a complete table, in a line; empty when they agree."""
     evaluated = table[table["quantity"].str.startswith("accuracy")]
@@ -103,7 +103,7 @@ def _disagreeing(config, table):
         return "label_raw does not count the problems that were tried"
     return ""
 
-# %% ../../nbs/loop/06_check.ipynb #4dd53ff8
+# %% ../../nbs/loop/06_check.ipynb #a1222df0
 def table_problem(
     config: RunConfig,  # settings of a run
     table: pd.DataFrame,  # its measurements
@@ -121,7 +121,7 @@ def table_problem(
         return f"it has {table['round'].max()} rounds, and the settings {config.si_rounds}"
     return _disagreeing(config, table)
 
-# %% ../../nbs/loop/06_check.ipynb #8f0e02cf
+# %% ../../nbs/loop/06_check.ipynb #f3ef5c9c
 _NAMES = (
     r"(?P<arm>.+)_voter_(?P<voter>\d+)_round_(?P<round>\d+)", r"(?P<arm>.+)_round_(?P<round>\d+)", r"voter_(?P<voter>\d+)",
     r"(?P<training>.+)\.step_(?P<step>\d+)",
@@ -133,7 +133,7 @@ def _place_of(path):
     found = next(match for match in (re.fullmatch(name, path.stem) for name in _NAMES) if match).groupdict()
     return {name: int(value) if name in ("voter", "round", "step") else value for name, value in found.items()}
 
-# %% ../../nbs/loop/06_check.ipynb #ddc785ac
+# %% ../../nbs/loop/06_check.ipynb #31f0a9bf
 class Run(NamedTuple):
     """A run whose files are checked."""
 
@@ -152,11 +152,11 @@ class Run(NamedTuple):
         """Whether every arm has had its rounds."""
         return self.table is not None and self.table.groupby("arm")["round"].max().min() >= self.config.si_rounds
 
-# %% ../../nbs/loop/06_check.ipynb #c16614aa
+# %% ../../nbs/loop/06_check.ipynb #b71ec1fd
 def _check_weights(path, run):
     load_model(path, run.config.model, torch.device("cpu"), _place_of(path), **run.whose)
 
-# %% ../../nbs/loop/06_check.ipynb #7407163b
+# %% ../../nbs/loop/06_check.ipynb #c91a6765
 def _check_checkpoint(path, run):
     place, whose = _place_of(path), run.whose
     step = place.pop("step")
@@ -164,7 +164,7 @@ def _check_checkpoint(path, run):
     if not isinstance(header.get("facts"), dict) or header["facts"].get("step") != step:
         raise DamagedError(f"{path}: not the checkpoint that its name says")
 
-# %% ../../nbs/loop/06_check.ipynb #e6e0ce35
+# %% ../../nbs/loop/06_check.ipynb #919b6b04
 def _check_labels(path, run):
     place = _place_of(path)
     tensors, header = load_tensors(path, place, **run.whose)
@@ -183,7 +183,7 @@ def _check_labels(path, run):
     if sorted(labels.itertuples(index=False, name=None)) != counts:
         raise DamagedError(f"{path}: its counts are not those of the table")
 
-# %% ../../nbs/loop/06_check.ipynb #66ae9d2d
+# %% ../../nbs/loop/06_check.ipynb #0cb15af2
 def _needed(run):
     """Weights and labels that must be there."""
     if run.table is None:
@@ -196,12 +196,12 @@ def _needed(run):
             if not run.finished or any(os.path.lexists(path) for path in paths):
                 yield from paths
 
-# %% ../../nbs/loop/06_check.ipynb #bafd92bd
+# %% ../../nbs/loop/06_check.ipynb #ae5e8821
 def _missing(run):
     repair = "take it from a copy, or name its folder with models_dir or data_dir" if run.finished else f"{_AGAIN}, or name its folder with models_dir or data_dir"
     return [Finding(path, "missing", repair) for path in _needed(run) if not os.path.lexists(path)]
 
-# %% ../../nbs/loop/06_check.ipynb #c7741d9f
+# %% ../../nbs/loop/06_check.ipynb #6a6ddf98
 def _own_files(folder):
     """Files of a run in one of its folders, seals and half-written ones left out."""
     return [path for path in sorted(folder.iterdir()) if is_own_file(path.name)] if folder.is_dir() else []
@@ -217,7 +217,7 @@ def _leftovers(folder):
         if path.suffix == ".sha256" and is_own_file(path.stem) and not os.path.lexists(path.with_suffix("")):
             yield Finding(path, "the seal of a file that is not there", repair)
 
-# %% ../../nbs/loop/06_check.ipynb #85a4029e
+# %% ../../nbs/loop/06_check.ipynb #53bb7268
 def _check_tensors(path, run):
     """Check a file of tensors by what its name says."""
     place = _place_of(path)
@@ -239,7 +239,7 @@ def _check_bases(run):
         found += [Finding(path, "not the base model that the run began with", "take that one from a copy")] if differs else []
     return found
 
-# %% ../../nbs/loop/06_check.ipynb #bd321dcc
+# %% ../../nbs/loop/06_check.ipynb #278f21cd
 def _read_settings(path):
     """The configuration that a run's settings are of."""
     try:
@@ -249,14 +249,14 @@ def _read_settings(path):
     except (TypeError, KeyError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedError(f"{path}: no settings of a run ({type(error).__name__})") from None
 
-# %% ../../nbs/loop/06_check.ipynb #94349f9e
+# %% ../../nbs/loop/06_check.ipynb #1690da06
 def _check_facts(path):
     try:
         dict(json.loads(read_sealed(path, SMALL_FILE)))
     except (TypeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DamagedError(f"{path}: not JSON ({type(error).__name__})") from None
 
-# %% ../../nbs/loop/06_check.ipynb #42cc7b26
+# %% ../../nbs/loop/06_check.ipynb #5db1fa80
 def _check_tables(config, folder):
     """Findings about the two tables, and the newest that is whole."""
     found, whole = [], None
@@ -266,13 +266,13 @@ def _check_tables(config, folder):
             problem = table is not None and table_problem(config, table)
             found += complaints + ([Finding(path, problem, "move it and its seal away: the same command measures again what is missing")] if problem else [])
             whole = whole if table is None or problem or whole is not None else table
-    if whole is not None and whole["round"].max() > 0 and not os.path.lexists(folder.previous):
+    if whole is not None and 0 < whole["round"].max() < config.si_rounds and not os.path.lexists(folder.previous):
         found.append(Finding(folder.previous, "missing", "the next round writes it; the last one could not be repeated without it"))
     if not os.path.lexists(folder.measurements) and (os.path.lexists(folder.previous) or any(_own_files(folder.data))):
         found.append(Finding(folder.measurements, "missing", "the same command measures again what it held"))
     return found, whole
 
-# %% ../../nbs/loop/06_check.ipynb #d6416d72
+# %% ../../nbs/loop/06_check.ipynb #c0259f2b
 def check_run(
     path: Path,  # its folder
     models_dir: Path | None = None,  # where its weights are; default: in its folder
@@ -293,7 +293,7 @@ def check_run(
     leftovers = [finding for place in folder.own for finding in _leftovers(place)]
     return found + tables + _missing(run) + _check_bases(run) + leftovers
 
-# %% ../../nbs/loop/06_check.ipynb #fd908a47
+# %% ../../nbs/loop/06_check.ipynb #518b271f
 def _check_base(path):
     _, header = load_tensors(path, _place_of(path))
     settings = {name: header.get(name) for name in BASE_SETTINGS}
@@ -304,7 +304,7 @@ def _check_base(path):
     if named != path.parent.name:
         raise DamagedError(f"{path}: of other base models ({named})")
 
-# %% ../../nbs/loop/06_check.ipynb #2e8f9bd8
+# %% ../../nbs/loop/06_check.ipynb #a2da0ca5
 def check_bases(
     folder: Path,  # named by what they are
 ) -> list[Finding]:  # empty when all is well
@@ -313,7 +313,7 @@ def check_bases(
     found = [finding for path in _own_files(folder) if path.suffix == ".safetensors" for finding in _try(path, repair, _check_base)[0]]
     return found + list(_leftovers(folder))
 
-# %% ../../nbs/loop/06_check.ipynb #ca63e97b
+# %% ../../nbs/loop/06_check.ipynb #8fe7bc9f
 def _check_row(config, out, rows):
     """What is wrong with a run's rows in the table of a sweep."""
     own = sweep_run(config, out).measurements
@@ -326,7 +326,7 @@ def _check_row(config, out, rows):
         return "missing, but finished"
     return "" if rows.equals(table) else "not as in its own table"
 
-# %% ../../nbs/loop/06_check.ipynb #bd75375b
+# %% ../../nbs/loop/06_check.ipynb #f6989d52
 def check_sweep(
     out: Path,  # its folder
 ) -> list[Finding]:  # empty when all is well
@@ -344,14 +344,14 @@ def check_sweep(
             found.append(Finding(path, f"run {name}: {problem}", repair))
     return found
 
-# %% ../../nbs/loop/06_check.ipynb #a70595f2
+# %% ../../nbs/loop/06_check.ipynb #275a9228
 def _weights_of(path, models_dir):
     """Where a run has its weights: of a sweep's run and of its base trainings this is known."""
     if path.parent.name == "runs" and (path.parent.parent / "grid.toml").exists():
         return path.parent.parent / "bases"
     return path.parent.parent if "-base-" in path.parent.name else models_dir
 
-# %% ../../nbs/loop/06_check.ipynb #5918b8d1
+# %% ../../nbs/loop/06_check.ipynb #a6403354
 def _checks(folder, models_dir, data_dir):
     """What to check in a folder, itself included: {path: function without arguments}."""
     checks = {}
@@ -366,11 +366,11 @@ def _checks(folder, models_dir, data_dir):
             checks[path] = partial(_check_table, path / "measurements.csv")
     return checks
 
-# %% ../../nbs/loop/06_check.ipynb #1ac41617
+# %% ../../nbs/loop/06_check.ipynb #a0ad3751
 def _check_table(path):
     return _try(path, "take it from a copy", read_table)[0]
 
-# %% ../../nbs/loop/06_check.ipynb #8ae38e07
+# %% ../../nbs/loop/06_check.ipynb #3d947e9f
 def check_folder(
     folder: str | Path,  # a run, a sweep, base models, or a folder of them
     models_dir: str | Path | None = None,  # where runs have their weights; default: in their folders
@@ -390,7 +390,7 @@ def check_folder(
         raise ConfigError(f"{folder}: neither a run nor a sweep nor base models are here or below; name another folder")
     return [finding for check in checks.values() for finding in check()], len(checks)
 
-# %% ../../nbs/loop/06_check.ipynb #218d495c
+# %% ../../nbs/loop/06_check.ipynb #debd6393
 def print_findings(
     found: list[Finding],  # from check_folder
     count: int,  # from check_folder

@@ -125,7 +125,7 @@ def _rows(config, arm, voter, round_number, quantity, counts):
     key = (run_name(config), config.task, arm, config.seed, voter, round_number)
     return [(*key, length, quantity, successes, trials) for length, (successes, trials) in counts.items()]
 
-# %% ../../nbs/loop/03_rounds.ipynb #851705fe
+# %% ../../nbs/loop/03_rounds.ipynb #46e3de9b
 def _whose(experiment):
     """What the files of a run say about whose they are: the run's, and made from these base models."""
     return {"run": run_name(experiment.config), "bases": experiment.bases.digest if experiment.bases else ""}
@@ -202,7 +202,7 @@ def make_base(
     rng = derive_rng(config.seed, "base data")
     return make_base_data(TASKS[config.task], config.original_digits, config.base_samples, rng)
 
-# %% ../../nbs/loop/03_rounds.ipynb #b9af151d
+# %% ../../nbs/loop/03_rounds.ipynb #fb8bffa1
 def _if_whole(load, path, *arguments, **about):
     """A file's content, or None if it is not there or damaged; the latter is said."""
     try:
@@ -217,7 +217,7 @@ def _clear(path):
     if os.path.lexists(path):
         say(f"{path}: what was there is kept as {put_aside(path).name}")
 
-# %% ../../nbs/loop/03_rounds.ipynb #15f48df7
+# %% ../../nbs/loop/03_rounds.ipynb #8bc95612
 def _absent(config, folder, tell=False):
     """Numbers of the base models that must be trained; those that are there must be of this training."""
     absent = []
@@ -662,10 +662,10 @@ def _check_record(config, folder, skip_base_model_train):
         raise ConfigError(f"{folder.path} began with base models of other training ({differing}); {remedy}")
 
 
-def _complete_base(experiment, base, skip_base_model_train, begun):
+def _complete_base(experiment, base, absent, begun):
     """The experiment with all its base models, which must be those that it has begun with."""
     config, folder = experiment.config, experiment.folder
-    if not skip_base_model_train and _absent(config, folder):
+    if absent:
         train_base_models(experiment, base)
     for voter in range(config.base_voters):  # of all, since a kill may have come before this in an earlier call
         _forget_checkpoints(experiment, "base", voter)
@@ -741,7 +741,7 @@ def _ending_in_order(stop):
     finally:
         restore()
 
-# %% ../../nbs/loop/03_rounds.ipynb #014bee13
+# %% ../../nbs/loop/03_rounds.ipynb #f218bb30
 @contextmanager
 def _hold_own(folder):
     """Keep all folders that are a run's own for this process."""
@@ -761,10 +761,10 @@ def _round_0(experiment):
 def _begin(experiment, base, table, skip_base_model_train, skip_si):
     """Complete the base models; the experiment with them, and the round to go on after."""
     config, known = experiment.config, experiment.bases is not None
-    folder = _check_base(config, experiment.folder, skip_base_model_train)
-    absent = 0 if skip_base_model_train else len(_absent(config, folder))
-    experiment.progress.total = config.max_iters * absent if skip_si else training_steps(config, 1, absent)
-    experiment = _complete_base(experiment._replace(folder=folder, bases=None), base, skip_base_model_train, table is not None)
+    folder = choose_base_models(config, experiment.folder) if skip_base_model_train else experiment.folder
+    absent = [] if skip_base_model_train else _absent(config, folder)
+    experiment.progress.total = config.max_iters * len(absent) if skip_si else training_steps(config, 1, len(absent))
+    experiment = _complete_base(experiment._replace(folder=folder, bases=None), base, absent, table is not None)
     if skip_si:
         return experiment, None
     start = _find_start(experiment, table) if table is not None and not known else None
