@@ -3,9 +3,9 @@
 Run as: python results/conditions/run.py FOLDER [--jobs 2] [--grid results/conditions/grid.toml]
 
 Runs that have collapsed go on labelling in vain, and a strict vote that keeps nothing any more tries six
-problems for each label it wants: most of the time of a sweep would go into dead runs. So a run ends after two
-rounds running with less than a tenth of the newest problems answered exactly. Interrupted, it goes on with the
-same command. Tables are gathered as they come.
+problems for each label it wants: most of the time of a sweep would go into dead runs. So a run ends after
+two rounds running with less than a tenth of the newest problems answered exactly. Interrupted, it goes on
+with the same command. Tables are gathered as they come.
 """
 
 import argparse

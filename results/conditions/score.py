@@ -1,16 +1,19 @@
-"""Score forecasts of lives: the law of conditions and its rivals, all on runs whose condition none of them has seen.
+"""Score forecasts of lives: the law of conditions and its rivals, all on runs whose condition none of them
+has seen.
 
-Run as: python results/conditions/score.py            (needs lifelines and scikit-learn beside si_nb; some minutes)
+Run as: python results/conditions/score.py (needs lifelines and scikit-learn beside si_nb; some minutes)
 
-A condition is a task with a base length, width, base steps and batch. Conditions are dealt into folds; everything that learns
-does so on the other folds. Origins are fixed rounds among runs still alive there. Writes results/conditions/scores.csv: for
-each run, origin and forecaster the probability of being alive R rounds on and whether it was (only where the run was meant to go
-so far, so that nothing depends on how it went), the censored ranked probability score of ln(collapse length / base
-length), the interval, the call and its error.
+A condition is a task with a base length, width, base steps and batch. Conditions are dealt into folds;
+everything that learns does so on the other folds. Origins are fixed rounds among runs still alive there.
+Writes results/conditions/scores.csv: for each run, origin and forecaster the probability of being alive R
+rounds on and whether it was (only where the run was meant to go so far, so that nothing depends on how it
+went), the censored ranked probability score of ln(collapse length / base length), the interval, the call
+and its error.
 """
 
 import argparse
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +29,16 @@ from si_nb.record.table import error_budget, trajectory
 
 SWEEPS = ("sweep", "long", "copy", "reverse_addition", "conditions")
 ORIGINS, AHEAD, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), (5, 10, 20), 6, 400, 60
-SETTINGS = ("original_digits", "n_embd", "max_iters", "si_iter", "num_samples", "batch_size", "voters", "vote_threshold")
+SETTINGS = (
+    "original_digits",
+    "n_embd",
+    "max_iters",
+    "si_iter",
+    "num_samples",
+    "batch_size",
+    "voters",
+    "vote_threshold",
+)
 
 
 def sample_of(survival, generator):
@@ -47,7 +59,11 @@ def features(fate):
     """Settings as logarithms, kinds and tasks as indicators, and the base model's curve."""
     found = np.log(fate[list(SETTINGS)].astype(float))
     for column in ("kind", "task"):
-        found = found.join(pd.get_dummies(fate[column]).reindex(columns=sorted(CATEGORIES[column])[1:], fill_value=False).astype(float))
+        found = found.join(
+            pd.get_dummies(fate[column])
+            .reindex(columns=sorted(CATEGORIES[column])[1:], fill_value=False)
+            .astype(float)
+        )
     return found.assign(ratio=fate["ratio"], steep=fate["steep"])
 
 
@@ -62,7 +78,11 @@ class Everything:
         self.states = law_of.states(self.table)
         self.steps = law_of.transitions(self.states, error_budget(self.table), self.runs)
         self.margins, self.series = margins(self.table), trajectory(self.table)
-        fate = collapse_round(self.series).merge(self.runs.drop(columns=["task", "seed"]), on="run_id").assign(kind=lambda f: f["arm"].map(KINDS))
+        fate = (
+            collapse_round(self.series)
+            .merge(self.runs.drop(columns=["task", "seed"]), on="run_id")
+            .assign(kind=lambda f: f["arm"].map(KINDS))
+        )
         start = self.states[self.states["round"] == 0].set_index("run_id")
         fate["ratio"] = np.log(start["horizon"] / start["length"]).reindex(fate["run_id"]).to_numpy()
         fate["steep"] = np.log(start["steepness"]).reindex(fate["run_id"]).to_numpy()
@@ -72,12 +92,19 @@ class Everything:
 
     def learn(self, known):
         """What is taught by the runs whose names are known."""
-        here = {name: getattr(self, name)[getattr(self, name)["run_id"].isin(known)].reset_index(drop=True) for name in ("states", "steps", "runs", "margins", "fate")}
+        here = {
+            name: getattr(self, name)[getattr(self, name)["run_id"].isin(known)].reset_index(drop=True)
+            for name in ("states", "steps", "runs", "margins", "fate")
+        }
         learned = dict(here, law=law_of.fit_law(here["states"], here["steps"], here["runs"], 20))
         learned["population"] = fit_population(here["margins"])
         alive = here["margins"][here["margins"]["margin"] > 0].dropna(subset=["speed"])
         by_run = alive.groupby("run_id")["speed"].agg(["mean", "std", "size"])
-        learned["speed"] = (by_run["mean"].clip(-1, 2).mean(), by_run["mean"].clip(-1, 2).std(), by_run["std"].median())
+        learned["speed"] = (
+            by_run["mean"].clip(-1, 2).mean(),
+            by_run["mean"].clip(-1, 2).std(),
+            by_run["std"].median(),
+        )
         learned["trees"], learned["aft"] = self.learn_hazard(here["fate"]), self.learn_life(here["fate"])
         rounds = here["states"].merge(here["fate"][["run_id", "kind", "at_least", "censored"]], on="run_id")
         rounds["left"] = rounds["at_least"] - rounds["round"]
@@ -95,7 +122,9 @@ class Everything:
         rows["number"] = rows.groupby("run_id").cumcount() + 1
         dies = (rows["number"] == rows["at_least"]) & ~rows["censored"]
         X = features(rows).assign(number=rows["number"])
-        return HistGradientBoostingClassifier(max_depth=3, max_iter=120, learning_rate=0.08, min_samples_leaf=10, random_state=0).fit(X.to_numpy(), dies)
+        return HistGradientBoostingClassifier(
+            max_depth=3, max_iter=120, learning_rate=0.08, min_samples_leaf=10, random_state=0
+        ).fit(X.to_numpy(), dies)
 
     @staticmethod
     def learn_life(fate):
@@ -112,39 +141,67 @@ def forecasts(every, learned, run, origin, generator):
     states = every.states[(every.states["run_id"] == run["run_id"]) & (every.states["round"] <= origin)]
     seen = every.steps[(every.steps["run_id"] == run["run_id"]) & (every.steps["round"] < origin)]
     margin = every.margins[(every.margins["run_id"] == run["run_id"]) & (every.margins["round"] <= origin)]
-    state, settings = states.iloc[-1], law_of.complete({**run[list(SETTINGS)], "task": run["task"], "si_method": run["arm"]})
+    state, settings = (
+        states.iloc[-1],
+        law_of.complete({**run[list(SETTINGS)], "task": run["task"], "si_method": run["arm"]}),
+    )
     below, found = state["log_odds"] < 0, {}
 
     def ends(accuracy):
         return law_of.collapse_rounds(accuracy, origin, below) - origin
 
-    found["conditions"] = ends(law_of.courses(learned["law"], settings, FARTHEST, DRAWS, generator, state, seen).accuracy)
+    found["conditions"] = ends(
+        law_of.courses(learned["law"], settings, FARTHEST, DRAWS, generator, state, seen).accuracy
+    )
     if origin == 0:
-        found["conditions, settings only"] = ends(law_of.courses(learned["law"], settings, FARTHEST, DRAWS, generator).accuracy)
+        found["conditions, settings only"] = ends(
+            law_of.courses(learned["law"], settings, FARTHEST, DRAWS, generator).accuracy
+        )
     found["horizon law"] = ends(course(margin, learned["population"], FARTHEST, DRAWS, generator).accuracy)
     mean, between, within = learned["speed"]
-    own = mean + between * generator.standard_normal((DRAWS, 1)) + within * generator.standard_normal((DRAWS, FARTHEST))
+    own = (
+        mean
+        + between * generator.standard_normal((DRAWS, 1))
+        + within * generator.standard_normal((DRAWS, FARTHEST))
+    )
     found["constant speed"] = ends(0.5 + np.sign(margin["margin"].iloc[-1] + np.cumsum(own - 1, 1)) / 4)
     same = learned["fate"][(learned["fate"]["kind"] == run["kind"]) & (learned["fate"]["at_least"] > origin)]
-    found["median of the living"] = sample_of(kaplan_meier(same["at_least"].to_numpy() - origin, ~same["censored"].to_numpy()), generator)
+    found["median of the living"] = sample_of(
+        kaplan_meier(same["at_least"].to_numpy() - origin, ~same["censored"].to_numpy()), generator
+    )
     near = learned["rounds"][learned["rounds"]["kind"] == run["kind"]]
-    apart = ((near["horizon"] - near["length"] - state["horizon"] + state["length"]) / 1.0) ** 2 + ((near["log_odds"] - state["log_odds"]) / 2) ** 2
+    apart = ((near["horizon"] - near["length"] - state["horizon"] + state["length"]) / 1.0) ** 2 + (
+        (near["log_odds"] - state["log_odds"]) / 2
+    ) ** 2
     five = near.loc[apart.sort_values().index].drop_duplicates("run_id").head(5)
-    found["five neighbours"] = sample_of(kaplan_meier(five["left"].to_numpy(), ~five["censored"].to_numpy()), generator)
+    found["five neighbours"] = sample_of(
+        kaplan_meier(five["left"].to_numpy(), ~five["censored"].to_numpy()), generator
+    )
     later = np.arange(origin, origin + FARTHEST + 1)
     one = run.to_frame().T.infer_objects()
-    curve = learned["aft"].predict_survival_function(features(one), times=np.maximum(later, 1e-6)).to_numpy()[:, 0]
+    curve = (
+        learned["aft"]
+        .predict_survival_function(features(one), times=np.maximum(later, 1e-6))
+        .to_numpy()[:, 0]
+    )
     found["failure time"] = sample_of(curve[1:] / max(curve[0], 1e-9), generator)
     X = np.c_[np.repeat(features(one).to_numpy(float), FARTHEST, 0), later[1:]]
     found["boosted trees"] = sample_of(np.cumprod(1 - learned["trees"].predict_proba(X)[:, 1]), generator)
-    growth, error = learned["growth"].loc[run["kind"]], 1 - margin["successes"].iloc[-1] / margin["trials"].iloc[-1]
-    found["self-training bound"] = ends(1 - error - np.maximum(generator.normal(growth["mean"], growth["std"], (DRAWS, 1)), 0) * np.arange(1, FARTHEST + 1))
+    growth, error = (
+        learned["growth"].loc[run["kind"]],
+        1 - margin["successes"].iloc[-1] / margin["trials"].iloc[-1],
+    )
+    found["self-training bound"] = ends(
+        1
+        - error
+        - np.maximum(generator.normal(growth["mean"], growth["std"], (DRAWS, 1)), 0)
+        * np.arange(1, FARTHEST + 1)
+    )
     series = every.series[every.series["run_id"] == run["run_id"]]
     for name in ("logit_line", "exponential_floor"):
-        try:
-            found[name.replace("_", " ")] = forecast(series, origin, 0.5, name, 60, generator).collapses - origin
-        except LawError:
-            pass  # too few rounds, or no errors, for a curve
+        with suppress(LawError):  # too few rounds, or no errors, for a curve
+            courses = forecast(series, origin, 0.5, name, 60, generator)
+            found[name.replace("_", " ")] = courses.collapses - origin
     return found
 
 
@@ -154,8 +211,12 @@ def scored(run, origin, sample, generator):
     rounds = sample + origin
     row = {"median": np.quantile(rounds, 0.5, method="inverted_cdf")}
     for level in (50, 90):
-        row[f"low_{level}"], row[f"high_{level}"] = np.quantile(rounds, [0.5 - level / 200, 0.5 + level / 200], method="inverted_cdf")
-        row[f"inside_{level}"] = (run["censored"] or run["at_least"] >= row[f"low_{level}"]) and run["at_least"] <= row[f"high_{level}"]
+        row[f"low_{level}"], row[f"high_{level}"] = np.quantile(
+            rounds, [0.5 - level / 200, 0.5 + level / 200], method="inverted_cdf"
+        )
+        row[f"inside_{level}"] = (run["censored"] or run["at_least"] >= row[f"low_{level}"]) and run[
+            "at_least"
+        ] <= row[f"high_{level}"]
     for ahead in AHEAD:
         row[f"p_{ahead}"] = (rounds > origin + ahead).mean()
         known = origin + ahead <= planned
@@ -175,7 +236,9 @@ def deal(fate, generator):
 
 def main():
     """Score everything and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scores.csv")
     args = parser.parse_args()
     every, generator, rows = Everything(), np.random.default_rng(0), []
@@ -186,7 +249,14 @@ def main():
             reached = every.states.loc[every.states["run_id"] == run["run_id"], "round"]
             for origin in (o for o in ORIGINS if o < min(run["at_least"], reached.max())):
                 for name, sample in forecasts(every, learned, run, origin, generator).items():
-                    rows.append({"run_id": run["run_id"], "origin": origin, "forecaster": name, **scored(run, origin, sample, generator)})
+                    rows.append(
+                        {
+                            "run_id": run["run_id"],
+                            "origin": origin,
+                            "forecaster": name,
+                            **scored(run, origin, sample, generator),
+                        }
+                    )
         print(f"fold {number + 1} of {FOLDS}", flush=True)
     pd.DataFrame(rows).round(4).to_csv(args.out, index=False, lineterminator="\n")
 
