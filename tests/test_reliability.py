@@ -982,7 +982,7 @@ def jostle(nursery, place, names, rng, seconds, most_kills, answers):
         for name in sorted(open_):
             where = (place / name, place / "models", start, {**SHORT, **CROWD[name]}, place / "data")
             children[name] = nursery.start("share", *where), nursery.said
-        time.sleep(rng.uniform(0, 1.5 * seconds))
+        time.sleep(rng.uniform(0, seconds))
         for name in rng.sample(sorted(open_), rng.randint(0, len(open_))) if kills < most_kills else []:
             os.kill(children[name][0], signal.SIGKILL)
             kills += 1
@@ -995,9 +995,10 @@ def jostle(nursery, place, names, rng, seconds, most_kills, answers):
 
 def crowd(nursery, place, rounds):
     """Two to four runs on shared folders, round after round; every table is that of the run alone."""
-    begun = time.monotonic()
     alone = {name: table_of(go(place / "alone" / name, **{**SHORT, **changes}).path) for name, changes in CROWD.items()}
-    seconds, seed, answers = (time.monotonic() - begun) / len(CROWD), random.randrange(10**6), Counter()
+    begun = time.monotonic()
+    assert nursery.call("share", place / "timed", place / "timed_models", 0, SHORT)[0] == 0
+    seconds, seed, answers = time.monotonic() - begun, random.randrange(10**6), Counter()
     rng = random.Random(seed)
     for number in range(rounds):
         names, here = rng.sample(sorted(CROWD), rng.randint(2, len(CROWD))), place / str(number)
@@ -1018,7 +1019,7 @@ def test_a_crowd_mixes_nothing(nursery, tmp_path, without_flushing):
 def test_a_crowd_mixes_nothing_in_100_rounds(nursery, tmp_path, without_flushing):
     """The same for long, so that processes meet in every phase."""
     answers = crowd(nursery, tmp_path, 100)
-    assert min(answers["ended"], answers["killed"], answers["refused by name, begun again"]) > 50
+    assert answers["ended"] >= 200 and min(answers["killed"], answers["refused by name, begun again"]) > 20
 
 
 # --- files from elsewhere
