@@ -202,9 +202,9 @@ def _add_sweep(commands):
 def _add_check(commands):
     meaning = "check every file of a run, a sweep or a folder of them: a line for each that is not as it should be; nothing is written"
     check = commands.add_parser("check", help="check the files of a run, a sweep or a folder of them", description=meaning)
-    check.add_argument("folder", type=path_name, metavar="FOLDER", help="of a run, a sweep, base models, or several of them")
-    check.add_argument("--models_dir", type=path_name, help="folder of the weights (default: models in each run folder)")
-    check.add_argument("--data_dir", type=path_name, help="folder of the kept labels (default: data in each run folder)")
+    check.add_argument("folder", type=folder_name, metavar="FOLDER", help="of a run, a sweep, base models, or several of them")
+    check.add_argument("--models_dir", type=folder_name, help="folder of the weights (default: models in each run folder)")
+    check.add_argument("--data_dir", type=folder_name, help="folder of the kept labels (default: data in each run folder)")
 
 # %% ../nbs/cli.ipynb #15b53984
 def make_parser(

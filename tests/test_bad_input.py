@@ -52,7 +52,7 @@ GRID = {
 }  # fmt: skip
 GOOD = {  # a call of each command that passes its checks
     "run": ["--preset", "tiny", "--run_dir", "run"], "cost": ["--preset", "tiny"], "sweep": ["grid.toml", "--out", "sweep"],
-    "law": ["table.csv"], "figures": ["table.csv", "--out", "figures"], "check": ["folder"],
+    "law": ["table.csv"], "figures": ["table.csv", "--out", "figures"], "check": ["recorded"],
 }  # fmt: skip
 
 
@@ -90,6 +90,8 @@ def furnish(folder):
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (folder / "folder").mkdir()
+    (folder / "recorded").mkdir()
+    (folder / "recorded" / "measurements.csv").write_bytes(table_text(TABLE))
     os.mkfifo(folder / "fifo")
     (folder / "dangling").symlink_to(folder / "nowhere")
     (folder / "binary").write_bytes(bytes(range(256)))

@@ -329,7 +329,7 @@ def test_example_of_sweep_help_is_a_grid(tmp_path, capsys):
 )
 def test_mishaps_end_in_one_line(error, line, monkeypatch, counts, capsys):
     """Whatever a full disk, want of memory or a monstrous file raises where nobody foresaw it: one line, exit code 2; --debug shows where."""
-    monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments: (_ for _ in ()).throw(error))
+    monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments, **settings: (_ for _ in ()).throw(error))
     assert main(["law", str(counts)]) == 2
     assert capsys.readouterr().err == line
     for words in (["--debug", "law", str(counts)], ["law", "--debug", str(counts)], ["law", str(counts), "--debug"]):
@@ -348,7 +348,7 @@ def test_debug_shows_where_a_foreseen_mistake_was_found(tmp_path, capsys):
 @pytest.mark.parametrize("bug", [KeyError("x"), AssertionError("x"), TypeError("x"), ValueError("x"), ZeroDivisionError("x")], ids=lambda bug: type(bug).__name__)
 def test_bugs_keep_their_traceback(bug, monkeypatch, counts):
     """A fault of the program is not dressed up as one of its user."""
-    monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments: (_ for _ in ()).throw(bug))
+    monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments, **settings: (_ for _ in ()).throw(bug))
     with pytest.raises(type(bug)):
         main(["law", str(counts)])
 

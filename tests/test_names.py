@@ -37,7 +37,7 @@ def is_clean(text):
     return all(c.isprintable() or c == "\n" for c in text)
 
 
-def quick_report(table, until_round=None, threshold=0.5, law="best"):
+def quick_report(table, until_round=None, threshold=0.5, law="best", settings=None):
     return law_report(table, until_round, threshold, "weibull", 20)
 
 

@@ -86,7 +86,6 @@ def made(collapses, threshold=0.5, until_round=1, guess="median"):
         0.0,
         0.0,
         np.arange(1, 9),
-        np.full(8, 0.5),
         np.full((len(collapses), 8), 0.5),
         collapses,
         np.full(len(collapses), 0.01),

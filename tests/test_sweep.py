@@ -691,7 +691,7 @@ def test_bad_grids_are_refused_before_anything_is_written(text, named, tmp_path,
 @pytest.mark.parametrize(
     "flags, named",
     [
-        (["--jobs", "0"], "jobs is 0"),
+        (["--jobs", "0"], "--jobs: 0 is out of range"),
         (["--jobs", "many"], "many"),
         (["--executor", "abacus"], "abacus"),
         (["--out", os.devnull], os.devnull),
@@ -716,7 +716,7 @@ def test_missing_grid_is_refused(tmp_path, capsys, guard):
     (tmp_path / "link").symlink_to("link")
     for path in (tmp_path / "absent.toml", *tmp_path.iterdir(), tmp_path, "/dev/zero", "x" * 5000):
         assert main(["sweep", str(path), "--out", str(tmp_path / "out")]) == 2
-        assert str(path) in line_of(capsys.readouterr()) and not (tmp_path / "out").exists()
+        assert str(path)[:200] in line_of(capsys.readouterr()) and not (tmp_path / "out").exists()
 
 
 numbers = st.one_of(st.integers(-3, 9), st.sampled_from([2**31, 2**63 - 1, 2**64, 2**70, -(2**63)])).map(str)

@@ -156,6 +156,7 @@ def law_report(
     check_choice(law)
     if resamples is not None: check_whole("resamples", resamples, 1, MOST_RESAMPLES)
     check_whole("seed", seed, 0)
+    if until_round is not None: check_whole("until_round", until_round, 0)
     series, whole = _read_off(table, until_round)
     subjects, generator, arms = list(_subjects(series, settings)), np.random.default_rng(seed), {}
     resamples = resamples or max(_FEWEST_RESAMPLES, min(_RESAMPLES, 10 * _RESAMPLES // len(subjects)))
