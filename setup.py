@@ -1,4 +1,5 @@
 """Package metadata comes from settings.ini, so that nbdev and setuptools never disagree."""
+
 import configparser
 from pathlib import Path
 
@@ -29,14 +30,28 @@ setup(
     ],
     packages=find_packages(include=["si_nb", "si_nb.*"], exclude=["si_nb.benchmarks", "si_nb.results*"]),
     # si_nb/results is a link to results/: the measured tables are found beside the code in a checkout and in a wheel alike
-    package_data={"si_nb": ["results/**/*.csv", "results/**/*.json", "results/**/*.md", "results/**/*.toml", "results/**/*.sha256"]},
-    exclude_package_data={"si_nb": ["results/*/runs/*", "results/*/bases/*", "results/*/jobs/*"]},  # working folders of sweeps
+    package_data={
+        "si_nb": [
+            "results/**/*.csv",
+            "results/**/*.json",
+            "results/**/*.md",
+            "results/**/*.toml",
+            "results/**/*.sha256",
+        ]
+    },
+    exclude_package_data={
+        "si_nb": ["results/*/runs/*", "results/*/bases/*", "results/*/jobs/*"]
+    },  # working folders of sweeps
     python_requires=">=" + settings["min_python"],
     install_requires=settings["requirements"].split(),
-    extras_require={name: settings[f"{name}_requirements"].split() for name in ("dev", "docs", "cluster", "bench")},
+    extras_require={
+        name: settings[f"{name}_requirements"].split() for name in ("dev", "docs", "cluster", "bench")
+    },
     entry_points={
         "console_scripts": settings["console_scripts"].split(),
-        "nbdev": ["si_nb=si_nb._modidx:d"],  # names in backticks become links in documentation, here and elsewhere
+        "nbdev": [
+            "si_nb=si_nb._modidx:d"
+        ],  # names in backticks become links in documentation, here and elsewhere
     },
     zip_safe=False,
 )

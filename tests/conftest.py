@@ -1,4 +1,5 @@
 """What all tests share: the markers' rules, the checkout, the notebooks, and the wheel built from the checkout."""
+
 import configparser
 import json
 import os
@@ -7,14 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # several processes side by side: spinning threads would slow each other
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # several processes side by side: spinning threads would slow each other
 os.environ.setdefault("MPLBACKEND", "agg")
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted(
-    path.relative_to(ROOT).as_posix() for path in ROOT.glob("nbs/**/*.ipynb") if ".ipynb_checkpoints" not in path.parts
+    path.relative_to(ROOT).as_posix()
+    for path in ROOT.glob("nbs/**/*.ipynb")
+    if ".ipynb_checkpoints" not in path.parts
 )
 
 
@@ -34,7 +39,12 @@ def run(*command, cwd=None, timeout=300, **environment):
     """Run a command to its end; a failure shows what it printed. A variable set to None is removed."""
     merged = {**os.environ, **environment}
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, timeout=timeout, capture_output=True, text=True, stdin=subprocess.DEVNULL,
+        [str(part) for part in command],
+        cwd=cwd,
+        timeout=timeout,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
         env={name: str(value) for name, value in merged.items() if value is not None},
     )
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}\n{done.stderr}"
@@ -72,10 +82,32 @@ def distributions(tmp_path_factory):
     """Folder with the sdist and the wheel made from it, built from a copy so that the checkout stays as it was."""
     copy, built = tmp_path_factory.mktemp("checkout") / "si_nb", tmp_path_factory.mktemp("dist")
     not_source = shutil.ignore_patterns(
-        ".git", "build", "dist", "*.egg-info", "__pycache__", ".venv", "runs", "bases", "jobs", "wandb", "_proc", "_docs", ".hypothesis"
+        ".git",
+        "build",
+        "dist",
+        "*.egg-info",
+        "__pycache__",
+        ".venv",
+        "runs",
+        "bases",
+        "jobs",
+        "wandb",
+        "_proc",
+        "_docs",
+        ".hypothesis",
     )
     shutil.copytree(ROOT, copy, symlinks=True, ignore=not_source)
-    run(sys.executable, "-m", "build", "--no-isolation", "--skip-dependency-check", "--outdir", built, copy, cwd=built)
+    run(
+        sys.executable,
+        "-m",
+        "build",
+        "--no-isolation",
+        "--skip-dependency-check",
+        "--outdir",
+        built,
+        copy,
+        cwd=built,
+    )
     return built
 
 
@@ -90,5 +122,17 @@ def wheel(distributions):
 def wheel_site(wheel, tmp_path_factory):
     """Folder that holds the installed wheel and nothing else, to be put in front of sys.path."""
     site = tmp_path_factory.mktemp("site")
-    run(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel, cwd=site)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        site,
+        wheel,
+        cwd=site,
+    )
     return site

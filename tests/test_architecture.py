@@ -42,7 +42,14 @@ def test_no_arrow_leads_where_none_may():
 
 def test_every_room_belongs_to_a_wing():
     """No module lies outside of the wings but the house itself and the benchmarks, which are not part of the wheel."""
-    outside = {path.name for path in (ROOT / "si_nb").glob("*.py")} - {"__init__.py", "__main__.py", "_modidx.py", "house.py", "registry.py", "cli.py"}
+    outside = {path.name for path in (ROOT / "si_nb").glob("*.py")} - {
+        "__init__.py",
+        "__main__.py",
+        "_modidx.py",
+        "house.py",
+        "registry.py",
+        "cli.py",
+    }
     folders = {path.parent.name for path in (ROOT / "si_nb").glob("*/__init__.py")} - {"benchmarks"}
     assert not outside and folders | {"cli"} == set(WINGS)
 
@@ -69,12 +76,19 @@ def test_one_room_speaks_to_the_tracker(room):
 def test_tables_are_read_and_fitted_without_torch(room, tmp_path):
     """Where torch is not installed the law still works, and who reads tables does not wait for plotting or tracking to load."""
     for absent in ("torch", "wandb"):  # found first, and not importable
-        (tmp_path / f"{absent}.py").write_text(f"raise ModuleNotFoundError('No module named {absent}', name='{absent}')")
+        (tmp_path / f"{absent}.py").write_text(
+            f"raise ModuleNotFoundError('No module named {absent}', name='{absent}')"
+        )
     code = f"import sys, si_nb.{room}; print([name for name in {HEAVY} if name in sys.modules])"
-    assert run(sys.executable, "-W", "error", "-c", code, cwd=ROOT, PYTHONPATH=f"{tmp_path}:{ROOT}").strip() == "[]"
+    assert (
+        run(sys.executable, "-W", "error", "-c", code, cwd=ROOT, PYTHONPATH=f"{tmp_path}:{ROOT}").strip()
+        == "[]"
+    )
 
 
 def test_the_picture_in_the_readme_is_that_of_the_code():
     """The arrows between wings that README draws are those of the imports."""
-    (picture,) = re.findall(r"^```mermaid\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M)
+    (picture,) = re.findall(
+        r"^```mermaid\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S | re.M
+    )
     assert picture.strip() == mermaid()

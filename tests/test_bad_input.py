@@ -1,5 +1,7 @@
 """Bad input made from the parser and the schema themselves: every flag, setting, column and part of a grid with every class of bad
-value. Whatever is given, the answer is one line and exit code 2 with nothing written, or the value is in fact fine."""
+value. Whatever is given, the answer is one line and exit code 2 with nothing written, or the value is in fact fine.
+"""
+
 import contextlib
 import csv
 import io
@@ -24,11 +26,15 @@ import si_nb.loop.rounds
 import si_nb.loop.sweep
 from si_nb import cli
 from si_nb.cli import main, make_parser
-from si_nb.record.table import COLUMNS, append_rows, measurement_table, read_table
 from si_nb.loop.runs import ConfigError, RunConfig, make_config, run_name
+from si_nb.record.table import COLUMNS, append_rows, measurement_table, read_table
 
 resource = pytest.importorskip("resource", reason="limits of memory and FIFOs are those of Linux and macOS")
-HANG, BUSY, MEMORY = 20, 60, 2 * 2**30  # seconds of work, seconds on a busy machine, and further bytes that an answer may take
+HANG, BUSY, MEMORY = (
+    20,
+    60,
+    2 * 2**30,
+)  # seconds of work, seconds on a busy machine, and further bytes that an answer may take
 NUMBERS = {
     "negative": "-3", "zero": "0", "2**70": str(2**70), "-2**70": str(-(2**70)), "trillion": "1e12", "nan": "nan", "inf": "inf",
     "1e400": "1e400", "fraction": "0.5", "5,000 digits": "9" * 5_000,
@@ -44,8 +50,14 @@ PLACES = {
 FREE_TEXT = ("wandb_project", "wandb_name")  # flags that take any text
 ANSWERS = Counter()  # (class, answer) -> calls
 
-TABLE = [("r", "copy", "none", 0, 0, number, 3 + number, "accuracy", right, 1_000) for number, right in enumerate((990, 950, 850, 650, 400))]
-TABLE += [("r", "copy", "none", 0, 0, number, 3 + number, "label_raw", 1_000 - 100 * number, 1_000) for number in (1, 2, 3, 4)]
+TABLE = [
+    ("r", "copy", "none", 0, 0, number, 3 + number, "accuracy", right, 1_000)
+    for number, right in enumerate((990, 950, 850, 650, 400))
+]
+TABLE += [
+    ("r", "copy", "none", 0, 0, number, 3 + number, "label_raw", 1_000 - 100 * number, 1_000)
+    for number in (1, 2, 3, 4)
+]
 GRID = {
     "preset": "tiny", "settings": {"task": "copy"}, "slurm": {"slurm_partition": "gpu"},
     "group": [{"name": "filters", "seeds": [0, 1], "settings": {"voters": 3}, "grid": {"num_samples": [50, 100]}}],
@@ -65,7 +77,11 @@ def toml(value):
         return "{" + ", ".join(f"{json.dumps(key)} = {toml(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(toml, value)) + "]"
-    return value.raw if isinstance(value, Raw) else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return (
+        value.raw
+        if isinstance(value, Raw)
+        else json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    )
 
 
 class Raw:
@@ -123,20 +139,31 @@ def ring(number, frame):
     raise Hang
 
 
-WORK = ((si_nb.loop.rounds, "make_base"), (si_nb.loop.cost, "plan"), (si_nb.loop.sweep, "_work"), (si_nb.benchmarks.benchmark, "Bench"))
+WORK = (
+    (si_nb.loop.rounds, "make_base"),
+    (si_nb.loop.cost, "plan"),
+    (si_nb.loop.sweep, "_work"),
+    (si_nb.benchmarks.benchmark, "Bench"),
+)
 
 
 @contextlib.contextmanager
 def guarded():
     """Checks are real, the work after them is not done; hangs and greed end."""
-    limits, before = resource.getrlimit(resource.RLIMIT_AS), {number: signal.signal(number, ring) for number in (signal.SIGALRM, signal.SIGPROF)}
+    limits, before = (
+        resource.getrlimit(resource.RLIMIT_AS),
+        {number: signal.signal(number, ring) for number in (signal.SIGALRM, signal.SIGPROF)},
+    )
     sizes = Path("/proc/self/statm")
     with contextlib.ExitStack() as stack:
         for module, name in WORK:
             stack.enter_context(patch.object(module, name, pass_on))
         try:
             if sizes.exists():
-                resource.setrlimit(resource.RLIMIT_AS, (int(sizes.read_text().split()[0]) * resource.getpagesize() + MEMORY, limits[1]))
+                resource.setrlimit(
+                    resource.RLIMIT_AS,
+                    (int(sizes.read_text().split()[0]) * resource.getpagesize() + MEMORY, limits[1]),
+                )
             signal.alarm(BUSY)
             signal.setitimer(signal.ITIMER_PROF, HANG)
             yield
@@ -150,7 +177,11 @@ def guarded():
 
 def call(arguments):
     """Exit code, or what went wrong; what was said on the error stream; what was printed."""
-    with contextlib.redirect_stderr(io.StringIO()) as said, contextlib.redirect_stdout(io.StringIO()) as printed, guarded():
+    with (
+        contextlib.redirect_stderr(io.StringIO()) as said,
+        contextlib.redirect_stdout(io.StringIO()) as printed,
+        guarded(),
+    ):
         try:
             code = main(arguments)
         except SystemExit as stop:
@@ -171,7 +202,10 @@ def is_one_line(said):
 def judge(kind, arguments, place, before, may_be_fine):
     """What is wrong with the answer to a call; nothing if it is one line, or fine where it may be."""
     code, said, printed = call(arguments)
-    fine, refused = code == 0 and may_be_fine and printed.replace("\n", "").isprintable(), code == 2 and is_one_line(said)
+    fine, refused = (
+        code == 0 and may_be_fine and printed.replace("\n", "").isprintable(),
+        code == 2 and is_one_line(said),
+    )
     changed = [] if fine else sorted(str(path) for path, _ in listing(place).items() ^ before.items())
     ANSWERS[kind, "fine" if fine else "refused" if refused and not changed else "bad"] += 1
     what = f"{kind}: si_nb {' '.join(map(repr, arguments))[:200]}: code {code}, said {said[-300:]!r}, printed {printed[-100:]!r}"
@@ -205,7 +239,11 @@ def counted():
     """With -s, how many calls of each class were refused and how many were fine."""
     yield
     for kind in dict.fromkeys(kind for kind, _ in ANSWERS):
-        print(f"\n{kind}: " + ", ".join(f"{ANSWERS[kind, answer]} {answer}" for answer in ("refused", "fine", "bad")), end="")
+        print(
+            f"\n{kind}: "
+            + ", ".join(f"{ANSWERS[kind, answer]} {answer}" for answer in ("refused", "fine", "bad")),
+            end="",
+        )
     totals = Counter()
     for (_, answer), count in ANSWERS.items():
         totals[answer] += count
@@ -218,7 +256,9 @@ def counted():
 def commands():
     """Command -> its flags and positional arguments, as the parser has them."""
     subparsers = next(action for action in make_parser(None)._actions if action.dest == "command")
-    return {name: [a for a in parser._actions if a.dest != "help"] for name, parser in subparsers.choices.items()}
+    return {
+        name: [a for a in parser._actions if a.dest != "help"] for name, parser in subparsers.choices.items()
+    }
 
 
 FLAGS = [(command, action) for command, actions in commands().items() for action in actions]
@@ -254,7 +294,10 @@ def values_of(action):
         return [(kind, text, action.dest in FREE_TEXT) for kind, text in TEXTS.items()]
     usable = {"missing", "unreadable", *TEXTS} - {"empty", "5,000 characters"}
     usable |= {"folder"} if action.type is cli.folder_name else {"binary file"}
-    return [(kind, text, bool(action.option_strings) and kind in usable) for kind, text in {**PLACES, **TEXTS}.items()]
+    return [
+        (kind, text, bool(action.option_strings) and kind in usable)
+        for kind, text in {**PLACES, **TEXTS}.items()
+    ]
 
 
 def with_flag(command, action, value):
@@ -274,10 +317,16 @@ def test_a_good_call_is_fine(command, place):
     assert call([command, *GOOD[command]])[0] == 0
 
 
-@pytest.mark.parametrize("command, action", [pair for pair in FLAGS if pair[0] != "figures"], ids=lambda value: getattr(value, "dest", value))
+@pytest.mark.parametrize(
+    "command, action",
+    [pair for pair in FLAGS if pair[0] != "figures"],
+    ids=lambda value: getattr(value, "dest", value),
+)
 def test_flags(command, action, place):
     """Every flag with every class of bad value."""
-    all_are_answered([(kind, with_flag(command, action, value), fine) for kind, value, fine in values_of(action)], place)
+    all_are_answered(
+        [(kind, with_flag(command, action, value), fine) for kind, value, fine in values_of(action)], place
+    )
 
 
 @pytest.mark.parametrize("command, action", FLAGS, ids=lambda value: getattr(value, "dest", value))
@@ -285,7 +334,9 @@ def test_every_number_states_its_range(command, action):
     """A new number, setting or flag, must say from where to where it goes."""
     bounds = bounds_of(action)
     if bounds is not None:
-        assert {"least", "above"} & set(bounds) and {"most", "below"} & set(bounds), f"{command} --{action.dest} has no range"
+        assert {"least", "above"} & set(bounds) and {"most", "below"} & set(bounds), (
+            f"{command} --{action.dest} has no range"
+        )
         assert all(math.isfinite(limit) for limit in bounds.values())
 
 
@@ -312,7 +363,9 @@ def test_settings(name):
             ANSWERS[kind, "fine"] += 1
             bounds = {bound: limit for bound, limit in SETTINGS[name].metadata.items() if bound in WITHIN}
             assert all(WITHIN[bound](taken, limit) for bound, limit in bounds.items()), (name, value)
-            assert isinstance(value, bool) == (SETTINGS[name].type is bool) and (bounds or isinstance(value, (bool, str, list))), (name, value)
+            assert isinstance(value, bool) == (SETTINGS[name].type is bool) and (
+                bounds or isinstance(value, (bool, str, list))
+            ), (name, value)
 
 
 @pytest.mark.parametrize("preset", ODD.values(), ids=ODD)
@@ -326,7 +379,9 @@ def test_presets(preset):
 def test_the_greatest_seed_survives_the_table(tmp_path):
     """What a run is allowed to be called can be read back from its table."""
     seed = SETTINGS["seed"].metadata["most"]
-    rows = measurement_table([(run_name(make_config("tiny", seed=seed)), "copy", "none", seed, 0, 0, 6, "accuracy", 9, 10)])
+    rows = measurement_table(
+        [(run_name(make_config("tiny", seed=seed)), "copy", "none", seed, 0, 0, 6, "accuracy", 9, 10)]
+    )
     append_rows(tmp_path / "measurements.csv", rows)
     assert read_table(tmp_path)["seed"].tolist() == [seed]
     with pytest.raises(ConfigError, match="seed is"):
@@ -335,15 +390,26 @@ def test_the_greatest_seed_survives_the_table(tmp_path):
 
 # --- tables
 
-NAMES = {"run_id": True, "task": True, "arm": True, "quantity": False}  # columns of text; whether any name may be fine
+NAMES = {
+    "run_id": True,
+    "task": True,
+    "arm": True,
+    "quantity": False,
+}  # columns of text; whether any name may be fine
 
 
 def bad_cells(column):
     """(class, cell, whether a table with it may be fine)."""
     if column in NAMES:
-        return [(kind, text, NAMES[column] and kind != "empty") for kind, text in {**TEXTS, "300 characters": "y" * 300}.items()]
+        return [
+            (kind, text, NAMES[column] and kind != "empty")
+            for kind, text in {**TEXTS, "300 characters": "y" * 300}.items()
+        ]
     whole = re.compile(r"-?\d{1,18}(\.0*)?")
-    return [(kind, text, bool(whole.fullmatch(text))) for kind, text in {**NUMBERS, **TEXTS, "10**9": str(10**9), "18 digits": "9" * 18}.items()]
+    return [
+        (kind, text, bool(whole.fullmatch(text)))
+        for kind, text in {**NUMBERS, **TEXTS, "10**9": str(10**9), "18 digits": "9" * 18}.items()
+    ]
 
 
 def put_cell(column, text):
@@ -356,7 +422,9 @@ def put_cell(column, text):
 
 
 def table_calls(command, column, *more):
-    return [(kind, [command, *GOOD[command], *more], fine, column, text) for kind, text, fine in bad_cells(column)]
+    return [
+        (kind, [command, *GOOD[command], *more], fine, column, text) for kind, text, fine in bad_cells(column)
+    ]
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -378,7 +446,11 @@ def put_file(name, content):
 
 def test_files_for_law(place):
     """Every kind of file that is no table."""
-    all_are_answered([(kind, ["law", "table.csv"], False, "table.csv", content) for kind, content in FILES.items()], place, put_file)
+    all_are_answered(
+        [(kind, ["law", "table.csv"], False, "table.csv", content) for kind, content in FILES.items()],
+        place,
+        put_file,
+    )
 
 
 # --- grids
@@ -414,7 +486,16 @@ def grid_is_sound(path, value):
         return False
     if path[0] == "settings" and len(path) == 2 and path[1] in SETTINGS:
         try:
-            make_config("tiny", **{path[1]: tuple(value) if isinstance(value, list) else [value] if path[1] == "si_method" else value})
+            make_config(
+                "tiny",
+                **{
+                    path[1]: tuple(value)
+                    if isinstance(value, list)
+                    else [value]
+                    if path[1] == "si_method"
+                    else value
+                },
+            )
         except (ConfigError, TypeError):
             return False
         return isinstance(value, bool) == (SETTINGS[path[1]].type is bool)
@@ -429,7 +510,10 @@ def grid_is_sound(path, value):
 def test_grids(part, place):
     """Every part of a grid with every class of bad value."""
     path = PARTS[part]
-    calls = [(kind, ["sweep", *GOOD["sweep"]], grid_is_sound(path, value), path, value) for kind, value in VALUES.items()]
+    calls = [
+        (kind, ["sweep", *GOOD["sweep"]], grid_is_sound(path, value), path, value)
+        for kind, value in VALUES.items()
+    ]
     all_are_answered(calls, place, put_part)
 
 
@@ -444,7 +528,9 @@ ABSURD = {
 @pytest.mark.parametrize("kind", ABSURD)
 def test_absurd_grids(kind, place):
     """Grids that no single value makes absurd."""
-    all_are_answered([(kind, ["sweep", *GOOD["sweep"]], False, "grid.toml", grid_text(ABSURD[kind]))], place, put_file)
+    all_are_answered(
+        [(kind, ["sweep", *GOOD["sweep"]], False, "grid.toml", grid_text(ABSURD[kind]))], place, put_file
+    )
 
 
 # --- the rest takes minutes
@@ -454,7 +540,9 @@ def test_absurd_grids(kind, place):
 @pytest.mark.parametrize("action", commands()["figures"], ids=lambda action: action.dest)
 def test_flags_of_figures(action, place):
     """The same for the command that draws."""
-    all_are_answered([(kind, with_flag("figures", action, value), fine) for kind, value, fine in values_of(action)], place)
+    all_are_answered(
+        [(kind, with_flag("figures", action, value), fine) for kind, value, fine in values_of(action)], place
+    )
 
 
 @pytest.mark.slow(reason="every picture takes seconds")
@@ -468,7 +556,9 @@ def from_the_shell(arguments, place):
     """Exit code and what was said, of the real command."""
     command = [sys.executable, "-m", "si_nb", *arguments]
     try:
-        done = subprocess.run(command, cwd=place, capture_output=True, timeout=BUSY, errors="surrogateescape", check=False)
+        done = subprocess.run(
+            command, cwd=place, capture_output=True, timeout=BUSY, errors="surrogateescape", check=False
+        )
     except subprocess.TimeoutExpired:
         return "hang", ""
     return done.returncode, done.stderr
@@ -476,7 +566,12 @@ def from_the_shell(arguments, place):
 
 def sample(share):
     """Flags with values that are never fine, one in so many."""
-    calls = [(kind, with_flag(command, action, value)) for command, action in FLAGS for kind, value, fine in values_of(action) if not fine]
+    calls = [
+        (kind, with_flag(command, action, value))
+        for command, action in FLAGS
+        for kind, value, fine in values_of(action)
+        if not fine
+    ]
     return calls[::share]
 
 
@@ -486,13 +581,21 @@ def judge_from_the_shell(calls, place):
         code, said = from_the_shell(arguments, place)
         wrong = code != 2 or not is_one_line(said) or listing(place) != before
         ANSWERS[kind, "bad" if wrong else "refused"] += 1
-        problems += [f"{kind}: si_nb {' '.join(map(repr, arguments))[:200]}\n    code {code}, said {said[-300:]!r}"] * wrong
+        problems += [
+            f"{kind}: si_nb {' '.join(map(repr, arguments))[:200]}\n    code {code}, said {said[-300:]!r}"
+        ] * wrong
     return problems
 
 
 def test_from_the_shell(place):
     """The real command, a few times."""
-    problems = judge_from_the_shell([("2**70", ["run", *GOOD["run"], "--seed", str(2**70)]), ("control characters", ["law", "a\x1b]0;t\x07\nb"])], place)
+    problems = judge_from_the_shell(
+        [
+            ("2**70", ["run", *GOOD["run"], "--seed", str(2**70)]),
+            ("control characters", ["law", "a\x1b]0;t\x07\nb"]),
+        ],
+        place,
+    )
     assert not problems, "\n" + "\n".join(problems)
 
 

@@ -1,4 +1,5 @@
 """`si_nb check` finds what is wrong with any file of a run, a sweep or a folder of them, and changes nothing."""
+
 import json
 import os
 import random
@@ -9,13 +10,13 @@ import pandas as pd
 import pytest
 
 import si_nb.loop.rounds
-from si_nb.loop.check import check_folder, table_problem
 from si_nb.cli import main
-from si_nb.record.table import read_table
+from si_nb.loop.check import check_folder, table_problem
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.runs import load_tensors, make_config, save_tensors
-from si_nb.record.storage import DamagedError, read_sealed, write_sealed
 from si_nb.loop.sweep import run_sweep
+from si_nb.record.storage import DamagedError, read_sealed, write_sealed
+from si_nb.record.table import read_table
 
 SETTINGS = dict(
     task="copy", si_method=("none", "mv_length"), original_digits=2, si_rounds=3, n_layer=1, n_head=1, n_embd=16, block_size=24, base_samples=100,
@@ -58,7 +59,11 @@ def stopped(tmp_path_factory):
 
 
 def content(folder):
-    return {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path: (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
@@ -94,7 +99,11 @@ def delete(path, rng):
 def sibling(path, rng):
     """Put the file beside it that is most like it in its place, seal and all."""
     alike = re.sub(r"\d+", "", path.name)
-    others = [other for other in sorted(path.parent.glob(f"*{path.suffix}")) if other != path and re.sub(r"\d+", "", other.name) == alike]
+    others = [
+        other
+        for other in sorted(path.parent.glob(f"*{path.suffix}"))
+        if other != path and re.sub(r"\d+", "", other.name) == alike
+    ]
     if not others:
         return delete(path, rng)
     other = rng.choice(others)
@@ -175,7 +184,10 @@ def test_counts_are_held_against_the_labels(finished, tmp_path, capsys):
     write_sealed(run / "measurements.csv", "".join(text).encode())
     assert main(["check", str(run)]) == 1
     said = capsys.readouterr().out
-    assert "none_round_001.safetensors: 9 labels, but its header counts 10" in said and "measurements.csv: label_kept does not count" in said
+    assert (
+        "none_round_001.safetensors: 9 labels, but its header counts 10" in said
+        and "measurements.csv: label_kept does not count" in said
+    )
 
 
 def test_rows_are_counted(finished):
@@ -187,7 +199,17 @@ def test_rows_are_counted(finished):
     assert "too many" in table_problem(config, pd.concat([table, table[:1].assign(length=99)]))
 
 
-@pytest.mark.parametrize("changes", [dict(accelerated=True), dict(si_method=("oracle", "mv", "length_filter")), dict(noise_round=1, noise_fraction=0.5), dict(block_size=12), dict(si_rounds=0)], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(accelerated=True),
+        dict(si_method=("oracle", "mv", "length_filter")),
+        dict(noise_round=1, noise_fraction=0.5),
+        dict(block_size=12),
+        dict(si_rounds=0),
+    ],
+    ids=str,
+)
 def test_every_kind_of_run_passes(changes, tmp_path):
     """Settings that change which rows there are, or what is counted, are understood."""
     go(tmp_path / "run", **changes)
@@ -203,7 +225,10 @@ def test_what_a_run_leaves_behind_when_it_is_killed_is_named(finished, tmp_path)
     for name in ("notes.txt", ".mine.partial", "mine.sha256"):
         (run / name).touch()
     found, _ = check_folder(run)
-    assert sorted(finding.path.name for finding in found) == [".measurements.csv.4711.si_nb-partial", "none_round_009.safetensors.sha256"]
+    assert sorted(finding.path.name for finding in found) == [
+        ".measurements.csv.4711.si_nb-partial",
+        "none_round_009.safetensors.sha256",
+    ]
 
 
 def test_weights_and_labels_of_a_finished_run_may_be_gone(finished, tmp_path):
@@ -253,11 +278,19 @@ def test_a_sweep_is_held_against_its_runs(tmp_path, capsys):
     assert main(["check", str(tmp_path)]) == 0, capsys.readouterr().out
     table = out / "measurements.csv"
     text = table.read_bytes()
-    lines, names = text.decode().splitlines(keepends=True), sorted(path.name for path in (out / "runs").iterdir())
+    lines, names = (
+        text.decode().splitlines(keepends=True),
+        sorted(path.name for path in (out / "runs").iterdir()),
+    )
     changed = next(number for number, line in enumerate(lines) if re.search(r"accuracy,[0-5],6$", line))
     *key, successes, trials = lines[changed].split(",")
     for said, content in (
-        ("not as in its own table", "".join([*lines[:changed], ",".join([*key, str(int(successes) + 1), trials]), *lines[changed + 1 :]])),
+        (
+            "not as in its own table",
+            "".join(
+                [*lines[:changed], ",".join([*key, str(int(successes) + 1), trials]), *lines[changed + 1 :]]
+            ),
+        ),
         ("rows are missing", "".join(lines[:-3])),
         ("missing, but finished", "".join(line for line in lines if names[0] not in line)),
         ("not in the grid", text.decode().replace("copy-seed0-", "copy-seed7-")),
@@ -277,7 +310,10 @@ def test_a_table_alone_is_read(finished, tmp_path, capsys):
     shutil.copy(finished / "measurements.csv", tmp_path)
     assert main(["check", str(tmp_path)]) == 0
     (tmp_path / "measurements.csv").write_text("round,successes\n")
-    assert main(["check", str(tmp_path)]) == 1 and "measurements.csv: not a measurement table" in capsys.readouterr().out
+    assert (
+        main(["check", str(tmp_path)]) == 1
+        and "measurements.csv: not a measurement table" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("name", ["absent", "file", "empty", ""])

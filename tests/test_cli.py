@@ -1,4 +1,5 @@
 """The command line: what works stays working, and every mistake is one line, exit code 2, nothing written."""
+
 import json
 import os
 import subprocess
@@ -10,8 +11,8 @@ import torch
 import si_nb.cli
 import si_nb.loop.runs
 from si_nb.cli import main
-from si_nb.record.table import read_table
 from si_nb.loop.runs import ConfigError, available_memory, check_memory, make_config
+from si_nb.record.table import read_table
 
 SMALL = ["--preset", "tiny", "--original_digits", "3", "--base_samples", "2000", "--max_iters", "60", "--si_iter", "10", "--eval_samples", "64",
          "--num_samples", "64", "--si_rounds", "4"]  # fmt: skip
@@ -26,7 +27,9 @@ def refused(arguments, capsys):
         code = stop.code
     said = capsys.readouterr()
     assert code == 2, said
-    assert said.err.count("\n") == 1 and said.err.startswith("si_nb: ") and "Traceback" not in said.err, said.err
+    assert said.err.count("\n") == 1 and said.err.startswith("si_nb: ") and "Traceback" not in said.err, (
+        said.err
+    )
     assert said.out == ""
     return said.err
 
@@ -43,7 +46,9 @@ def run_dir(tmp_path_factory):
 def counts(tmp_path):
     """A table with nothing but rounds and counts, as somebody else might have it."""
     path = tmp_path / "counts.csv"
-    path.write_text("round,successes,trials\n" + "".join(f"{number},{right},1000\n" for number, right in COUNTS.items()))
+    path.write_text(
+        "round,successes,trials\n" + "".join(f"{number},{right},1000\n" for number, right in COUNTS.items())
+    )
     return path
 
 
@@ -77,8 +82,14 @@ def counts(tmp_path):
         (["--resume", "perhaps"], "perhaps"),
         (["--block_size", "20"], "block_size 20 is too small"),
         (["--voters", "1"], "voters"),
-        (["--seed", "1000000000000000000"], "seed is 1000000000000000000: it must be at least 0 and at most 999,999,999,999,999,999"),
-        (["--num_samples", "1000000000000"], "num_samples is 1000000000000: it must be at least 1 and at most 1,000,000,000"),
+        (
+            ["--seed", "1000000000000000000"],
+            "seed is 1000000000000000000: it must be at least 0 and at most 999,999,999,999,999,999",
+        ),
+        (
+            ["--num_samples", "1000000000000"],
+            "num_samples is 1000000000000: it must be at least 1 and at most 1,000,000,000",
+        ),
         (["--base_samples", str(2**70)], "base_samples is 1180591620717411303424"),
         (["--n_layer", str(2**70)], "n_layer is 1180591620717411303424"),
         (["--until_round", str(2**70)], "--until_round"),
@@ -136,15 +147,27 @@ def test_laws_with_too_many_parameters_are_left_out_by_name(counts, capsys):
     """Two rounds carry no law of three parameters, and the report says which were left out."""
     assert main(["law", str(counts), "--until_round", "2", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert "exponential_floor" in report["left_out"] and "constant_hazard" in {law["name"] for law in report["laws"]}
+    assert "exponential_floor" in report["left_out"] and "constant_hazard" in {
+        law["name"] for law in report["laws"]
+    }
 
 
 def test_law_json_is_strict_and_complete(counts, capsys):
     """Programs read this: the fields, and no NaN or infinity, which JSON does not have."""
     assert main(["law", str(counts), "--json"]) == 0
-    report = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    report = json.loads(
+        capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON")
+    )
     assert {"laws", "chosen", "collapse", "reproduction_number"} <= set(report)
-    fields = {"threshold", "round", "low", "high", "level", "probability_by_last_round", "sustained_probability"}
+    fields = {
+        "threshold",
+        "round",
+        "low",
+        "high",
+        "level",
+        "probability_by_last_round",
+        "sustained_probability",
+    }
     assert fields <= set(report["collapse"])
     assert report["collapse"]["low"] <= report["collapse"]["round"] <= report["collapse"]["high"]
     assert report["collapse"]["round"] == 5  # the first round below one half
@@ -154,7 +177,9 @@ def test_law_needs_no_torch(counts, tmp_path):
     """Reading tables works on machines without torch."""
     (tmp_path / "torch.py").write_text("raise ImportError('there is no torch here')")
     command = [sys.executable, "-m", "si_nb", "law", str(counts)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(tmp_path)}
+    )
     assert done.returncode == 0, done.stderr
     assert "collapse" in done.stdout
 
@@ -174,25 +199,37 @@ def test_a_hopeless_run_is_stopped(tmp_path, capsys):
     command = ["run", *SMALL, "--stop_before_collapse", "2", "--run_dir", str(tmp_path / "run")]
     assert main(command) == 0
     first, table = capsys.readouterr(), (tmp_path / "run" / "measurements.csv").read_bytes()
-    assert read_table(tmp_path / "run")["round"].max() < 4 and all(f"arm {arm} stopped after round" in first.err for arm in ("none", "mv_length"))
+    assert read_table(tmp_path / "run")["round"].max() < 4 and all(
+        f"arm {arm} stopped after round" in first.err for arm in ("none", "mv_length")
+    )
     assert main(command) == 0
     again = capsys.readouterr()
-    assert again.out == first.out and "stopped after round" in again.err and (tmp_path / "run" / "measurements.csv").read_bytes() == table
+    assert (
+        again.out == first.out
+        and "stopped after round" in again.err
+        and (tmp_path / "run" / "measurements.csv").read_bytes() == table
+    )
 
 
-@pytest.mark.parametrize("ends", [dict(none=1, mv_length=3), dict(none=0, mv_length=3), dict(none=0, mv_length=0)], ids=str)
+@pytest.mark.parametrize(
+    "ends", [dict(none=1, mv_length=3), dict(none=0, mv_length=3), dict(none=0, mv_length=0)], ids=str
+)
 def test_arms_that_end_apart_are_reported(ends, monkeypatch, run_dir, tmp_path, capsys):
     """Arms of different length, even one that never began, have their report and figures; without the flag such a run is refused."""
 
     def stop_before_collapse(within, threshold):
-        return lambda table: {arm: "enough" for arm, rows in table.groupby("arm") if rows["round"].max() >= ends[arm]}
+        return lambda table: {
+            arm: "enough" for arm, rows in table.groupby("arm") if rows["round"].max() >= ends[arm]
+        }
 
     monkeypatch.setattr(si_nb.cli, "stop_before_collapse", stop_before_collapse)
     command = ["run", *SMALL, "--run_dir", str(tmp_path / "run"), "--models_dir", str(run_dir / "models")]
     assert main([*command, "--stop_before_collapse", "1"]) == 0
     assert read_table(tmp_path / "run").groupby("arm")["round"].max().to_dict() == ends
     said, drawn = capsys.readouterr().out, (tmp_path / "run" / "figures" / "arms.png").exists()
-    assert ("none: stopped before its first round" in said) == (ends["none"] == 0) and drawn == ("figures:" in said) == (max(ends.values()) > 0)
+    assert ("none: stopped before its first round" in said) == (ends["none"] == 0) and drawn == (
+        "figures:" in said
+    ) == (max(ends.values()) > 0)
     if len(set(ends.values())) > 1:
         assert "--stop_before_collapse" in refused(command, capsys)
 
@@ -206,7 +243,9 @@ def test_another_configuration_is_refused(run_dir, capsys):
 
 def test_resume_never_refuses_a_used_folder(run_dir, capsys):
     """--resume never protects a finished run."""
-    assert "already holds a run" in refused(["run", *SMALL, "--resume", "never", "--run_dir", run_dir], capsys)
+    assert "already holds a run" in refused(
+        ["run", *SMALL, "--resume", "never", "--run_dir", run_dir], capsys
+    )
 
 
 def test_run_dir_that_is_a_file(tmp_path, capsys):
@@ -224,7 +263,18 @@ def test_run_dir_that_cannot_be_made(capsys):
 
 def test_missing_base_model_is_named(tmp_path, capsys):
     """Self-improvement without a base model names the file it looked for."""
-    error = refused(["run", *SMALL, "--skip_base_model_train", "--models_dir", tmp_path / "models", "--run_dir", tmp_path / "run"], capsys)
+    error = refused(
+        [
+            "run",
+            *SMALL,
+            "--skip_base_model_train",
+            "--models_dir",
+            tmp_path / "models",
+            "--run_dir",
+            tmp_path / "run",
+        ],
+        capsys,
+    )
     assert "voter_0.safetensors" in error
 
 
@@ -237,7 +287,16 @@ def test_unusable_weights_are_refused(damage, run_dir, tmp_path, capsys):
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(content[: len(content) // 2] if damage == "truncated" else content)
     sizes = ["--n_embd", "48"] if damage == "other_shape" else []
-    arguments = ["run", *SMALL, *sizes, "--skip_base_model_train", "--models_dir", models, "--run_dir", tmp_path / "run"]
+    arguments = [
+        "run",
+        *SMALL,
+        *sizes,
+        "--skip_base_model_train",
+        "--models_dir",
+        models,
+        "--run_dir",
+        tmp_path / "run",
+    ]
     assert "voter_0.safetensors" in refused(arguments, capsys)
 
 
@@ -247,40 +306,92 @@ def test_base_only_then_rounds_only(tmp_path, capsys):
     assert main(["run", *SMALL, "--skip_si", *models, "--run_dir", str(tmp_path / "base")]) == 0
     assert not (tmp_path / "base" / "measurements.csv").exists()
     assert len(list((tmp_path / "models").glob("*-base-*/*.safetensors"))) == 3
-    assert main(["run", *SMALL, "--skip_base_model_train", *models, "--run_dir", str(tmp_path / "rounds")]) == 0
+    assert (
+        main(["run", *SMALL, "--skip_base_model_train", *models, "--run_dir", str(tmp_path / "rounds")]) == 0
+    )
     assert (tmp_path / "rounds" / "measurements.csv").exists()
 
 
 def test_no_filter_is_another_name_for_none(tmp_path):
     """The name that the unfiltered arm has elsewhere works here."""
-    assert main(["run", *SMALL, "--si_method", "no_filter", "--si_rounds", "1", "--run_dir", str(tmp_path / "run")]) == 0
+    assert (
+        main(
+            [
+                "run",
+                *SMALL,
+                "--si_method",
+                "no_filter",
+                "--si_rounds",
+                "1",
+                "--run_dir",
+                str(tmp_path / "run"),
+            ]
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "run" / "config.json").read_text())["si_method"] == ["none"]
 
 
 def test_wandb_offline_writes_inside_the_run_folder(tmp_path):
     """The mirror works without a network and leaves nothing beside the run folder."""
     pytest.importorskip("wandb", reason="the mirror is optional")
-    command = [sys.executable, "-m", "si_nb", "run", *SMALL, "--si_rounds", "1", "--wandb", "offline", "--run_dir", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "si_nb",
+        "run",
+        *SMALL,
+        "--si_rounds",
+        "1",
+        "--wandb",
+        "offline",
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["run"] and list((tmp_path / "run" / "wandb").iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"] and list(
+        (tmp_path / "run" / "wandb").iterdir()
+    )
 
 
 def test_wandb_without_a_key_goes_on(tmp_path):
     """Online without a key: said once, never asked, and the run is complete."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     environment.update(HOME=str(tmp_path), WANDB_BASE_URL="http://localhost:9")
-    command = [sys.executable, "-m", "si_nb", "run", *SMALL, "--si_rounds", "1", "--wandb", "online", "--run_dir", str(tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, timeout=120)
+    command = [
+        sys.executable,
+        "-m",
+        "si_nb",
+        "run",
+        *SMALL,
+        "--si_rounds",
+        "1",
+        "--wandb",
+        "online",
+        "--run_dir",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Weights & Biases is not available") == 1
     assert (tmp_path / "run" / "measurements.csv").exists()
 
 
 def test_module_and_command_are_the_same():
-    """python -m si_nb is si_nb."""
+    """Python -m si_nb is si_nb."""
     done = subprocess.run([sys.executable, "-m", "si_nb", "--help"], capture_output=True, text=True)
-    assert done.returncode == 0 and all(command in done.stdout for command in ("run", "sweep", "law", "figures"))
+    assert done.returncode == 0 and all(
+        command in done.stdout for command in ("run", "sweep", "law", "figures")
+    )
 
 
 def test_every_documented_flag_exists(capsys):
@@ -288,9 +399,40 @@ def test_every_documented_flag_exists(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     said = capsys.readouterr().out
-    flags = """n_embd n_head n_layer dropout bias batch_size block_size max_iters eval_interval si_rounds si_iter decay si_method
-        original_digits num_samples data_dir models_dir seed device skip_base_model_train skip_si train_multiple_base wandb_project
-        wandb_name task preset voters vote_threshold run_dir resume wandb stop_before_collapse""".split()
+    flags = [
+        "n_embd",
+        "n_head",
+        "n_layer",
+        "dropout",
+        "bias",
+        "batch_size",
+        "block_size",
+        "max_iters",
+        "eval_interval",
+        "si_rounds",
+        "si_iter",
+        "decay",
+        "si_method",
+        "original_digits",
+        "num_samples",
+        "data_dir",
+        "models_dir",
+        "seed",
+        "device",
+        "skip_base_model_train",
+        "skip_si",
+        "train_multiple_base",
+        "wandb_project",
+        "wandb_name",
+        "task",
+        "preset",
+        "voters",
+        "vote_threshold",
+        "run_dir",
+        "resume",
+        "wandb",
+        "stop_before_collapse",
+    ]
     assert [flag for flag in flags if f"--{flag}" not in said] == []
 
 
@@ -299,7 +441,18 @@ def test_help_of_sweep_shows_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
     said = capsys.readouterr().out
-    assert all(word in said for word in ("--out", "--executor", "--jobs", "[[group]]", "seeds = ", "grid = {", "si_nb sweep grid.toml"))
+    assert all(
+        word in said
+        for word in (
+            "--out",
+            "--executor",
+            "--jobs",
+            "[[group]]",
+            "seeds = ",
+            "grid = {",
+            "si_nb sweep grid.toml",
+        )
+    )
 
 
 def test_example_of_sweep_help_is_a_grid(tmp_path, capsys):
@@ -320,10 +473,16 @@ def test_example_of_sweep_help_is_a_grid(tmp_path, capsys):
 @pytest.mark.parametrize(
     "error, line",
     [
-        (OSError(5, "Input/output error", "disk"), "si_nb: OSError: [Errno 5] Input/output error: 'disk'; --debug shows where\n"),
+        (
+            OSError(5, "Input/output error", "disk"),
+            "si_nb: OSError: [Errno 5] Input/output error: 'disk'; --debug shows where\n",
+        ),
         (MemoryError(), "si_nb: MemoryError: nothing more is known; --debug shows where\n"),
         (OverflowError("int too large"), "si_nb: OverflowError: int too large; --debug shows where\n"),
-        (RecursionError("too\ndeep \x1b[2J"), "si_nb: RecursionError: too\\ndeep \\x1b[2J; --debug shows where\n"),
+        (
+            RecursionError("too\ndeep \x1b[2J"),
+            "si_nb: RecursionError: too\\ndeep \\x1b[2J; --debug shows where\n",
+        ),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
@@ -332,7 +491,11 @@ def test_mishaps_end_in_one_line(error, line, monkeypatch, counts, capsys):
     monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments, **settings: (_ for _ in ()).throw(error))
     assert main(["law", str(counts)]) == 2
     assert capsys.readouterr().err == line
-    for words in (["--debug", "law", str(counts)], ["law", "--debug", str(counts)], ["law", str(counts), "--debug"]):
+    for words in (
+        ["--debug", "law", str(counts)],
+        ["law", "--debug", str(counts)],
+        ["law", str(counts), "--debug"],
+    ):
         assert main(words) == 2
         said = capsys.readouterr().err
         assert said.startswith("Traceback") and said.endswith(line)
@@ -342,10 +505,18 @@ def test_debug_shows_where_a_foreseen_mistake_was_found(tmp_path, capsys):
     """The flag serves for every error, also for those that have a line of their own."""
     assert main(["law", str(tmp_path / "absent.csv"), "--debug"]) == 2
     said = capsys.readouterr().err
-    assert said.startswith("Traceback") and said.splitlines()[-1].startswith("si_nb: ") and "absent.csv" in said.splitlines()[-1]
+    assert (
+        said.startswith("Traceback")
+        and said.splitlines()[-1].startswith("si_nb: ")
+        and "absent.csv" in said.splitlines()[-1]
+    )
 
 
-@pytest.mark.parametrize("bug", [KeyError("x"), AssertionError("x"), TypeError("x"), ValueError("x"), ZeroDivisionError("x")], ids=lambda bug: type(bug).__name__)
+@pytest.mark.parametrize(
+    "bug",
+    [KeyError("x"), AssertionError("x"), TypeError("x"), ValueError("x"), ZeroDivisionError("x")],
+    ids=lambda bug: type(bug).__name__,
+)
 def test_bugs_keep_their_traceback(bug, monkeypatch, counts):
     """A fault of the program is not dressed up as one of its user."""
     monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments, **settings: (_ for _ in ()).throw(bug))
@@ -357,7 +528,12 @@ def test_debug_before_law_needs_no_torch(counts, tmp_path):
     """A flag before the command does not make the program load what the command does not need."""
     (tmp_path / "torch.py").write_text("raise ImportError('there is no torch here')")
     command = [sys.executable, "-m", "si_nb", "--debug", "law", str(counts), "--law", "constant_hazard"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])})
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -387,7 +563,11 @@ def test_want_of_memory_is_seen_before_any_work(flags, named, little_memory, tmp
     """What does not fit is refused by run and by cost, in the same words, which name the setting that takes most; nothing is written."""
     monkeypatch.chdir(tmp_path)
     lines = [refused([command, "--preset", "tiny", *flags], capsys) for command in ("run", "cost")]
-    assert lines[0] == lines[1] and named in lines[0] and "0.1 GB are free; lower it, or take a larger machine" in lines[0]
+    assert (
+        lines[0] == lines[1]
+        and named in lines[0]
+        and "0.1 GB are free; lower it, or take a larger machine" in lines[0]
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -413,10 +593,20 @@ def test_memory_of_a_device_is_its_own(monkeypatch):
         check_memory(make_config("tiny", base_samples=900_000_000), torch.device("cuda"))
 
 
-@pytest.mark.parametrize("groups, limit", [("0::/a/b\n", "sys/fs/cgroup/a/memory.max"), ("5:cpu:/x\n4:memory:/c/d\n0::/\n", "sys/fs/cgroup/memory/c/d/memory.limit_in_bytes")])
+@pytest.mark.parametrize(
+    "groups, limit",
+    [
+        ("0::/a/b\n", "sys/fs/cgroup/a/memory.max"),
+        ("5:cpu:/x\n4:memory:/c/d\n0::/\n", "sys/fs/cgroup/memory/c/d/memory.limit_in_bytes"),
+    ],
+)
 def test_limits_of_containers_count(groups, limit, tmp_path):
     """The memory of a control group, old or new, of its parents too, is all that there is."""
-    for name, text in {"proc/meminfo": "MemAvailable: 1000 kB\n", "proc/self/cgroup": groups, limit: "max\n"}.items():
+    for name, text in {
+        "proc/meminfo": "MemAvailable: 1000 kB\n",
+        "proc/self/cgroup": groups,
+        limit: "max\n",
+    }.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert available_memory(tmp_path) == 1_024_000

@@ -1,14 +1,15 @@
 """What a run's table must hold: what the loop writes is complete, and no row can go, come or change sides unnoticed."""
+
 import itertools
 import random
 
 import pytest
 
 from si_nb.loop.complete import check_complete
-from si_nb.record.table import TableError, check_table, read_table
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.runs import identity, make_config, run_name
 from si_nb.loop.voting import KEEP_RULES
+from si_nb.record.table import TableError, check_table, read_table
 
 SMALL = dict(
     task="copy", si_method=tuple(KEEP_RULES), original_digits=2, si_rounds=2, n_layer=1, n_head=1, n_embd=16, block_size=40, base_samples=200,
@@ -73,7 +74,9 @@ def test_no_row_can_be_missing(run):
 def test_no_row_can_be_another(run):
     """A row about something else, in any column, is named: it is missing where it was, or has no place where it is."""
     table, *asked = run
-    others = dict(run_id="x", task="reverse", arm="none", seed=9, voter=1, round=1, length=3, quantity="label_kept")
+    others = dict(
+        run_id="x", task="reverse", arm="none", seed=9, voter=1, round=1, length=3, quantity="label_kept"
+    )
     for column, i in itertools.product(others, random.Random(0).sample(range(len(table)), 9)):
         changed = table.copy()
         changed.loc[i, column] = others[column]
@@ -87,7 +90,9 @@ def test_label_counts_tie_each_other_down(change, run):
     """The counts of kept labels, and what was tried, cannot be changed one by one."""
     table, *asked = run
     column, by = change
-    tied = table["quantity"].isin(["kept_right", "kept_wrong", "label_kept"] + ["label_raw", "accuracy"] * (column == "trials"))
+    tied = table["quantity"].isin(
+        ["kept_right", "kept_wrong", "label_kept"] + ["label_raw", "accuracy"] * (column == "trials")
+    )
     for i in table.index[tied & (table["arm"] != "none")]:
         changed = table.copy()
         changed.loc[i, column] += by
@@ -98,7 +103,15 @@ def test_label_counts_tie_each_other_down(change, run):
 def test_settings_of_another_run_are_noticed(run):
     """The same table is refused under settings that would have measured something else."""
     table, name, settings = run
-    for change in (dict(seed=1), dict(eval_samples=8), dict(voters=3), dict(si_rounds=3), dict(original_digits=3), dict(block_size=10), dict(num_samples=3)):
+    for change in (
+        dict(seed=1),
+        dict(eval_samples=8),
+        dict(voters=3),
+        dict(si_rounds=3),
+        dict(original_digits=3),
+        dict(block_size=10),
+        dict(num_samples=3),
+    ):
         with pytest.raises(TableError):
             check_complete(table, name, {**settings, **change})
     with pytest.raises(TableError, match="not known here"):

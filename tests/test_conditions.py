@@ -18,15 +18,31 @@ VALUES = {name: parameter.guess for name, parameter in {**C.PARAMETERS, **C.CURV
 SEEN = {name: [value / 8, value * 8] for name, value in C.MIDDLE.items() if not isinstance(value, str)}
 SEEN |= {"task": ["copy", "reverse", "reverse_addition"], "si_method": list(C.TRIES)}
 QUIET = C.Law(VALUES, np.zeros((len(VALUES), len(VALUES))), dict.fromkeys(C.SPREADS, 0.0), SEEN, 1, 1, 1)
-NOISY = replace(QUIET, spreads=dict.fromkeys(C.SPREADS, 0.05) | {"round_gain": 0.015, "round_vote": 0.3, "run_vote": 0.3})
-PLAIN = {**VALUES, "steepness": 0.0, "labels": 0.0, "length": 0.0, "flattening": 0.0, "flattening_steepness": 0.0}
+NOISY = replace(
+    QUIET, spreads=dict.fromkeys(C.SPREADS, 0.05) | {"round_gain": 0.015, "round_vote": 0.3, "run_vote": 0.3}
+)
+PLAIN = {
+    **VALUES,
+    "steepness": 0.0,
+    "labels": 0.0,
+    "length": 0.0,
+    "flattening": 0.0,
+    "flattening_steepness": 0.0,
+}
 
 
 def walked(settings, parameters=PLAIN, horizon=10.4, steepness=30.0, length=8, rounds=40):
     """One course without any chance."""
     still = {name: np.zeros(1) for name in C.EFFECTS}
     calm = {name: np.zeros((rounds, 1)) for name in C.EFFECTS}
-    return C.walk(parameters, C.complete(settings), (length, np.array([horizon]), np.array([steepness])), rounds, still, calm)
+    return C.walk(
+        parameters,
+        C.complete(settings),
+        (length, np.array([horizon]), np.array([steepness])),
+        rounds,
+        still,
+        calm,
+    )
 
 
 # --- identities
@@ -42,8 +58,13 @@ def test_states_are_found_where_they_were_put():
     """Horizon and steepness come back from counts, and their standard errors are about the scatter of repeats."""
     lengths, generator = np.arange(4.0, 30), np.random.default_rng(0)
     rate = expit(15 * np.log(12 / lengths))
-    repeats = C.fit_states(lengths, generator.binomial(200, rate, (400, len(lengths))), np.full((400, len(lengths)), 200))
-    assert abs(np.log(repeats["horizon"]).mean() - np.log(12)) < 0.003 and abs(np.log(repeats["steepness"] / 15).mean()) < 0.04
+    repeats = C.fit_states(
+        lengths, generator.binomial(200, rate, (400, len(lengths))), np.full((400, len(lengths)), 200)
+    )
+    assert (
+        abs(np.log(repeats["horizon"]).mean() - np.log(12)) < 0.003
+        and abs(np.log(repeats["steepness"] / 15).mean()) < 0.04
+    )
     assert 0.7 < repeats["log_horizon_error"].median() / np.log(repeats["horizon"]).std() < 1.4
 
 
@@ -69,7 +90,10 @@ def test_the_critical_line_parts_what_lasts_from_what_dies(speed):
 
 def test_without_a_filter_dirty_labels_freeze_the_horizon_and_clean_ones_do_not():
     """The same loop without a filter: a model whose labels are wrong stays where it is, one whose labels are right runs on."""
-    dirty, clean = walked({"si_method": "none"}, horizon=8.2), walked({"si_method": "none"}, horizon=12.0, steepness=80.0)
+    dirty, clean = (
+        walked({"si_method": "none"}, horizon=8.2),
+        walked({"si_method": "none"}, horizon=12.0, steepness=80.0),
+    )
     assert dirty.horizon[0, -1] < 8.2 * 1.1 and dirty.accuracy[0, 10] < 0.01
     assert clean.horizon[0, 9] > 12.0 * np.exp(9 * np.exp(VALUES["log_gain"])) and clean.wrong[0, 0] < 1e-3
 
@@ -77,13 +101,18 @@ def test_without_a_filter_dirty_labels_freeze_the_horizon_and_clean_ones_do_not(
 def test_a_strict_vote_starves():
     """When voters are seldom right, the share on which all must agree is too small for the labels wanted, and the gain with it."""
     weak = {"horizon": 7.6, "length": 8, "steepness": 15.0, "parameters": {**PLAIN, "labels": 0.3}}
-    strict, loose = [walked({"voters": 5, "vote_threshold": threshold}, rounds=1, **weak) for threshold in (1.0, 0.6)]
+    strict, loose = [
+        walked({"voters": 5, "vote_threshold": threshold}, rounds=1, **weak) for threshold in (1.0, 0.6)
+    ]
     assert strict.labels[0, 0] < 0.5 * loose.labels[0, 0] and strict.wrong[0, 0] < loose.wrong[0, 0]
 
 
 def test_one_vote_is_no_vote():
     """A vote of one voter keeps the model's own labels: the law of the arm without a filter."""
-    assert np.allclose(walked({"si_method": "mv", "voters": 1, "vote_threshold": 1.0}).horizon, walked({"si_method": "none"}).horizon)
+    assert np.allclose(
+        walked({"si_method": "mv", "voters": 1, "vote_threshold": 1.0}).horizon,
+        walked({"si_method": "none"}).horizon,
+    )
 
 
 def test_lives_scale_with_the_base_length():
@@ -91,7 +120,9 @@ def test_lives_scale_with_the_base_length():
     ends = []
     for base in (30, 60, 120):
         gain = {**PLAIN, "log_gain": np.log(0.4 / base)}
-        course = walked({"si_method": "oracle", "original_digits": base}, gain, base * 1.2, 300.0, base, 3 * base)
+        course = walked(
+            {"si_method": "oracle", "original_digits": base}, gain, base * 1.2, 300.0, base, 3 * base
+        )
         ends.append(course.length[0, np.argmax(course.horizon[0] < course.length[0])] / base)
     assert np.ptp(ends) < 0.05
 
@@ -102,20 +133,56 @@ def test_lives_scale_with_the_base_length():
 @pytest.fixture(scope="module")
 def invented():
     """Forty-eight emulated runs over a wide design, and the parameters that they were made with."""
-    made_with = {**VALUES, "log_gain": np.log(0.07), "examples": 0.3, "labels": 0.2, "width": 0.15, "steepness": 0.4, "purity": 1.0, "vote_step": 2.3}
+    made_with = {
+        **VALUES,
+        "log_gain": np.log(0.07),
+        "examples": 0.3,
+        "labels": 0.2,
+        "width": 0.15,
+        "steepness": 0.4,
+        "purity": 1.0,
+        "vote_step": 2.3,
+    }
     law, generator = replace(NOISY, values=made_with), np.random.default_rng(1)
-    design = {"original_digits": (6, 8, 12, 16), "n_embd": (32, 64, 96), "max_iters": (2_500, 10_000), "si_iter": (25, 100, 400), "num_samples": (250, 1_000, 4_000), "si_method": ("none", "oracle", "mv_length")}
+    design = {
+        "original_digits": (6, 8, 12, 16),
+        "n_embd": (32, 64, 96),
+        "max_iters": (2_500, 10_000),
+        "si_iter": (25, 100, 400),
+        "num_samples": (250, 1_000, 4_000),
+        "si_method": ("none", "oracle", "mv_length"),
+    }
     runs = [{name: generator.choice(levels).item() for name, levels in design.items()} for _ in range(48)]
-    made = [C.emulate(law, settings, 14, seed=number, run_id=f"run{number}") for number, settings in enumerate(runs)]
-    return pd.concat([table for table, _ in made]), pd.concat([row for _, row in made], ignore_index=True), made_with
+    made = [
+        C.emulate(law, settings, 14, seed=number, run_id=f"run{number}")
+        for number, settings in enumerate(runs)
+    ]
+    return (
+        pd.concat([table for table, _ in made]),
+        pd.concat([row for _, row in made], ignore_index=True),
+        made_with,
+    )
 
 
 def test_parameters_are_found_again(invented):
     """From invented tables alone, read as measured ones are, the parameters come back."""
     table, runs, made_with = invented
     found = C.fit_parameters(C.transitions(C.states(table), error_budget(table), runs))
-    near = {"log_gain": 0.15, "examples": 0.12, "labels": 0.12, "width": 0.2, "steepness": 0.25, "purity": 0.35, "flattening": 0.3, "vote_step": 0.6}
-    off = {name: round(found[name] - made_with[name], 3) for name, allowed in near.items() if abs(found[name] - made_with[name]) > allowed}
+    near = {
+        "log_gain": 0.15,
+        "examples": 0.12,
+        "labels": 0.12,
+        "width": 0.2,
+        "steepness": 0.25,
+        "purity": 0.35,
+        "flattening": 0.3,
+        "vote_step": 0.6,
+    }
+    off = {
+        name: round(found[name] - made_with[name], 3)
+        for name, allowed in near.items()
+        if abs(found[name] - made_with[name]) > allowed
+    }
     assert not off
 
 
@@ -125,14 +192,18 @@ def test_an_interval_is_wider_from_fewer_base_models(invented):
     found, steps = C.states(table), C.transitions(C.states(table), error_budget(table), runs)
     few = set(runs["run_id"][::3])
     whole = C.fit_law(found, steps, runs, 12)
-    part = C.fit_law(*[rows[rows["run_id"].isin(few)].reset_index(drop=True) for rows in (found, steps, runs)], 12)
+    part = C.fit_law(
+        *[rows[rows["run_id"].isin(few)].reset_index(drop=True) for rows in (found, steps, runs)], 12
+    )
     assert part.base_models < whole.base_models and np.trace(part.covariance) > np.trace(whole.covariance)
 
 
 def test_emulated_tables_have_the_schema():
     """An emulated table passes every check that a measured one does."""
     table, row = C.emulate(NOISY, {"si_method": "mv_length"}, 6)
-    assert check_table(table).equals(table.reset_index(drop=True)) and set(table["quantity"]) <= set(QUANTITIES)
+    assert check_table(table).equals(table.reset_index(drop=True)) and set(table["quantity"]) <= set(
+        QUANTITIES
+    )
     assert C.seen_of(table, row.iloc[0])[0]["round"] == 6
 
 
@@ -141,21 +212,35 @@ def test_emulated_tables_have_the_schema():
 
 def test_prediction_is_what_json_can_hold():
     """All keys are there, everything survives JSON, and what never comes is null."""
-    found = C.predict({"si_method": "oracle", "original_digits": 30}, law=QUIET, critical_of="original_digits")
+    found = C.predict(
+        {"si_method": "oracle", "original_digits": 30}, law=QUIET, critical_of="original_digits"
+    )
     assert json.loads(json.dumps(found)) == found and found["collapse_round"]["value"] is None
     assert {"probability_lasting", "collapse_length", "collapse_round", "critical", "outside"} <= set(found)
-    assert list(found["probability_lasting"]) == ["5", "10", "20", "50"] and found["critical"]["setting"] == "original_digits"
+    assert (
+        list(found["probability_lasting"]) == ["5", "10", "20", "50"]
+        and found["critical"]["setting"] == "original_digits"
+    )
 
 
 def test_a_setting_beyond_what_was_seen_is_named_with_its_distance():
     """Nothing is said in silence about a width or a task that no run had."""
-    found = {row["setting"]: row for row in C.predict({"n_embd": 64 * 8 * 3, "task": "sorting"}, law=QUIET)["outside"]}
-    assert found["n_embd"]["distance"] == 3 and found["task"]["distance"] is None and set(found) == {"n_embd", "task"}
+    found = {
+        row["setting"]: row
+        for row in C.predict({"n_embd": 64 * 8 * 3, "task": "sorting"}, law=QUIET)["outside"]
+    }
+    assert (
+        found["n_embd"]["distance"] == 3
+        and found["task"]["distance"] is None
+        and set(found) == {"n_embd", "task"}
+    )
 
 
 def test_first_rounds_move_the_forecast():
     """A run that gained more than its settings promised is given a longer life than settings alone give it."""
-    fast = replace(NOISY, values={**VALUES, "log_gain": VALUES["log_gain"] + 0.5}, spreads=dict.fromkeys(C.SPREADS, 0.0))
+    fast = replace(
+        NOISY, values={**VALUES, "log_gain": VALUES["log_gain"] + 0.5}, spreads=dict.fromkeys(C.SPREADS, 0.0)
+    )
     table, row = C.emulate(fast, {"si_method": "oracle", "original_digits": 8}, 6)
     wide = replace(NOISY, spreads={**NOISY.spreads, "run_gain": 0.5, "round_gain": 0.01})
     state, steps = C.seen_of(table, row.iloc[0])
@@ -164,7 +249,16 @@ def test_first_rounds_move_the_forecast():
     assert C.predict(row.iloc[0], table, law=wide)["until_round"] == state["round"]
 
 
-@pytest.mark.parametrize("settings", [{"si_method": "wish"}, {"si_iter": 0}, {"num_samples": "many"}, {"n_embd": float("nan")}, {"si_method": ["none", "mv"]}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"si_method": "wish"},
+        {"si_iter": 0},
+        {"num_samples": "many"},
+        {"n_embd": float("nan")},
+        {"si_method": ["none", "mv"]},
+    ],
+)
 def test_impossible_settings_are_refused_in_one_line(settings):
     """What is no setting ends in one line that names it."""
     with pytest.raises(LawError, match=next(iter(settings))) as error:
@@ -178,7 +272,15 @@ def test_a_setting_without_a_number_has_no_critical_value():
         C.critical({}, "task", law=QUIET)
 
 
-@pytest.mark.parametrize("damage", [lambda law: {**law, "values": {}}, lambda law: {**law, "covariance": [[1]]}, lambda law: [], lambda law: {**law, "spreads": dict.fromkeys(C.SPREADS, -1.0)}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda law: {**law, "values": {}},
+        lambda law: {**law, "covariance": [[1]]},
+        lambda law: [],
+        lambda law: {**law, "spreads": dict.fromkeys(C.SPREADS, -1.0)},
+    ],
+)
 def test_a_damaged_file_is_no_law(tmp_path, damage):
     """A file with other parameters, or numbers that cannot be, is refused in one line that names it."""
     path = C.save_law(QUIET, tmp_path / "law.json")
@@ -191,7 +293,12 @@ def test_a_damaged_file_is_no_law(tmp_path, damage):
 def test_neither_torch_nor_the_loop_is_imported():
     """A forecast from settings needs no model."""
     code = "import sys, si_nb.law.conditions; print([name for name in sys.modules if name == 'torch' or name.startswith(('si_nb.loop', 'si_nb.model'))])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_the_law_that_comes_along_answers():

@@ -1,4 +1,5 @@
 """What a run will cost: the plan against what runs do, and estimates that mean something. Nothing here asserts a duration."""
+
 import json
 import subprocess
 import sys
@@ -10,16 +11,15 @@ import pytest
 import torch
 from test_rounds import config_of
 
-from si_nb.loop import cost
-from si_nb.loop import runs
 from si_nb.cli import main
+from si_nb.loop import cost, runs
 from si_nb.loop.cost import CostError, estimate, mixture_shares, plan, rehearse, training_rows
-from si_nb.record.table import read_table
 from si_nb.loop.rounds import mix, run_experiment, training_steps
 from si_nb.loop.runs import RunConfig
+from si_nb.loop.voting import KEEP_RULES
 from si_nb.problems.tasks import TASKS, make_base_data, make_problems
 from si_nb.problems.tokenizer import PAD
-from si_nb.loop.voting import KEEP_RULES
+from si_nb.record.table import read_table
 
 FEW = dict(max_iters=40, si_iter=6, base_samples=1_000, num_samples=40)
 WHOLE = ("base training", "round training")
@@ -39,7 +39,9 @@ def config():
 @pytest.fixture(scope="module")
 def table(config, tmp_path_factory):
     """What a run with every rule measured."""
-    return read_table(run_experiment(config, tmp_path_factory.mktemp("cost") / "run", progress=False).measurements)
+    return read_table(
+        run_experiment(config, tmp_path_factory.mktemp("cost") / "run", progress=False).measurements
+    )
 
 
 def test_planned_steps_are_those_of_the_run(config):
@@ -78,19 +80,34 @@ def test_mean_tokens_are_those_of_drawn_batches(task):
         kept = [training_rows(config, earlier, 500) for earlier in range(1, number + 1)]
         sources, shares = [base, *kept], mixture_shares(config, number)
         if kept:
-            tokens, _ = mix(base, kept, config.original_digits, torch.device("cpu")).draw(2**15, np.random.default_rng(0))
+            tokens, _ = mix(base, kept, config.original_digits, torch.device("cpu")).draw(
+                2**15, np.random.default_rng(0)
+            )
             drawn = (tokens.numpy() != PAD).sum(axis=1).mean() - 1
         else:
             drawn = (base != PAD).sum(axis=1).mean() - 1
         row = plan(config).query("phase in @WHOLE and round == @number").iloc[0]
-        assert len(shares) == len(sources) and row["tokens"] == pytest.approx(config.batch_size * drawn, rel=0.02)
+        assert len(shares) == len(sources) and row["tokens"] == pytest.approx(
+            config.batch_size * drawn, rel=0.02
+        )
 
 
 @pytest.mark.parametrize(
-    "more", [dict(si_rounds=4), dict(batch_size=128), dict(n_embd=64), dict(voters=5), dict(max_iters=80), dict(num_samples=80), dict(eval_samples=128)], ids=str
+    "more",
+    [
+        dict(si_rounds=4),
+        dict(batch_size=128),
+        dict(n_embd=64),
+        dict(voters=5),
+        dict(max_iters=80),
+        dict(num_samples=80),
+        dict(eval_samples=128),
+    ],
+    ids=str,
 )
 def test_more_of_anything_is_never_less_work(config, more):
     """A longer or larger experiment has no phase with fewer operations, and more of them altogether."""
+
     def operations(config):
         work = plan(config)
         return (work["jobs"] * work["pieces"] * work["flops"]).groupby(work["phase"]).sum()
@@ -119,7 +136,9 @@ def test_estimates_are_positive_and_complete(config):
 def test_a_run_without_rounds_has_an_estimate():
     """One training and one measuring, nothing to interpolate."""
     phases = estimate(config_of(**FEW | dict(si_rounds=0, si_method=("none",))), 0.01).phases
-    assert list(phases.index) == ["base data", "base training", "measuring", "start"] and (phases > 0).all(axis=None)
+    assert list(phases.index) == ["base data", "base training", "measuring", "start"] and (phases > 0).all(
+        axis=None
+    )
 
 
 def test_a_rehearsal_that_fails_says_so_in_one_line(config, monkeypatch):
@@ -136,24 +155,37 @@ def test_a_rehearsal_that_fails_says_so_in_one_line(config, monkeypatch):
 def flags(config):
     """A configuration as the command line has it."""
     given = {setting.name: getattr(config, setting.name) for setting in fields(RunConfig)}
-    words = {f"--{name}": ",".join(value) if name == "si_method" else str(value) for name, value in given.items() if not isinstance(value, bool)}
+    words = {
+        f"--{name}": ",".join(value) if name == "si_method" else str(value)
+        for name, value in given.items()
+        if not isinstance(value, bool)
+    }
     return [word for pair in words.items() for word in pair]
 
 
 def test_the_command_prints_an_estimate_and_writes_nothing(config, tmp_path, monkeypatch, capsys):
     """Phases, time and memory on one page, and no file; the same as JSON."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cost, "_rehearse_apart", lambda config, patience: rehearse(config, 0.01) | {"start": 1.0})
+    monkeypatch.setattr(
+        cost, "_rehearse_apart", lambda config, patience: rehearse(config, 0.01) | {"start": 1.0}
+    )
     assert main(["cost", *flags(config)]) == 0
     printed = capsys.readouterr().out
-    assert all(phase in printed for phase in ("base training", "labelling", "measuring")) and "GB of memory" in printed
+    assert (
+        all(phase in printed for phase in ("base training", "labelling", "measuring"))
+        and "GB of memory" in printed
+    )
     assert main(["cost", *flags(replace(config, si_rounds=0)), "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert report["least"] <= report["seconds"] <= report["most"] and report["memory"] > 1e8
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("wrong", (["--n_embd", "65"], ["--preset", "huge"], ["--device", "abacus"], ["--patience", "1"]), ids=" ".join)
+@pytest.mark.parametrize(
+    "wrong",
+    (["--n_embd", "65"], ["--preset", "huge"], ["--device", "abacus"], ["--patience", "1"]),
+    ids=" ".join,
+)
 def test_a_mistake_is_one_line_and_exit_code_2(wrong, capsys):
     """As everywhere: what is wrong, no rehearsal, code 2."""
     try:
@@ -175,11 +207,18 @@ def peak_of(job):
 @pytest.mark.parametrize("task", TASKS)
 def test_estimated_memory_is_a_lower_bound_of_what_is_taken(task):
     """What is refused for want of memory would really have taken that much: data as measured, weights as counted; no less than a third of it."""
-    config, rng = config_of(task=task, base_samples=50_000, eval_samples=5_000, original_digits=8, block_size=60), np.random.default_rng(0)
+    config, rng = (
+        config_of(task=task, base_samples=50_000, eval_samples=5_000, original_digits=8, block_size=60),
+        np.random.default_rng(0),
+    )
     estimated = runs._data_memory(config, 1)
     taken = {
-        "base_samples": peak_of(lambda: make_base_data(TASKS[task], config.original_digits, config.base_samples, rng)),
-        "eval_samples": peak_of(lambda: make_problems(TASKS[task], config.last_length, config.eval_samples, rng, "evaluate")),
+        "base_samples": peak_of(
+            lambda: make_base_data(TASKS[task], config.original_digits, config.base_samples, rng)
+        ),
+        "eval_samples": peak_of(
+            lambda: make_problems(TASKS[task], config.last_length, config.eval_samples, rng, "evaluate")
+        ),
     }
     assert all(estimated[name] <= taken[name] <= 3 * estimated[name] for name in taken), (estimated, taken)
 
@@ -199,4 +238,7 @@ except si_nb.benchmarks.benchmark.BenchError as error:
     print(error)"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "memory unknown on this system" in done.stdout and "row memory is unknown: choose data_quick" in done.stdout
+    assert (
+        "memory unknown on this system" in done.stdout
+        and "row memory is unknown: choose data_quick" in done.stdout
+    )

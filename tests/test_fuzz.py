@@ -1,4 +1,5 @@
 """Whatever is in a file or a setting, reading it ends in something checked or in one documented line; it never crashes or hangs."""
+
 import json
 import math
 import random
@@ -16,18 +17,43 @@ from hypothesis import strategies as st
 import si_nb.record.storage
 from si_nb.law.figures import save_figures
 from si_nb.law.forecasters import forecast
-from si_nb.law.round_curves import LawError
-from si_nb.record.table import (COLUMNS, MINIMAL, QUANTITIES, TableError, accuracy_by_length, check_table, check_trajectory, error_budget,
-                                measurement_table, read_table, trajectory)  # fmt: skip
 from si_nb.law.monitor import SustainabilityMonitor
 from si_nb.law.report import law_report
-from si_nb.loop.rounds import evaluation_lengths
-from si_nb.loop.runs import ConfigError, RunConfig, identity, load_checkpoint, load_tensors, locate_run, make_config, open_run, run_name, save_tensors
-from si_nb.record.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
+from si_nb.law.round_curves import LawError
+from si_nb.loop.runs import (
+    ConfigError,
+    RunConfig,
+    identity,
+    load_checkpoint,
+    load_tensors,
+    locate_run,
+    make_config,
+    open_run,
+    run_name,
+    save_tensors,
+)
 from si_nb.problems.tokenizer import PAD, SYMBOLS, VOCAB_SIZE, decode, encode
+from si_nb.record.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
+from si_nb.record.table import (
+    COLUMNS,
+    MINIMAL,
+    QUANTITIES,
+    TableError,
+    accuracy_by_length,
+    check_table,
+    check_trajectory,
+    error_budget,
+    measurement_table,  # fmt: skip
+    read_table,
+    trajectory,
+)
 
-fuzz = settings(max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
-SMALL = dict(task="copy", original_digits=2, si_rounds=2, n_layer=1, n_head=1, n_embd=16, block_size=40, device="cpu")
+fuzz = settings(
+    max_examples=60, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
+SMALL = dict(
+    task="copy", original_digits=2, si_rounds=2, n_layer=1, n_head=1, n_embd=16, block_size=40, device="cpu"
+)
 CONFIG = make_config(**SMALL)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -55,7 +81,22 @@ def mutate(content, seed):
     rng, content = random.Random(seed), bytearray(content)
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(content) + 1)
-        piece = rng.choice([bytes([rng.randrange(256)]), b"\n", b",", b'"', b"\r", b"-1", b"nan", b"1e9", b"9" * 30, b"\0", b"{", b"\xff"])
+        piece = rng.choice(
+            [
+                bytes([rng.randrange(256)]),
+                b"\n",
+                b",",
+                b'"',
+                b"\r",
+                b"-1",
+                b"nan",
+                b"1e9",
+                b"9" * 30,
+                b"\0",
+                b"{",
+                b"\xff",
+            ]
+        )
         length = rng.choice([0, 1, len(piece), rng.randrange(1, 60)])
         content[at : at + length] = rng.choice([piece, b"", bytes(content[at : at + length]) * 2])
     return bytes(content)
@@ -65,12 +106,23 @@ def mutate(content, seed):
 
 
 def table_text():
-    rows = [("r", "copy", arm, 0, v, r, 3 + r, q, 5, 9) for arm in ("none", "mv") for r in range(3) for v in (0, 1) for q in ("accuracy", "label_raw")]
+    rows = [
+        ("r", "copy", arm, 0, v, r, 3 + r, q, 5, 9)
+        for arm in ("none", "mv")
+        for r in range(3)
+        for v in (0, 1)
+        for q in ("accuracy", "label_raw")
+    ]
     return measurement_table(rows).to_csv(index=False, lineterminator="\n").encode()
 
 
 TABLE = table_text()
-cells = st.one_of(st.sampled_from(["r", "copy", "none", *QUANTITIES]), st.integers(-2, 10).map(str), st.text(max_size=6), st.floats().map(str))
+cells = st.one_of(
+    st.sampled_from(["r", "copy", "none", *QUANTITIES]),
+    st.integers(-2, 10).map(str),
+    st.text(max_size=6),
+    st.floats().map(str),
+)
 written = st.lists(st.lists(cells, min_size=3, max_size=11).map(",".join), max_size=5).map("\n".join)
 
 
@@ -99,7 +151,9 @@ def test_any_bytes_as_table(place, content):
 
 
 @fuzz
-@given(st.sampled_from([",".join(COLUMNS), ",".join(MINIMAL), ",".join(MINIMAL[::-1])]), written, st.booleans())
+@given(
+    st.sampled_from([",".join(COLUMNS), ",".join(MINIMAL), ",".join(MINIMAL[::-1])]), written, st.booleans()
+)
 def test_any_cells_under_a_true_header(place, header, text, ended):
     """The same under a header that is right."""
     read_any(place, f"{header}\n{text}{chr(10) * ended}".encode("utf-8", "surrogatepass"))
@@ -199,7 +253,9 @@ def reopen(run_folder, content):
     if opened is not None:
         kept = dict(json.loads(read_sealed(stored)))
         assert {name: kept.get(name) for name in identity(CONFIG)} == identity(CONFIG)
-        assert opened.path == run_folder and all(run_folder in path.parents for path in (opened.models, opened.data))
+        assert opened.path == run_folder and all(
+            run_folder in path.parents for path in (opened.models, opened.data)
+        )
 
 
 @fuzz
@@ -251,8 +307,16 @@ def is_sound(config):
     for field in fields(RunConfig):
         value, default = getattr(config, field.name), field.default
         whole = isinstance(default, int) and not isinstance(default, bool)
-        wanted = (int, np.integer) if whole else (float, int, np.number) if isinstance(default, float) else type(default)
-        wrong = isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, (list, tuple) if wanted is tuple else wanted)
+        wanted = (
+            (int, np.integer)
+            if whole
+            else (float, int, np.number)
+            if isinstance(default, float)
+            else type(default)
+        )
+        wrong = isinstance(value, bool) != isinstance(default, bool) or not isinstance(
+            value, (list, tuple) if wanted is tuple else wanted
+        )
         if wrong or (isinstance(value, float) and not math.isfinite(value)):
             return f"{field.name}={value!r}"
     return ""
@@ -321,7 +385,11 @@ def test_any_text_to_tokens(texts):
 def test_text_comes_back(texts):
     """Decoding is the inverse of encoding."""
     tokens = encode(texts)
-    assert tokens.dtype == np.uint8 and tokens.shape == (len(texts), max(map(len, texts), default=0)) and decode(tokens) == texts
+    assert (
+        tokens.dtype == np.uint8
+        and tokens.shape == (len(texts), max(map(len, texts), default=0))
+        and decode(tokens) == texts
+    )
 
 
 @fuzz
@@ -331,7 +399,9 @@ def test_any_tokens_to_text(rows, width, seed):
     tokens = np.random.default_rng(seed).integers(0, VOCAB_SIZE, (rows, width), dtype=np.uint8)
     texts = decode(tokens)
     assert len(texts) == rows and all(len(text) <= width and set(text) <= set(SYMBOLS) for text in texts)
-    assert [text.ljust(width, SYMBOLS[PAD]) for text in texts] == ["".join(SYMBOLS[token] for token in row) for row in tokens]
+    assert [text.ljust(width, SYMBOLS[PAD]) for text in texts] == [
+        "".join(SYMBOLS[token] for token in row) for row in tokens
+    ]
 
 
 # --- files of tensors
@@ -339,7 +409,16 @@ def test_any_tokens_to_text(rows, width, seed):
 
 def tensors_content(place):
     path = place / "true.safetensors"
-    save_tensors(path, {"a": torch.arange(6).reshape(2, 3), "b": torch.zeros(0, 4), "c": torch.ones(2, dtype=torch.bfloat16)}, run="x", round=3)
+    save_tensors(
+        path,
+        {
+            "a": torch.arange(6).reshape(2, 3),
+            "b": torch.zeros(0, 4),
+            "c": torch.ones(2, dtype=torch.bfloat16),
+        },
+        run="x",
+        round=3,
+    )
     return path.read_bytes()
 
 
@@ -355,7 +434,9 @@ def with_header(header, data=b""):
     return len(text).to_bytes(8, "little") + text + data
 
 
-sizes = st.sampled_from([0, 1, 2, 4, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -1, 1.5, "2", None])
+sizes = st.sampled_from(
+    [0, 1, 2, 4, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -1, 1.5, "2", None]
+)
 entries = st.fixed_dictionaries({
     "dtype": st.sampled_from(["F32", "U8", "BF16", "I64", "BOOL", "F8_E4M3", "F8_E5M2", "F4", "C64", "U64", "U16", "x", None]),
     "shape": st.lists(sizes, max_size=4), "data_offsets": st.lists(sizes, min_size=2, max_size=2),
@@ -465,7 +546,12 @@ def test_any_bytes_as_lock(place, content):
 
 
 @fuzz
-@given(st.fixed_dictionaries({}, optional={name: json_values for name in ("host", "pid", "started", "place", "token")}), st.booleans())
+@given(
+    st.fixed_dictionaries(
+        {}, optional={name: json_values for name in ("host", "pid", "started", "place", "token")}
+    ),
+    st.booleans(),
+)
 @example({"host": "h", "pid": 10**30, "started": None}, True)
 @example({"host": "h", "pid": float("inf"), "started": None}, True)
 @example({"host": "h", "pid": -1, "started": None}, True)
@@ -473,4 +559,6 @@ def test_any_bytes_as_lock(place, content):
 def test_any_owner_in_a_lock(place, owner, here):
     """Arbitrary facts about the owner, here or elsewhere."""
     whole = {"host": "h", "pid": 1, "started": "0", "place": "elsewhere", **owner}
-    try_lock(place, json.dumps({**whole, **({"place": si_nb.record.storage._place()} if here else {})}).encode())
+    try_lock(
+        place, json.dumps({**whole, **({"place": si_nb.record.storage._place()} if here else {})}).encode()
+    )

@@ -1,4 +1,5 @@
 """Decoding: the cache and the one-pass accuracy give exactly what plain decoding gives, on models that have learned something."""
+
 import numpy as np
 import pytest
 import torch
@@ -6,9 +7,9 @@ import torch
 import si_nb.model.generate
 from si_nb.model.generate import exact_match, generate
 from si_nb.model.gpt import GPT, ModelConfig
+from si_nb.model.trainer import Mixture, TrainConfig, train
 from si_nb.problems.tasks import TASKS, is_right, make_base_data, make_problems
 from si_nb.problems.tokenizer import END, PAD
-from si_nb.model.trainer import Mixture, TrainConfig, train
 
 CPU = torch.device("cpu")
 ITEMS, LENGTHS = 700, (1, 2, 3, 4, 5)
@@ -45,7 +46,9 @@ def test_the_models_have_learned(trained):
     """The comparisons below mean something: right and wrong answers both occur."""
     task, model = trained
     accuracy = [exact_match(model, problems_of(task, length))[0].mean() for length in LENGTHS]
-    assert max(accuracy) > 0.5 and min(accuracy) < 0.2 and any(0.02 < share < 0.98 for share in accuracy), accuracy
+    assert max(accuracy) > 0.5 and min(accuracy) < 0.2 and any(0.02 < share < 0.98 for share in accuracy), (
+        accuracy
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1024, 256, 97])
@@ -55,7 +58,10 @@ def test_cache_changes_nothing(trained, batch_size):
     for length in LENGTHS:
         problems = problems_of(task, length)
         room = problems.answers.shape[1] + 2
-        assert (generate(model, problems.prompts, room, batch_size) == generate_plainly(model, problems.prompts, room)).all()
+        assert (
+            generate(model, problems.prompts, room, batch_size)
+            == generate_plainly(model, problems.prompts, room)
+        ).all()
 
 
 def test_nothing_follows_the_end(trained):
@@ -100,7 +106,11 @@ def test_near_ties_are_decoded(trained, monkeypatch):
     monkeypatch.setattr(si_nb.model.generate, "NEAR_TIE", 1e9)
     right, again = exact_match(model, problems, batch_size=300)
     assert again == ITEMS and (right == usual).all() and right.any()
-    monkeypatch.setattr(si_nb.model.generate, "generate", lambda model, prompts, room, batch_size: np.full((len(prompts), room), PAD, dtype=np.uint8))
+    monkeypatch.setattr(
+        si_nb.model.generate,
+        "generate",
+        lambda model, prompts, room, batch_size: np.full((len(prompts), room), PAD, dtype=np.uint8),
+    )
     assert not exact_match(model, problems)[0].any()
 
 
@@ -134,7 +144,16 @@ def make_drafts(kind, task, answers, room):
     }[kind]  # fmt: skip
 
 
-KINDS = ("true", "partly false", "of another problem", "too short", "empty", "ended early", "without an end", "random")
+KINDS = (
+    "true",
+    "partly false",
+    "of another problem",
+    "too short",
+    "empty",
+    "ended early",
+    "without an end",
+    "random",
+)
 
 
 @pytest.mark.parametrize("length", [2, 4])
@@ -146,7 +165,9 @@ def test_drafts_change_nothing(trained, length, monkeypatch):
     for room in (problems.answers.shape[1] + 2, 1):
         plain = generate_plainly(model, problems.prompts, room)
         for kind in KINDS:
-            drafted = generate(model, problems.prompts, room, 97, make_drafts(kind, task, problems.answers, room))
+            drafted = generate(
+                model, problems.prompts, room, 97, make_drafts(kind, task, problems.answers, room)
+            )
             assert (drafted == plain).all(), (kind, room)
 
 
@@ -155,7 +176,13 @@ def test_true_drafts_settle_right_answers(trained, monkeypatch):
     task, model = trained
     problems, decoded = problems_of(task, 2), []
     decode_on = si_nb.model.generate._decode_on
-    monkeypatch.setattr(si_nb.model.generate, "_decode_on", lambda model, cache, answers, *rest: decoded.append(len(answers)) or decode_on(model, cache, answers, *rest))
+    monkeypatch.setattr(
+        si_nb.model.generate,
+        "_decode_on",
+        lambda model, cache, answers, *rest: (
+            decoded.append(len(answers)) or decode_on(model, cache, answers, *rest)
+        ),
+    )
     answers = generate(model, problems.prompts, problems.answers.shape[1] + 1, 1024, problems.answers)
     right = int(is_right(answers, problems.answers).sum())
     assert right > 0 and sum(decoded) <= ITEMS - right
@@ -169,8 +196,14 @@ def test_near_ties_of_drafts_are_decoded_plainly(trained, monkeypatch):
     plain = generate(model, problems.prompts, room)
     decode = si_nb.model.generate._decode
     monkeypatch.setattr(si_nb.model.generate, "NEAR_TIE", 1e9)
-    monkeypatch.setattr(si_nb.model.generate, "_decode", lambda model, prompts, room: decoded.append(len(prompts)) or decode(model, prompts, room))
-    assert (generate(model, problems.prompts, room, drafts=problems.answers) == plain).all() and sum(decoded) == ITEMS
+    monkeypatch.setattr(
+        si_nb.model.generate,
+        "_decode",
+        lambda model, prompts, room: decoded.append(len(prompts)) or decode(model, prompts, room),
+    )
+    assert (generate(model, problems.prompts, room, drafts=problems.answers) == plain).all() and sum(
+        decoded
+    ) == ITEMS
 
 
 def test_useless_drafts_are_given_up(trained, monkeypatch):
@@ -178,7 +211,11 @@ def test_useless_drafts_are_given_up(trained, monkeypatch):
     task, model = trained
     problems, drafted = problems_of(task, 3), []
     decode_drafted = si_nb.model.generate._decode_drafted
-    monkeypatch.setattr(si_nb.model.generate, "_decode_drafted", lambda model, prompts, *rest: drafted.append(len(prompts)) or decode_drafted(model, prompts, *rest))
+    monkeypatch.setattr(
+        si_nb.model.generate,
+        "_decode_drafted",
+        lambda model, prompts, *rest: drafted.append(len(prompts)) or decode_drafted(model, prompts, *rest),
+    )
     useless = np.zeros_like(problems.answers)
     answers = generate(model, problems.prompts, 6, 100, useless)
     assert drafted == [100] and (answers == generate(model, problems.prompts, 6)).all()
@@ -193,7 +230,9 @@ def test_fast_ways_are_decoding_on_many_items(trained, monkeypatch):
     for length in LENGTHS:
         problems = problems_of(task, length, 20_000)
         room = problems.answers.shape[1] + 1
-        plain = np.concatenate([generate_plainly(model, prompts, room) for prompts in np.array_split(problems.prompts, 100)])
+        plain = np.concatenate(
+            [generate_plainly(model, prompts, room) for prompts in np.array_split(problems.prompts, 100)]
+        )
         right, again = exact_match(model, problems)
         decoded += again
         assert (right == is_right(plain, problems.answers)).all()

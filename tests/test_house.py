@@ -1,4 +1,5 @@
 """The house limits, measured: shape and opening of notebooks, documentation of names, and what must never be in a tracked file."""
+
 import ast
 import io
 import re
@@ -27,7 +28,11 @@ def source(cell):
 
 def code_cells(path):
     """Index and source of every code cell."""
-    return [(index, source(cell)) for index, cell in enumerate(read_notebook(path)["cells"]) if cell["cell_type"] == "code"]
+    return [
+        (index, source(cell))
+        for index, cell in enumerate(read_notebook(path)["cells"])
+        if cell["cell_type"] == "code"
+    ]
 
 
 def directives(text):
@@ -57,21 +62,33 @@ def public_names(text):
             names.append(node.name)
         elif isinstance(node, (ast.Assign, ast.AnnAssign)):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names += [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+            names += [
+                n.id
+                for target in targets
+                for n in ast.walk(target)
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            ]
     return [name for name in names if not name.startswith("_")]
 
 
 def used_names(text):
     """Names and attributes that a cell mentions."""
     nodes = list(ast.walk(tree(text)))
-    return {n.id for n in nodes if isinstance(n, ast.Name)} | {n.attr for n in nodes if isinstance(n, ast.Attribute)}
+    return {n.id for n in nodes if isinstance(n, ast.Name)} | {
+        n.attr for n in nodes if isinstance(n, ast.Attribute)
+    }
 
 
 def checks_something(text):
     """Whether a cell can fail: an assertion, a fastcore test, or an error that is expected."""
     return any(
         isinstance(n, (ast.Assert, ast.Try))
-        or (isinstance(n, ast.Call) and re.match(r"test_|raises|ExceptionExpected|assert_", getattr(n.func, "attr", getattr(n.func, "id", ""))))
+        or (
+            isinstance(n, ast.Call)
+            and re.match(
+                r"test_|raises|ExceptionExpected|assert_", getattr(n.func, "attr", getattr(n.func, "id", ""))
+            )
+        )
         for n in ast.walk(tree(text))
     )
 
@@ -82,7 +99,9 @@ def report(problems):
 
 def library_files():
     """Every Python file of the package."""
-    return sorted(path for path in (ROOT / "si_nb").rglob("*.py") if "results" not in path.relative_to(ROOT).parts)
+    return sorted(
+        path for path in (ROOT / "si_nb").rglob("*.py") if "results" not in path.relative_to(ROOT).parts
+    )
 
 
 def percentile_90(values):
@@ -97,10 +116,20 @@ def test_there_is_a_notebook_for_every_module():
     by_hand = {"__init__.py", "__main__.py", "_modidx.py"}
     modules = [path for path in library_files() if path.name not in by_hand]
     texts = {path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8") for path in modules}
-    origins = {name: re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)\.", text) for name, text in texts.items()}
+    origins = {
+        name: re.search(r"File to edit: (?:\.\./)+(nbs/\S+\.ipynb)\.", text) for name, text in texts.items()
+    }
     assert modules, "si_nb holds no module"
-    report([f"{name}: names no notebook that it comes from" for name, origin in origins.items() if not origin or origin[1] not in NOTEBOOKS])
-    report([f"{name}: no docstring" for name, text in texts.items() if not ast.get_docstring(ast.parse(text))])
+    report(
+        [
+            f"{name}: names no notebook that it comes from"
+            for name, origin in origins.items()
+            if not origin or origin[1] not in NOTEBOOKS
+        ]
+    )
+    report(
+        [f"{name}: no docstring" for name, text in texts.items() if not ast.get_docstring(ast.parse(text))]
+    )
 
 
 @each_notebook
@@ -108,17 +137,31 @@ def test_code_cells_are_short(path):
     """Code cells: median at most 10 lines, 90th percentile at most 30, none above 60."""
     lengths = {index: len(text.strip("\n").splitlines()) for index, text in code_cells(path)}
     median, high = statistics.median(lengths.values()), percentile_90(list(lengths.values()))
-    report([f"{path}, cell {index}: {length} lines, more than 60" for index, length in lengths.items() if length > 60])
+    report(
+        [
+            f"{path}, cell {index}: {length} lines, more than 60"
+            for index, length in lengths.items()
+            if length > 60
+        ]
+    )
     assert median <= 10, f"{path}: median code cell has {median} lines, more than 10"
-    assert high <= 30, f"{path}: 90th percentile of code cells is {high} lines, more than 30: {sorted(lengths.values())[-6:]}"
+    assert high <= 30, (
+        f"{path}: 90th percentile of code cells is {high} lines, more than 30: {sorted(lengths.values())[-6:]}"
+    )
 
 
 @each_notebook
 def test_few_cells_are_hidden(path):
     """At most a third of the code cells are hidden from the reader."""
     cells = code_cells(path)
-    hidden = [index for index, text in cells if directives(text) & {"hide", "hide_input", "exporti", "include:", "echo:"}]
-    assert 3 * len(hidden) <= len(cells), f"{path}: cells {hidden} hidden of {len(cells)} code cells, more than a third"
+    hidden = [
+        index
+        for index, text in cells
+        if directives(text) & {"hide", "hide_input", "exporti", "include:", "echo:"}
+    ]
+    assert 3 * len(hidden) <= len(cells), (
+        f"{path}: cells {hidden} hidden of {len(cells)} code cells, more than a third"
+    )
 
 
 @each_notebook
@@ -131,12 +174,18 @@ def test_prose_explains(path):
 
 @each_notebook
 def test_file_format_is_stable(path):
-    """nbformat 4.5 with unique ids, so that an export does not invent new ones."""
+    """Nbformat 4.5 with unique ids, so that an export does not invent new ones."""
     notebook = read_notebook(path)
     assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5), f"{path}: not nbformat 4.5"
     nbformat.validate(notebook)
     ids = [cell.get("id") for cell in notebook["cells"]]
-    report([f"{path}, cell {index}: id {name!r} missing or used twice" for index, name in enumerate(ids) if not name or ids.count(name) > 1])
+    report(
+        [
+            f"{path}, cell {index}: id {name!r} missing or used twice"
+            for index, name in enumerate(ids)
+            if not name or ids.count(name) > 1
+        ]
+    )
 
 
 @each_notebook
@@ -154,7 +203,9 @@ def test_stored_outputs_have_no_errors(path):
 
 def test_result_notebooks_are_there():
     """What a reader comes for: the main job, one notebook per experiment, the law and the forecast of collapse."""
-    expected = {f"nbs/results/{name}.ipynb" for name in ("quickstart", "copy", "reverse_addition", "law", "collapse")}
+    expected = {
+        f"nbs/results/{name}.ipynb" for name in ("quickstart", "copy", "reverse_addition", "law", "collapse")
+    }
     assert expected <= set(RESULTS), f"missing: {sorted(expected - set(RESULTS))}"
 
 
@@ -181,9 +232,13 @@ def test_opening_cell(path):
     assert source(first) == badge, f"{path}, cell 0: the badge is not {badge}"
     blocks = re.split(r"\n\s*\n", source(second).strip())
     assert re.fullmatch(r"# \S.*", blocks[0]), f"{path}, cell 1: no H1 after the badge"
-    assert re.fullmatch(r"> \S.*[.?!]", blocks[1]), f"{path}, cell 1: no quoted sentence after the H1, the docstring of its module"
+    assert re.fullmatch(r"> \S.*[.?!]", blocks[1]), (
+        f"{path}, cell 1: no quoted sentence after the H1, the docstring of its module"
+    )
     paragraph = " ".join(blocks[2:])
-    assert len(paragraph.split()) >= 30, f"{path}, cell 1: no paragraph that says why this part exists and what the reader will see"
+    assert len(paragraph.split()) >= 30, (
+        f"{path}, cell 1: no paragraph that says why this part exists and what the reader will see"
+    )
 
 
 def install_cell(path):
@@ -194,12 +249,16 @@ def install_cell(path):
 def test_install_cell_is_the_same_everywhere(path):
     """One install cell, right after the opening, letter for letter the same in all notebooks."""
     assert read_notebook(path)["cells"][2]["cell_type"] == "code", f"{path}, cell 2: not the install cell"
-    assert install_cell(path) == install_cell(NOTEBOOKS[0]), f"{path}, cell 2: differs from the install cell of {NOTEBOOKS[0]}"
+    assert install_cell(path) == install_cell(NOTEBOOKS[0]), (
+        f"{path}, cell 2: differs from the install cell of {NOTEBOOKS[0]}"
+    )
 
 
 def installs(text, on_colab, monkeypatch):
     """The pip calls that the install cell makes, on Colab or elsewhere."""
-    modules = {"google": types.ModuleType("google")} | ({"google.colab": MagicMock()} if on_colab else {"google.colab": None})
+    modules = {"google": types.ModuleType("google")} | (
+        {"google.colab": MagicMock()} if on_colab else {"google.colab": None}
+    )
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
     if on_colab:
@@ -215,7 +274,9 @@ def test_install_cell_installs_only_on_colab(monkeypatch, capsys):
     text = install_cell(NOTEBOOKS[0])
     assert installs(text, False, monkeypatch) == []
     (call,) = installs(text, True, monkeypatch)
-    assert re.fullmatch(rf"pip install (-q |--quiet )?git\+{re.escape(SETTINGS['git_url'])}(\.git)?(@\S+)?", call), call
+    assert re.fullmatch(
+        rf"pip install (-q |--quiet )?git\+{re.escape(SETTINGS['git_url'])}(\.git)?(@\S+)?", call
+    ), call
 
 
 @each_notebook
@@ -225,7 +286,9 @@ def test_imports_stand_alone_at_the_top(path):
     importing = [(index, text) for index, text in cells if any(is_import(node) for node in tree(text).body)]
     mixed = [index for index, text in importing if not all(is_import(node) for node in tree(text).body)]
     report([f"{path}, cell {index}: imports and other code in one cell" for index in mixed])
-    assert len(importing) <= 2, f"{path}, cells {[index for index, _ in importing]}: more than two cells of imports"
+    assert len(importing) <= 2, (
+        f"{path}, cells {[index for index, _ in importing]}: more than two cells of imports"
+    )
     exported = [index for index, text in importing if is_exported(text)]
     assert len(exported) <= 1, f"{path}, cells {exported}: two cells of exported imports"
     late = [index for (index, _), (first, _) in zip(cells, importing) if index != first]
@@ -237,11 +300,25 @@ def test_imports_stand_alone_at_the_top(path):
 
 def parameters_without_comment(node, text):
     """Parameters of a function that have no comment at the end of their own line."""
-    comments = {token.start[0] for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type == tokenize.COMMENT}
+    comments = {
+        token.start[0]
+        for token in tokenize.generate_tokens(io.StringIO(text).readline)
+        if token.type == tokenize.COMMENT
+    }
     a = node.args
-    named = [*a.posonlyargs, *a.args, *([a.vararg] if a.vararg else []), *a.kwonlyargs, *([a.kwarg] if a.kwarg else [])]
+    named = [
+        *a.posonlyargs,
+        *a.args,
+        *([a.vararg] if a.vararg else []),
+        *a.kwonlyargs,
+        *([a.kwarg] if a.kwarg else []),
+    ]
     defaults = [None] * (len(a.posonlyargs + a.args) - len(a.defaults)) + a.defaults
-    ends = {arg: default.end_lineno for arg, default in [*zip(a.posonlyargs + a.args, defaults), *zip(a.kwonlyargs, a.kw_defaults)] if default}
+    ends = {
+        arg: default.end_lineno
+        for arg, default in [*zip(a.posonlyargs + a.args, defaults), *zip(a.kwonlyargs, a.kw_defaults)]
+        if default
+    }
     wanted = [arg for arg in named if arg.arg not in ("self", "cls")]
     lines = [ends.get(arg, arg.end_lineno) for arg in wanted]
     return [arg.arg for arg, line in zip(wanted, lines) if line not in comments or lines.count(line) > 1]
@@ -249,7 +326,11 @@ def parameters_without_comment(node, text):
 
 def says_what_it_is(field):
     """Whether a field's own definition holds a help text."""
-    texts = [n.value for n in ast.walk(field.value or field.annotation) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    texts = [
+        n.value
+        for n in ast.walk(field.value or field.annotation)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    ]
     return isinstance(field.value, ast.Call) and any(" " in text for text in texts)
 
 
@@ -259,23 +340,41 @@ def undocumented(node, text, owner=""):
     problems = [] if ast.get_docstring(node) or node.name == "__init__" else [f"{name} has no docstring"]
     if isinstance(node, ast.ClassDef):
         fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and not says_what_it_is(n)]
-        commented = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type == tokenize.COMMENT}
-        problems += [f"{name}.{n.target.id}: field without a comment" for n in fields if n.end_lineno not in commented]
-        methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and (n.name == "__init__" or not n.name.startswith("_"))]
-        return problems + [problem for method in methods for problem in undocumented(method, text, f"{name}.")]
-    return problems + [f"{name}: parameter {arg} without a comment on its own line" for arg in parameters_without_comment(node, text)]
+        commented = {
+            t.start[0]
+            for t in tokenize.generate_tokens(io.StringIO(text).readline)
+            if t.type == tokenize.COMMENT
+        }
+        problems += [
+            f"{name}.{n.target.id}: field without a comment" for n in fields if n.end_lineno not in commented
+        ]
+        methods = [
+            n
+            for n in node.body
+            if isinstance(n, ast.FunctionDef) and (n.name == "__init__" or not n.name.startswith("_"))
+        ]
+        return problems + [
+            problem for method in methods for problem in undocumented(method, text, f"{name}.")
+        ]
+    return problems + [
+        f"{name}: parameter {arg} without a comment on its own line"
+        for arg in parameters_without_comment(node, text)
+    ]
 
 
 @each_module_notebook
 def test_public_names_are_documented(path):
     """Every exported function and class has a docstring, every parameter and field a comment on its own line."""
-    report([
-        f"{path}, cell {index}: {problem}"
-        for index, text in code_cells(path) if is_exported(text)
-        for node in tree(text).body
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
-        for problem in undocumented(node, text)
-    ])
+    report(
+        [
+            f"{path}, cell {index}: {problem}"
+            for index, text in code_cells(path)
+            if is_exported(text)
+            for node in tree(text).body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_")
+            for problem in undocumented(node, text)
+        ]
+    )
 
 
 @each_module_notebook
@@ -288,9 +387,15 @@ def test_exported_names_are_shown_at_once(path):
         shown = [later for _, later in cells[position + 1 : position + 3] if not is_exported(later)]
         used = set().union(*map(used_names, shown))
         names = public_names(text)
-        problems += [f"{path}, cell {index}: {name} is not used in the next two code cells" for name in names if name not in used]
+        problems += [
+            f"{path}, cell {index}: {name} is not used in the next two code cells"
+            for name in names
+            if name not in used
+        ]
         if names and not any(map(checks_something, shown)):
-            problems.append(f"{path}, cell {index}: no assertion in the next two code cells about {', '.join(names)}")
+            problems.append(
+                f"{path}, cell {index}: no assertion in the next two code cells about {', '.join(names)}"
+            )
     report(problems)
 
 
@@ -302,21 +407,39 @@ def library_calls():
     for path in library_files():
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call):
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", ast.unparse(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
+                yield (
+                    f"{path.relative_to(ROOT)}:{node.lineno}",
+                    ast.unparse(node.func),
+                    {keyword.arg: keyword.value for keyword in node.keywords},
+                )
 
 
 def test_nothing_that_is_read_can_run_code():
     """No pickle, eval or exec in the library, and torch.load only of weights: a file from elsewhere is data."""
     problems = []
     for where, name, keywords in library_calls():
-        weights_only = isinstance(keywords.get("weights_only"), ast.Constant) and keywords["weights_only"].value is True
-        if name in ("eval", "exec", "pd.eval", "os.system") or name.split(".")[0] in ("pickle", "dill", "joblib") or name.endswith("read_pickle"):
+        weights_only = (
+            isinstance(keywords.get("weights_only"), ast.Constant) and keywords["weights_only"].value is True
+        )
+        if (
+            name in ("eval", "exec", "pd.eval", "os.system")
+            or name.split(".")[0] in ("pickle", "dill", "joblib")
+            or name.endswith("read_pickle")
+        ):
             problems.append(f"{where}: {name}")
-        pickled = name in ("np.load", "numpy.load") and ast.unparse(keywords.get("allow_pickle", ast.Constant(False))) != "False"
+        pickled = (
+            name in ("np.load", "numpy.load")
+            and ast.unparse(keywords.get("allow_pickle", ast.Constant(False))) != "False"
+        )
         if pickled or (name == "torch.load" and not weights_only):
             problems.append(f"{where}: {name} can run code")
     for path in library_files():
-        problems += [f"{path.relative_to(ROOT)}: imports pickle" for _ in re.findall(r"^\s*(?:import|from) (?:pickle|dill|joblib)\b", path.read_text(encoding="utf-8"), re.M)]
+        problems += [
+            f"{path.relative_to(ROOT)}: imports pickle"
+            for _ in re.findall(
+                r"^\s*(?:import|from) (?:pickle|dill|joblib)\b", path.read_text(encoding="utf-8"), re.M
+            )
+        ]
     report(problems)
 
 
@@ -339,7 +462,11 @@ def repository_files():
         listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
         paths = [ROOT / name for name in listed]
     else:
-        paths = [path for pattern in ("*", "si_nb/**/*.py", "nbs/**/*", "tests/*", "results/**/*", ".ci/*") for path in ROOT.glob(pattern)]
+        paths = [
+            path
+            for pattern in ("*", "si_nb/**/*.py", "nbs/**/*", "tests/*", "results/**/*", ".ci/*")
+            for path in ROOT.glob(pattern)
+        ]
     return [path for path in paths if path.is_file() and path.suffix not in (".png", ".gz", ".safetensors")]
 
 
@@ -347,7 +474,10 @@ def repository_files():
     "pattern, meaning",
     [
         (r"(?<![\w.:/])/(?:work|root|home|tmp|Users)/", "a path of somebody's machine"),
-        (r"(?:pypi|pythonhosted|anaconda|npmjs|debian|pytorch)\.(?:org|com|io)/?(?:simple|packages|whl|pool)|files\.pythonhosted|[:/]pypi\.", "a package registry's address"),
+        (
+            r"(?:pypi|pythonhosted|anaconda|npmjs|debian|pytorch)\.(?:org|com|io)/?(?:simple|packages|whl|pool)|files\.pythonhosted|[:/]pypi\.",
+            "a package registry's address",
+        ),
     ],
     ids=["paths", "registries"],
 )
@@ -369,13 +499,22 @@ def test_every_skip_has_a_reason(path):
     for node in ast.walk(ast.parse((ROOT / "tests" / path).read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Call, ast.Attribute)):
             name = ast.unparse(node.func if isinstance(node, ast.Call) else node)
-            if isinstance(node, ast.Call) and re.fullmatch(r"pytest\.(skip|xfail|mark\.(skip|skipif|xfail))", name):
-                reasons = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg in ("reason", "msg"))]
+            if isinstance(node, ast.Call) and re.fullmatch(
+                r"pytest\.(skip|xfail|mark\.(skip|skipif|xfail))", name
+            ):
+                reasons = [
+                    *node.args,
+                    *(keyword.value for keyword in node.keywords if keyword.arg in ("reason", "msg")),
+                ]
                 if name.endswith("skipif"):
                     reasons = [keyword for keyword in node.keywords if keyword.arg == "reason"]
                 problems += [] if reasons else [f"tests/{path}:{node.lineno}: {name} without a reason"]
     for number, line in enumerate((ROOT / "tests" / path).read_text(encoding="utf-8").splitlines(), 1):
-        problems += [f"tests/{path}:{number}: a bare skip"] if re.match(r"\s*@pytest\.mark\.(skip|xfail)\s*$", line) else []
+        problems += (
+            [f"tests/{path}:{number}: a bare skip"]
+            if re.match(r"\s*@pytest\.mark\.(skip|xfail)\s*$", line)
+            else []
+        )
     report(problems)
 
 
@@ -387,7 +526,11 @@ def readme_commands():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", text, re.S | re.M)
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    parts = [part.strip() for line in lines for part in re.split(r"&&|\|\||;|\|", re.sub(r"(^|\s)#.*", "", line).removeprefix("$ "))]
+    parts = [
+        part.strip()
+        for line in lines
+        for part in re.split(r"&&|\|\||;|\|", re.sub(r"(^|\s)#.*", "", line).removeprefix("$ "))
+    ]
     return [part for part in parts if part]
 
 
@@ -398,7 +541,9 @@ def test_readme_has_the_two_first_commands():
         "pip install -c constraints.txt -e . && si_nb run --preset quick",
         'pip install -c constraints.txt -e ".[dev]" && nbdev_test && pytest',
     ):
-        assert re.search(rf"^(\$ )?{re.escape(line)}\s*(#.*)?$", text, re.M), f"README.md lacks the line: {line}"
+        assert re.search(rf"^(\$ )?{re.escape(line)}\s*(#.*)?$", text, re.M), (
+            f"README.md lacks the line: {line}"
+        )
 
 
 def test_readme_commands_exist():
@@ -408,21 +553,33 @@ def test_readme_commands_exist():
         words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]
         if not words or words[0] in ("cd", "export", "source"):
             continue
-        if not (ROOT / words[0]).is_file() and not shutil.which(words[0], path=f"{sys.exec_prefix}/bin:/usr/local/bin:/usr/bin:/bin"):
+        if not (ROOT / words[0]).is_file() and not shutil.which(
+            words[0], path=f"{sys.exec_prefix}/bin:/usr/local/bin:/usr/bin:/bin"
+        ):
             problems.append(f"README.md: no program {words[0]}: {command}")
         if words[:3] in (["python", "-m", "si_nb"], ["python3", "-m", "si_nb"]):
             words = words[2:]
         if words[0] != "si_nb" or len(words) < 2 or words[1].startswith("-"):
             continue
         if words[1] not in helps:
-            helps[words[1]] = run(sys.executable, "-m", "si_nb", words[1], "--help", COLUMNS=200, TERM="dumb", NO_COLOR=1)
+            helps[words[1]] = run(
+                sys.executable, "-m", "si_nb", words[1], "--help", COLUMNS=200, TERM="dumb", NO_COLOR=1
+            )
         known = set(re.findall(r"--[\w-]+", helps[words[1]]))
-        problems += [f"README.md: si_nb {words[1]} has no flag {flag}" for flag in re.findall(r"(--[\w-]+)", command) if flag not in known]
+        problems += [
+            f"README.md: si_nb {words[1]} has no flag {flag}"
+            for flag in re.findall(r"(--[\w-]+)", command)
+            if flag not in known
+        ]
     report(problems)
 
 
 def test_readme_links_exist():
     """Every relative link of the README leads to a file of the repository."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not re.match(r"[a-z]+:|#", link)]
+    links = [
+        link.split("#")[0]
+        for link in re.findall(r"\]\(([^)\s]+)\)", text)
+        if not re.match(r"[a-z]+:|#", link)
+    ]
     report([f"README.md: no file {link}" for link in links if not (ROOT / link).exists()])

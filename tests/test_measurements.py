@@ -1,4 +1,5 @@
 """Tables of counts: what is kept, what is refused, and that a refusal leaves the file alone."""
+
 import os
 
 import numpy as np
@@ -14,9 +15,14 @@ def rows(rounds=3, run_id="r", arm="none", voters=2, trials=100, labels=True):
     made = []
     for r in range(rounds + 1):
         for voter in range(voters):
-            made += [(run_id, "copy", arm, 0, voter, r, n, "accuracy", trials - r * (n - 6), trials) for n in (7, 8, 9, 10, 11)]
+            made += [
+                (run_id, "copy", arm, 0, voter, r, n, "accuracy", trials - r * (n - 6), trials)
+                for n in (7, 8, 9, 10, 11)
+            ]
         if labels and r:
-            made += [(run_id, "copy", arm, 0, v, r, 8 + r, "label_raw", 90 - r, trials) for v in range(voters)]
+            made += [
+                (run_id, "copy", arm, 0, v, r, 8 + r, "label_raw", 90 - r, trials) for v in range(voters)
+            ]
             made += [(run_id, "copy", arm, 0, -1, r, 8 + r, "label_kept", 80, 80 + r)]
             made += [(run_id, "copy", arm, 0, -1, r, 8 + r, "kept_right", 80, 90)]
             made += [(run_id, "copy", arm, 0, -1, r, 8 + r, "kept_wrong", r, 10)]
@@ -30,7 +36,9 @@ counts = st.integers(0, 10**6).flatmap(lambda n: st.tuples(st.integers(0, n), st
 @given(st.lists(counts, min_size=1, max_size=20))
 def test_what_is_written_is_read_back(tmp_path_factory, pairs):
     path = tmp_path_factory.mktemp("table") / "measurements.csv"
-    table = m.measurement_table([("r", "copy", "none", 1, 0, i, 9 + i, "accuracy", s, n) for i, (s, n) in enumerate(pairs)])
+    table = m.measurement_table(
+        [("r", "copy", "none", 1, 0, i, 9 + i, "accuracy", s, n) for i, (s, n) in enumerate(pairs)]
+    )
     half = len(table) // 2
     for part in (table.iloc[:half], table.iloc[half:]):
         if len(part):
@@ -62,18 +70,35 @@ BROKEN = {
     "a column less": (HEADER.replace(b",trials", b"") + GOOD.replace(b",100", b""), "trials are missing"),
     "a column more": (HEADER.replace(b"\n", b",note\n") + GOOD.replace(b"\n", b",x\n"), "extra"),
     "a field more": (HEADER + GOOD.replace(b"\n", b",7\n"), "line 2: 11 fields for 10 columns"),
-    "a field more further down": (HEADER + GOOD + GOOD.replace(b",1,9", b",2,9").replace(b"100", b"1,000"), "line 3: 11 fields"),
+    "a field more further down": (
+        HEADER + GOOD + GOOD.replace(b",1,9", b",2,9").replace(b"100", b"1,000"),
+        "line 3: 11 fields",
+    ),
     "a comma in a short count": (b"round,successes,trials\n1,1,1,024\n", "line 2: 4 fields for 3 columns"),
     "a comma at the end": (b"round,successes,trials\n1,1,2,\n", "line 2: 4 fields"),
     "a quoted line break": (HEADER + GOOD.replace(b"r,", b'"r\nr",'), "goes on in the next line"),
     "quotes that do not end": (HEADER + GOOD.replace(b"r,", b'"r,') + GOOD, "goes on in the next line"),
     "a field without end": (HEADER + GOOD.replace(b"r,", b"r" * 200_000 + b","), "field limit"),
     "a round of a time stamp": (HEADER + GOOD.replace(b",1,9", b",1000000000,9"), "round is above 1,000"),
-    "a length of a time stamp": (HEADER + GOOD.replace(b",1,9", b",1,1000000000"), "length is above 1,000,000"),
-    "a voter of a time stamp": (HEADER + GOOD.replace(b",0,1,9", b",1000000000,1,9"), "voter is above 1,000,000"),
+    "a length of a time stamp": (
+        HEADER + GOOD.replace(b",1,9", b",1,1000000000"),
+        "length is above 1,000,000",
+    ),
+    "a voter of a time stamp": (
+        HEADER + GOOD.replace(b",0,1,9", b",1000000000,1,9"),
+        "voter is above 1,000,000",
+    ),
     "counts beyond a number": (HEADER + GOOD.replace(b"100", b"900000000000000000"), "add up to more than"),
-    "counts that add up to more": (HEADER + GOOD.replace(b"100", b"600000000000000") + GOOD.replace(b",1,9", b",2,9").replace(b"100", b"600000000000000"), "line 3: trials add up"),
-    "a seed of 19 digits": (HEADER + GOOD.replace(b"none,0", b"none,1000000000000000000"), "at most 18 digits"),
+    "counts that add up to more": (
+        HEADER
+        + GOOD.replace(b"100", b"600000000000000")
+        + GOOD.replace(b",1,9", b",2,9").replace(b"100", b"600000000000000"),
+        "line 3: trials add up",
+    ),
+    "a seed of 19 digits": (
+        HEADER + GOOD.replace(b"none,0", b"none,1000000000000000000"),
+        "at most 18 digits",
+    ),
     "a field less": (HEADER + GOOD.replace(b",100", b""), "trials is missing"),
     "rate for count": (HEADER + GOOD.replace(b"50,", b"0.5,"), "successes is '0.5'"),
     "word for number": (HEADER + GOOD.replace(b"50,", b"many,"), "successes is 'many'"),
@@ -254,7 +279,9 @@ def test_a_round_without_its_accuracy_is_named():
 def test_error_budget_is_bayes_and_counts_add_up():
     budget = m.error_budget(m.measurement_table(rows())).set_index(["quantity", "round"])
     counts = budget["successes"].unstack(0), budget["trials"].unstack(0)
-    assert (counts[0]["label_proposed"].dropna() == 90).all() and (counts[1]["kept_share"].dropna() == 100).all()
+    assert (counts[0]["label_proposed"].dropna() == 90).all() and (
+        counts[1]["kept_share"].dropna() == 100
+    ).all()
     assert np.allclose(budget.loc["tau", "estimate"].to_numpy(), [0.89, 0.88 / 0.97, 0.87 / 0.92])
     assert "agree_wrong" not in budget.index.get_level_values(0)
 

@@ -1,4 +1,5 @@
 """The model: attention as in the textbook, no look into the future, and the options that a configuration has."""
+
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,10 @@ def new_tokens(batch=3, length=20, seed=1):
 def test_attention_is_the_textbook_formula(heads, bias):
     """Fused attention equals softmax(q k / sqrt(d)) v under a causal mask, one head and one query at a time."""
     torch.manual_seed(0)
-    attention, x = Attention(ModelConfig(n_layer=1, n_head=heads, n_embd=32, bias=bias), 0), torch.randn(2, 9, 32)
+    attention, x = (
+        Attention(ModelConfig(n_layer=1, n_head=heads, n_embd=32, bias=bias), 0),
+        torch.randn(2, 9, 32),
+    )
     with torch.no_grad():
         query, key, value = attention.queries_keys_values(x).unflatten(-1, (3, heads, 32 // heads)).unbind(2)
         gathered = torch.zeros(2, 9, heads, 32 // heads)
@@ -62,7 +66,9 @@ def test_packing_changes_nothing():
     padded = model(tokens).flatten(0, 1)[places]
     packed = model(tokens, packing=Packing(places, 4, 12))
     assert packed.shape == (lengths.sum(), 14) and torch.allclose(packed, padded, atol=1e-6)
-    gradients = [torch.autograd.grad(logits.square().mean(), list(model.parameters())) for logits in (padded, packed)]
+    gradients = [
+        torch.autograd.grad(logits.square().mean(), list(model.parameters())) for logits in (padded, packed)
+    ]
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients))
 
 
@@ -78,10 +84,15 @@ def test_no_position_is_stored():
 
 def test_bias_is_optional():
     """Without the option no linear layer or norm has a bias; with it all have one but the output head, starting at zero."""
-    biases = {bias: [name for name, _ in new_model(bias=bias).named_parameters() if name.endswith("bias")] for bias in (False, True)}
+    biases = {
+        bias: [name for name, _ in new_model(bias=bias).named_parameters() if name.endswith("bias")]
+        for bias in (False, True)
+    }
     assert biases[False] == [] and len(biases[True]) == 2 * 6 + 1 and "head.bias" not in biases[True]
     model = new_model(bias=True)
-    assert all((parameter == 0).all() for name, parameter in model.named_parameters() if name.endswith("bias"))
+    assert all(
+        (parameter == 0).all() for name, parameter in model.named_parameters() if name.endswith("bias")
+    )
 
 
 def test_dropout_acts_in_training_only():
@@ -90,7 +101,9 @@ def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     with torch.no_grad():
         assert not torch.equal(model.train()(tokens), model(tokens))
-        assert torch.equal(model.eval()(tokens), model(tokens)) and torch.equal(model(tokens), new_model()(tokens))
+        assert torch.equal(model.eval()(tokens), model(tokens)) and torch.equal(
+            model(tokens), new_model()(tokens)
+        )
 
 
 def test_the_block_size_is_a_limit():

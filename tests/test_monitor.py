@@ -1,4 +1,5 @@
 """The monitor: when it stops a run, when it keeps silent, and that it says the same twice."""
+
 import subprocess
 import sys
 
@@ -7,9 +8,9 @@ import pandas as pd
 import pytest
 
 from si_nb.law.forecasters import collapse_round
+from si_nb.law.monitor import SustainabilityMonitor, forecast_so_far, reason_to_stop, stop_before_collapse
 from si_nb.law.round_curves import LAWS, LawError, simulate_run
 from si_nb.record.table import TableError, measurement_table, read_table, results_folder, trajectory
-from si_nb.law.monitor import SustainabilityMonitor, forecast_so_far, reason_to_stop, stop_before_collapse
 
 COLLAPSES = [982, 936, 777, 518, 264, 86, 35, 4]  # of 1,000; below one half at rounds 5 and 6
 LASTS = [992, 988, 980, 977, 975, 974, 973, 974]
@@ -17,7 +18,12 @@ LASTS = [992, 988, 980, 977, 975, 974, 973, 974]
 
 def rows_of(counts, arm="none", seed=0):
     """A measurement table of accuracies at the newest length."""
-    return measurement_table([("run", "copy", arm, seed, 0, r, 8 + r, "accuracy", count, 1000) for r, count in enumerate(counts, 1)])
+    return measurement_table(
+        [
+            ("run", "copy", arm, seed, 0, r, 8 + r, "accuracy", count, 1000)
+            for r, count in enumerate(counts, 1)
+        ]
+    )
 
 
 def first_stop(table, within, law="best"):
@@ -42,7 +48,9 @@ def test_a_lasting_run_is_never_stopped():
 @pytest.mark.parametrize("within", [1, 2, 4])
 def test_the_rule_is_forecast_round_minus_newest_round(within):
     """Where the forecast is known, the monitor stops exactly when it lies at most so many rounds ahead."""
-    decay = simulate_run(LAWS["constant_hazard"], [0.09], 7, 1000, np.random.default_rng(0))  # below one half at round 8
+    decay = simulate_run(
+        LAWS["constant_hazard"], [0.09], 7, 1000, np.random.default_rng(0)
+    )  # below one half at round 8
     table = rows_of(decay["successes"].tolist())
     for number in range(2, 8):
         seen = table[table["round"] <= number]
@@ -61,7 +69,11 @@ def test_nothing_is_known_before_the_first_round():
     """An empty monitor and one that has seen the base model only answer all questions, with nothing."""
     base = measurement_table([("run", "copy", "none", 0, 0, 0, n, "accuracy", 1000, 1000) for n in (7, 8, 9)])
     for monitor in (SustainabilityMonitor(), SustainabilityMonitor().add(base)):
-        assert monitor.should_stop() is None and monitor.forecast() is None and monitor.reproduction_number()["value"] is None
+        assert (
+            monitor.should_stop() is None
+            and monitor.forecast() is None
+            and monitor.reproduction_number()["value"] is None
+        )
 
 
 def test_a_measured_collapse_needs_no_law():
@@ -77,7 +89,9 @@ def test_the_same_counts_say_the_same():
     for _, rows in table.groupby("round"):
         one_by_one.add(rows)
     said = one_by_one.should_stop()
-    assert said and said == SustainabilityMonitor(2).add(table.sample(frac=1, random_state=0)).should_stop() == reason_to_stop(table, 2)
+    assert said and said == SustainabilityMonitor(2).add(
+        table.sample(frac=1, random_state=0)
+    ).should_stop() == reason_to_stop(table, 2)
 
 
 def test_plain_counts_are_enough():
@@ -96,7 +110,9 @@ def test_later_rounds_do_not_change_what_was_said():
     stop = min(number for number in range(1, 9) if "none" in after_round(both[both["round"] <= number]))
     ended = both[(both["arm"] != "none") | (both["round"] <= stop)]
     said = after_round(both[both["round"] <= stop])
-    assert set(said) == {"none"} and all(after_round(ended[ended["round"] <= number]) == said for number in range(stop, 9))
+    assert set(said) == {"none"} and all(
+        after_round(ended[ended["round"] <= number]) == said for number in range(stop, 9)
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +135,24 @@ def test_later_rounds_do_not_change_what_was_said():
         (pd.DataFrame(dict(round=[float("nan")], successes=[9], trials=[10])), "round is missing"),
         (dict(round=[2, 3], successes=[9, 9], trials=[10, 10]), "whole number"),
     ],
-    ids=["twice", "impossible", "no round", "another run", "nothing", "number", "none", "text", "numbers", "array", "empty", "misnamed", "rates", "truths", "nan", "lists"],
+    ids=[
+        "twice",
+        "impossible",
+        "no round",
+        "another run",
+        "nothing",
+        "number",
+        "none",
+        "text",
+        "numbers",
+        "array",
+        "empty",
+        "misnamed",
+        "rates",
+        "truths",
+        "nan",
+        "lists",
+    ],
 )
 def test_bad_rows_are_refused(rows, named):
     """Rows that cannot be are one line, and the monitor stays as it was."""
@@ -156,7 +189,10 @@ def test_frames_of_other_types_say_the_same():
         assert SustainabilityMonitor(2, law="weibull").add(table.astype(kind)).should_stop() == said, kind
 
 
-@pytest.mark.parametrize("ask", [forecast_so_far, lambda table: reason_to_stop(table, 2), lambda table: stop_before_collapse(2)(table)])
+@pytest.mark.parametrize(
+    "ask",
+    [forecast_so_far, lambda table: reason_to_stop(table, 2), lambda table: stop_before_collapse(2)(table)],
+)
 def test_what_is_no_table_of_one_run_is_refused(ask):
     """The functions behind the monitor refuse what it refuses; two runs at once are not silence."""
     two = pd.concat([rows_of(COLLAPSES[:3]), rows_of(COLLAPSES[:3]).assign(run_id="other")])

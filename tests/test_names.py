@@ -1,4 +1,5 @@
 """Names from tables may hold anything: they are shown and not obeyed, drawn and not parsed, and never lead a file elsewhere."""
+
 import contextlib
 import csv
 import io
@@ -12,24 +13,42 @@ from rich.console import Console
 
 import si_nb.cli
 from si_nb.law.figures import arms_figure, drawable, save_figures
-from si_nb.law.round_curves import LawError, observed
-from si_nb.record.table import COLUMNS, LONGEST_LINE, LONGEST_NAME, TableError, file_name, measurement_table, printable, read_table, trajectory
 from si_nb.law.report import law_report, print_report
+from si_nb.law.round_curves import LawError, observed
 from si_nb.loop.runs import ConfigError, make_config, open_run, recover_table
+from si_nb.record.table import (
+    COLUMNS,
+    LONGEST_LINE,
+    LONGEST_NAME,
+    TableError,
+    file_name,
+    measurement_table,
+    printable,
+    read_table,
+    trajectory,
+)
 
-few = settings(max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+few = settings(
+    max_examples=5, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 many = settings(few, max_examples=150)
 STRANGE = [
     "[/x]", "[bold red]loud", ":smile:", "\x1b]0;title\x07", "\x1b[2J", "\x9b1m", "a\tb", "$x^$", "$", "\\$", "$\\frac{$", "_", "_hidden", "a_b^c",
     "..", "../../x", "/etc/passwd", "a/b", "a\\b", ".hidden", "CON", "nul", "a:b", "*?", "~", "-rf", "n" * 300, "\u202eabc", "\u200f", "a\u0301" * 40,
     "\U0001f600\u200d\U0001f33e", "猫" * 60, "a\u2028b", "é", "A", "a", " ", "%s{}", "'; --", '"quoted"', "#",
 ]  # fmt: skip
-names = st.one_of(st.sampled_from(STRANGE), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30))
+names = st.one_of(
+    st.sampled_from(STRANGE), st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+)
 COUNTS = (98, 90, 70, 45, 20)
 
 
 def rows_of(run_id, task, arm, lengths=(0,)):
-    return [(run_id, task, arm, 0, 0, r, 8 + r + d, "accuracy", c - d, 100) for r, c in enumerate(COUNTS, 1) for d in lengths]
+    return [
+        (run_id, task, arm, 0, 0, r, 8 + r + d, "accuracy", c - d, 100)
+        for r, c in enumerate(COUNTS, 1)
+        for d in lengths
+    ]
 
 
 def is_clean(text):
@@ -44,7 +63,11 @@ def quick_report(table, until_round=None, threshold=0.5, law="best", settings=No
 def call(*arguments):
     """Exit code, output and errors of the command line; of the laws one, of the resamples few."""
     out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         patch.setattr(si_nb.cli, "law_report", quick_report)
         code = si_nb.cli.main(list(arguments))
     return code, out.getvalue(), err.getvalue()
@@ -76,7 +99,11 @@ def test_names_that_differ_never_share_a_file(one, other):
 
 def test_plain_names_keep_their_file_names():
     """What keep rules and runs are called is seen in the name of the file."""
-    assert [file_name("law", name) for name in ("none", "mv_length", "copy-seed0-4a92f838")] == ["law_none", "law_mv_length", "law_copy-seed0-4a92f838"]
+    assert [file_name("law", name) for name in ("none", "mv_length", "copy-seed0-4a92f838")] == [
+        "law_none",
+        "law_mv_length",
+        "law_copy-seed0-4a92f838",
+    ]
 
 
 @pytest.mark.parametrize("arm", STRANGE)
@@ -92,13 +119,18 @@ def test_a_report_shows_any_name(arm):
     print_report(report, Console(file=page, width=80, force_terminal=False))
     assert is_clean(page.getvalue()) and report["arm"] == arm.strip()
     assert "".join(printable(arm.strip()).split()) in "".join(page.getvalue().split())
-    assert all(len(line) <= 80 for line in page.getvalue().splitlines() if line.startswith(("┃", "│", "┏", "└")))
+    assert all(
+        len(line) <= 80 for line in page.getvalue().splitlines() if line.startswith(("┃", "│", "┏", "└"))
+    )
 
 
 def test_a_terminal_obeys_no_name():
     """On a terminal, where rich writes escapes of its own, those of a name are still not among them."""
     page = io.StringIO()
-    print_report(quick_report(measurement_table(rows_of("r", "[red]", "\x1b]0;title\x07 [/x]"))), Console(file=page, width=80, force_terminal=True))
+    print_report(
+        quick_report(measurement_table(rows_of("r", "[red]", "\x1b]0;title\x07 [/x]"))),
+        Console(file=page, width=80, force_terminal=True),
+    )
     assert "\x1b]0" not in page.getvalue() and "\x07" not in page.getvalue() and "[red]" in page.getvalue()
 
 
@@ -106,7 +138,9 @@ def test_an_arm_without_a_law_is_named_in_its_note():
     """The line about an arm that carries no law shows the arm's name."""
     perfect = [(*row[:8], 100, 100) for row in rows_of("p", "copy", "[/x]\x07")]
     page = io.StringIO()
-    print_report(quick_report(measurement_table(rows_of("r", "copy", "none") + perfect)), Console(file=page, width=80))
+    print_report(
+        quick_report(measurement_table(rows_of("r", "copy", "none") + perfect)), Console(file=page, width=80)
+    )
     assert r"[/x]\x07: no error in 500 trials" in page.getvalue() and is_clean(page.getvalue())
 
 
@@ -114,7 +148,10 @@ def test_an_arm_without_a_law_is_named_in_its_note():
 def test_complaints_show_names(name, tmp_path):
     """One printable line of bounded length, whatever is in the names, the cells and the path that it quotes."""
     path = tmp_path / "name\nwith\x1b[1m.csv"
-    path.write_text(f"{','.join(COLUMNS)}\n{name},copy,none,0,0,1,9,{name},1,2\n{name},copy,none,0,0,{name},9,accuracy,1,2\n", encoding="utf-8")
+    path.write_text(
+        f"{','.join(COLUMNS)}\n{name},copy,none,0,0,1,9,{name},1,2\n{name},copy,none,0,0,{name},9,accuracy,1,2\n",
+        encoding="utf-8",
+    )
     two_lengths = [row for row in rows_of(name, "copy", name, (0, 1)) if row[5] != 3]
     gap = trajectory(measurement_table(rows_of(name, "copy", name)))[lambda rows: rows["round"] != 3]
     for action, kind in (
@@ -129,9 +166,20 @@ def test_complaints_show_names(name, tmp_path):
 
 def test_the_table_of_another_run_is_named_without_being_obeyed(tmp_path):
     """A run folder with somebody else's table says whose it is, in one line."""
-    config = make_config(task="copy", original_digits=2, si_rounds=2, n_layer=1, n_head=1, n_embd=16, block_size=40, device="cpu")
+    config = make_config(
+        task="copy",
+        original_digits=2,
+        si_rounds=2,
+        n_layer=1,
+        n_head=1,
+        n_embd=16,
+        block_size=40,
+        device="cpu",
+    )
     folder = open_run(config, tmp_path / "run")
-    folder.measurements.write_text(measurement_table(rows_of("\x1b]0;t\x07", "copy", "none")).to_csv(index=False, lineterminator="\n"))
+    folder.measurements.write_text(
+        measurement_table(rows_of("\x1b]0;t\x07", "copy", "none")).to_csv(index=False, lineterminator="\n")
+    )
     with pytest.raises(ConfigError, match=r"table of \\x1b\]0;t\\x07"):
         recover_table(config, folder)
 
@@ -139,7 +187,9 @@ def test_the_table_of_another_run_is_named_without_being_obeyed(tmp_path):
 @pytest.mark.parametrize("name", STRANGE)
 def test_a_figure_draws_any_name(name):
     """No formula is parsed, no letter is a box (a warning, and warnings are errors here), and the legend leaves no arm out."""
-    figure = arms_figure(measurement_table(rows_of("r", "copy", name if name.strip() else "x") + rows_of("s", "copy", "other")))
+    figure = arms_figure(
+        measurement_table(rows_of("r", "copy", name if name.strip() else "x") + rows_of("s", "copy", "other"))
+    )
     assert figure.png().startswith(b"\x89PNG") and len(figure.axes[0].get_legend().texts) == 2
     assert drawable(name).isprintable() and len(drawable(name)) <= 2 * LONGEST_NAME
 
@@ -152,7 +202,9 @@ def test_every_arm_has_a_figure_of_its_own(tmp_path):
         (f"run {arm}", "copy", arm, 0, 0, r, 8 + r, "label_raw", 9, 10) for arm in arms for r in range(1, 6)])  # fmt: skip
     files = save_figures(table, quick_report(table), tmp_path / "out")
     assert len({path.name.lower() for path in files}) == len(files) == 2 * len(arms) + 1
-    assert sorted(tmp_path.rglob("*.png")) == sorted(files) and {path.parent for path in files} == {tmp_path / "out"}
+    assert sorted(tmp_path.rglob("*.png")) == sorted(files) and {path.parent for path in files} == {
+        tmp_path / "out"
+    }
 
 
 def test_json_has_the_true_names(tmp_path):
@@ -174,19 +226,25 @@ def test_tables_with_any_names(tmp_path_factory, runs):
     """`law` and `figures` end well, or with one line and exit code 2; they print no control character and write into their folder only."""
     place = tmp_path_factory.mktemp("names")
     with open(place / "table.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *(row for run in runs for row in rows_of(*run))])
+        csv.writer(file, lineterminator="\n").writerows(
+            [COLUMNS, *(row for run in runs for row in rows_of(*run))]
+        )
     for arguments in (["law"], ["figures", "--out", str(place / "out")]):
         code, out, err = call(*arguments, str(place / "table.csv"))
         assert is_clean(out) and is_clean(err) and (code, err.count("\n")) in ((0, 0), (2, 1)), (code, err)
         assert code == 0 or not out
     drawn = list((place / "out").iterdir()) if (place / "out").exists() else []
-    assert {path.name for path in place.iterdir()} <= {"table.csv", "out"} and all(path.is_file() and path.suffix == ".png" for path in drawn)
+    assert {path.name for path in place.iterdir()} <= {"table.csv", "out"} and all(
+        path.is_file() and path.suffix == ".png" for path in drawn
+    )
     assert bool(drawn) == (code == 0)
 
 
 def test_a_terminal_with_few_letters_is_no_reason_to_fail(tmp_path, monkeypatch):
     """Where the output cannot write a letter of a name, it gets an escape."""
-    (tmp_path / "t.csv").write_text(measurement_table(rows_of("r", "t", "猫")).to_csv(index=False, lineterminator="\n"), encoding="utf-8")
+    (tmp_path / "t.csv").write_text(
+        measurement_table(rows_of("r", "t", "猫")).to_csv(index=False, lineterminator="\n"), encoding="utf-8"
+    )
     page = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(si_nb.cli, "law_report", quick_report)
     with contextlib.redirect_stdout(page):

@@ -1,4 +1,5 @@
 """Every notebook runs top to bottom in a plain Jupyter kernel, with the package from the wheel, as on Colab."""
+
 import asyncio
 import os
 import re
@@ -26,7 +27,9 @@ def first_failure(path, site, folder):
     notebook.cells.insert(0, nbformat.v4.new_code_cell(WHICH_PACKAGE.format(site=str(site))))
     end = time.monotonic() + SECONDS
     client = NotebookClient(
-        notebook, kernel_name="python3", resources={"metadata": {"path": str(folder)}},
+        notebook,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(folder)}},
         timeout_func=lambda cell: max(1, int(end - time.monotonic())),
     )
     hidden = ("IN_TEST", "MPLBACKEND", "PYTHONPATH")
@@ -42,7 +45,10 @@ def first_failure(path, site, folder):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=pytest.mark.slow(reason=SLOW[path]) if path in SLOW else ()) for path in SHIPPED],
+    [
+        pytest.param(path, marks=pytest.mark.slow(reason=SLOW[path]) if path in SLOW else ())
+        for path in SHIPPED
+    ],
 )
 def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, wheel_site, tmp_path):
     """A Colab user, who has the wheel and no checkout, can run the notebook from the first cell to the last."""
@@ -69,5 +75,7 @@ def test_nbdev_test_leaves_no_notebook_out():
     for path in NOTEBOOKS:
         cells = [cell.source for cell in nbformat.read(ROOT / path, as_version=4).cells]
         assert "skip_exec" not in cells[0], f"{path}: left out by skip_exec"
-        ran = [text for text in cells[3:] if not any(re.search(rf"^#\|\s*{flag}", text, re.M) for flag in flags)]
+        ran = [
+            text for text in cells[3:] if not any(re.search(rf"^#\|\s*{flag}", text, re.M) for flag in flags)
+        ]
         assert any("assert" in text for text in ran), f"{path}: no assertion that nbdev_test runs"

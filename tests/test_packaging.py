@@ -1,10 +1,10 @@
 """What gets installed, and what it asks for."""
+
 import ast
 import configparser
 import email
 import json
 import os
-import re
 import sys
 import tarfile
 import zipfile
@@ -19,13 +19,21 @@ from packaging.utils import canonicalize_name
 
 SETTINGS = read_settings()
 RUNTIME = [Requirement(text) for text in SETTINGS["requirements"].split()]
-FILES = sorted(path.relative_to(ROOT / "si_nb") for path in (ROOT / "si_nb").rglob("*.py") if "results" not in path.parts)
+FILES = sorted(
+    path.relative_to(ROOT / "si_nb") for path in (ROOT / "si_nb").rglob("*.py") if "results" not in path.parts
+)
 MODULES = [".".join(path.with_suffix("").parts) for path in FILES]  # law.horizon for si_nb/law/horizon.py
 ROOMS = [name for name in MODULES if name.split(".")[-1] not in ("__init__", "__main__", "_modidx")]
 CLUSTER = [Requirement(text) for text in SETTINGS["cluster_requirements"].split()]
 BENCH = [Requirement(text) for text in SETTINGS["bench_requirements"].split()]
-DISTRIBUTION_OF = {"IPython": "ipython", "google": "google-colab", "tomllib": "tomli"}  # import name -> distribution, where they differ
-AWAY_FROM_NETWORK = {name: None for name in os.environ if name.startswith("PIP_")} | {"PIP_CONFIG_FILE": os.devnull}
+DISTRIBUTION_OF = {
+    "IPython": "ipython",
+    "google": "google-colab",
+    "tomllib": "tomli",
+}  # import name -> distribution, where they differ
+AWAY_FROM_NETWORK = {name: None for name in os.environ if name.startswith("PIP_")} | {
+    "PIP_CONFIG_FILE": os.devnull
+}
 
 
 # --- the distributions
@@ -33,13 +41,23 @@ AWAY_FROM_NETWORK = {name: None for name in os.environ if name.startswith("PIP_"
 
 def tables():
     """Committed measured tables and what describes them, as paths below results/."""
-    files = [path.relative_to(ROOT / "results") for kind in ("csv", "json", "md", "toml", "sha256") for path in (ROOT / "results").rglob(f"*.{kind}")]
-    return {path.as_posix() for path in files if not {"runs", "bases", "jobs"} & set(path.parts)}  # working folders of sweeps
+    files = [
+        path.relative_to(ROOT / "results")
+        for kind in ("csv", "json", "md", "toml", "sha256")
+        for path in (ROOT / "results").rglob(f"*.{kind}")
+    ]
+    return {
+        path.as_posix() for path in files if not {"runs", "bases", "jobs"} & set(path.parts)
+    }  # working folders of sweeps
 
 
 def test_wheel_holds_the_modules_and_the_tables_and_nothing_else(wheel):
     """The wheel carries every module and every measured table, and no tests, notebooks or settings."""
-    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name and not name.endswith("/")}
+    names = {
+        name
+        for name in zipfile.ZipFile(wheel).namelist()
+        if ".dist-info/" not in name and not name.endswith("/")
+    }
     shipped = {f"si_nb/{path.as_posix()}" for path in FILES if path.parts[0] != "benchmarks"}
     assert names == shipped | {f"si_nb/results/{name}" for name in tables()}
 
@@ -66,13 +84,19 @@ def metadata(wheel):
 def runtime_requirements(wheel):
     """Requirements of the wheel without any extra, by name."""
     found = [Requirement(text) for text in metadata(wheel).get_all("Requires-Dist")]
-    plain = [r for r in found if r.marker is None or r.marker.evaluate({**default_environment(), "extra": ""})]
+    plain = [
+        r for r in found if r.marker is None or r.marker.evaluate({**default_environment(), "extra": ""})
+    ]
     return {canonicalize_name(requirement.name): requirement for requirement in plain}
 
 
 def test_runtime_requirements_have_no_upper_bounds(wheel):
     """Colab's own torch and numpy stay: nothing is capped, pinned or excluded at run time."""
-    capped = [str(r) for r in runtime_requirements(wheel).values() if any(part.operator not in (">=", ">") for part in r.specifier)]
+    capped = [
+        str(r)
+        for r in runtime_requirements(wheel).values()
+        if any(part.operator not in (">=", ">") for part in r.specifier)
+    ]
     assert not capped, f"upper bounds at run time: {capped}"
     assert {"torch", "numpy"} <= runtime_requirements(wheel).keys()
 
@@ -81,7 +105,19 @@ def test_runtime_requirements_hold_no_tools(wheel):
     """What only builds, tests or edits is in the dev extra, and the extra repeats nothing that runs."""
     runtime = runtime_requirements(wheel).keys()
     development = {canonicalize_name(Requirement(text).name) for text in SETTINGS["dev_requirements"].split()}
-    tools = {"nbdev", "execnb", "ghapi", "jupyterlab", "nbclient", "nbconvert", "ipykernel", "pytest", "hypothesis", "build", "setuptools"}
+    tools = {
+        "nbdev",
+        "execnb",
+        "ghapi",
+        "jupyterlab",
+        "nbclient",
+        "nbconvert",
+        "ipykernel",
+        "pytest",
+        "hypothesis",
+        "build",
+        "setuptools",
+    }
     assert not runtime & (development | tools)
     assert tools <= development
 
@@ -89,12 +125,21 @@ def test_runtime_requirements_hold_no_tools(wheel):
 def test_version_and_address_are_the_same_everywhere(wheel, wheel_site):
     """settings.ini, the package and the wheel agree on version, name, address, licence and Python."""
     facts = metadata(wheel)
-    told = run(sys.executable, "-c", "import si_nb; print(si_nb.__version__, si_nb.__file__)", cwd=wheel_site, PYTHONPATH=wheel_site)
+    told = run(
+        sys.executable,
+        "-c",
+        "import si_nb; print(si_nb.__version__, si_nb.__file__)",
+        cwd=wheel_site,
+        PYTHONPATH=wheel_site,
+    )
     version, file = told.split(maxsplit=1)
     assert file.startswith(str(wheel_site))
     assert version == facts["Version"] == SETTINGS["version"]
     assert (facts["Name"], facts["Requires-Python"]) == ("si_nb", ">=3.10")
-    assert SETTINGS["git_url"] in (facts["Home-page"], *[url.split(", ")[-1] for url in facts.get_all("Project-URL", [])])
+    assert SETTINGS["git_url"] in (
+        facts["Home-page"],
+        *[url.split(", ")[-1] for url in facts.get_all("Project-URL", [])],
+    )
     assert "Apache-2.0" in (facts["License"], facts["License-Expression"])
 
 
@@ -115,8 +160,13 @@ def test_command_is_installed(wheel, wheel_site):
     parser = configparser.ConfigParser()
     parser.read_string(archive.read(name).decode())
     assert parser["console_scripts"]["si_nb"] == "si_nb.cli:main"
-    for start in (["-c", "import sys; sys.argv[0] = 'si_nb'; from si_nb.cli import main; main()"], ["-m", "si_nb"]):
-        text = run(sys.executable, *start, "--help", cwd=wheel_site, PYTHONPATH=wheel_site, NO_COLOR=1, TERM="dumb")
+    for start in (
+        ["-c", "import sys; sys.argv[0] = 'si_nb'; from si_nb.cli import main; main()"],
+        ["-m", "si_nb"],
+    ):
+        text = run(
+            sys.executable, *start, "--help", cwd=wheel_site, PYTHONPATH=wheel_site, NO_COLOR=1, TERM="dumb"
+        )
         assert all(command in text for command in ("run", "law", "figures")), text
 
 
@@ -137,7 +187,9 @@ def pretend_offered(shelf, name, version):
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(shelf / f"{name}-{version}-py3-none-any.whl", "w") as archive:
         archive.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         archive.writestr(f"{info}/RECORD", "")
 
 
@@ -156,10 +208,26 @@ def planned(wheel, tmp_path):
         for name in names:
             pretend_offered(shelf, name, "99.0")
         text = run(
-            sys.executable, "-m", "pip", "--python", tmp_path / "venv" / "bin" / "python", "install", "--quiet", "--dry-run",
-            "--no-index", "--find-links", shelf, "--report", "-", wheel, cwd=tmp_path, **AWAY_FROM_NETWORK,
+            sys.executable,
+            "-m",
+            "pip",
+            "--python",
+            tmp_path / "venv" / "bin" / "python",
+            "install",
+            "--quiet",
+            "--dry-run",
+            "--no-index",
+            "--find-links",
+            shelf,
+            "--report",
+            "-",
+            wheel,
+            cwd=tmp_path,
+            **AWAY_FROM_NETWORK,
         )
-        return {item["metadata"]["name"] for item in json.loads(text[text.index("{"):])["install"]} - {"si_nb"}
+        return {item["metadata"]["name"] for item in json.loads(text[text.index("{") :])["install"]} - {
+            "si_nb"
+        }
 
     return plan
 
@@ -179,15 +247,29 @@ def test_install_plan_would_show_a_replaced_torch(planned):
 def test_constraints_cover_the_requirements():
     """Every requirement has its tested range in constraints.txt, and none contradicts settings.ini."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    constraints = {r.name: r.specifier for r in (Requirement(line) for line in lines if line and not line.startswith("#"))}
+    constraints = {
+        r.name: r.specifier
+        for r in (Requirement(line) for line in lines if line and not line.startswith("#"))
+    }
     assert str(constraints["torch"]) == "<2.14"
-    needed = [*RUNTIME, *CLUSTER, *BENCH, *(Requirement(text) for text in SETTINGS["dev_requirements"].split())]
+    needed = [
+        *RUNTIME,
+        *CLUSTER,
+        *BENCH,
+        *(Requirement(text) for text in SETTINGS["dev_requirements"].split()),
+    ]
     missing = [r.name for r in needed if r.name not in constraints]
     assert not missing, f"constraints.txt says nothing of {missing}"
     from importlib.metadata import version
 
-    needed = [r for r in needed if (r.marker is None or r.marker.evaluate()) and r not in BENCH]  # which dev does not install
-    outside = [r.name for r in needed if not (constraints[r.name] & r.specifier).contains(version(r.name), prereleases=True)]
+    needed = [
+        r for r in needed if (r.marker is None or r.marker.evaluate()) and r not in BENCH
+    ]  # which dev does not install
+    outside = [
+        r.name
+        for r in needed
+        if not (constraints[r.name] & r.specifier).contains(version(r.name), prereleases=True)
+    ]
     assert not outside, f"installed versions outside of constraints.txt: {outside}"
 
 
@@ -209,7 +291,11 @@ def imported(module):
 
 def test_tracker_is_imported_only_when_asked_for():
     """Importing every room does not import Weights & Biases."""
-    code = "import sys; " + "; ".join(f"import si_nb.{name}" for name in ROOMS) + "; print('wandb' in sys.modules)"
+    code = (
+        "import sys; "
+        + "; ".join(f"import si_nb.{name}" for name in ROOMS)
+        + "; print('wandb' in sys.modules)"
+    )
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "False"
 
 
@@ -223,7 +309,9 @@ def undeclared(names):
 @pytest.mark.parametrize("room", [name for name in MODULES if name != "_modidx"])
 def test_library_imports_only_what_it_declares(room):
     """Every import of the library is in settings.ini's requirements, so that an install is complete."""
-    assert not undeclared(imported(room)), f"si_nb.{room} imports {undeclared(imported(room))}: not in requirements"
+    assert not undeclared(imported(room)), (
+        f"si_nb.{room} imports {undeclared(imported(room))}: not in requirements"
+    )
 
 
 def test_every_requirement_is_used():
@@ -244,5 +332,7 @@ def test_notebook_imports_only_what_the_wheel_brings(path):
         nodes = list(ast.walk(ast.parse(TransformerManager().transform_cell("".join(cell["source"])))))
         names = {alias.name.split(".")[0] for n in nodes if isinstance(n, ast.Import) for alias in n.names}
         names |= {n.module.split(".")[0] for n in nodes if isinstance(n, ast.ImportFrom)}
-        problems += [f"{path}, cell {index}: imports {name}" for name in sorted(undeclared(names) - in_every_kernel)]
+        problems += [
+            f"{path}, cell {index}: imports {name}" for name in sorted(undeclared(names) - in_every_kernel)
+        ]
     assert not problems, "\n" + "\n".join(problems)

@@ -1,4 +1,5 @@
 """What README promises is run: its shell examples and its Python, each as a user would, in an empty folder."""
+
 import json
 import re
 import shlex
@@ -9,8 +10,8 @@ import pytest
 from conftest import ROOT
 
 from si_nb.benchmarks.benchmark import _quantity
-from si_nb.record.table import read_table
 from si_nb.law.report import law_report
+from si_nb.record.table import read_table
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -29,7 +30,9 @@ def user_folder(tmp_path_factory):
 
 
 def run(command, folder):
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -40,7 +43,9 @@ def test_shell_examples_run_in_order(user_folder):
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     assert len(lines) == 8 and all(line[0] == "si_nb" for line in lines)
     said = [run([sys.executable, "-m", *line], user_folder) for line in lines]
-    assert "no law" in said[0] or "collapse" in said[0]  # one round of next to no training carries a law or says that it carries none
+    assert (
+        "no law" in said[0] or "collapse" in said[0]
+    )  # one round of next to no training carries a law or says that it carries none
     assert "forecast" in said[1] and "measured" in said[1]
     assert "base models" in said[2] and "measurements.csv" in said[3]
     assert "collapse" in said[4] and "by horizon from the base model" in said[5]
@@ -63,19 +68,32 @@ def measured_rows():
     rows = []
     for task in ("copy", "reverse_addition"):
         tables = [read_table(path) for path in sorted((ROOT / "results" / task).glob("seed*"))]
-        reports = {origin: [law_report(table, origin, law="horizon")["arms"] for table in tables] for origin in (0, 2)}
+        reports = {
+            origin: [law_report(table, origin, law="horizon")["arms"] for table in tables]
+            for origin in (0, 2)
+        }
         for arm in ("none", "mv_length"):
             found = [report[arm]["measured"][0] for report in reports[0]]
-            measured = ", ".join(f"after {run['last_round']}" if run["censored"] else str(run["collapse_round"]) for run in found)
+            measured = ", ".join(
+                f"after {run['last_round']}" if run["censored"] else str(run["collapse_round"])
+                for run in found
+            )
             calls = {origin: [report[arm]["collapse"] for report in each] for origin, each in reports.items()}
-            text = [", ".join(f"{say(call['round'])} ({say(call['low'])} to {say(call['high'])})" for call in each) for each in calls.values()]
+            text = [
+                ", ".join(
+                    f"{say(call['round'])} ({say(call['low'])} to {say(call['high'])})" for call in each
+                )
+                for each in calls.values()
+            ]
             rows.append(f"| {task} | `{arm}` | {measured} | {text[0]} | {text[1]} |")
     return rows
 
 
 def test_measured_table_is_that_of_the_committed_runs():
     """No number in README's table of results was typed by hand."""
-    assert [line for line in TEXT.splitlines() if line.startswith(("| copy |", "| reverse_addition |"))] == measured_rows()
+    assert [
+        line for line in TEXT.splitlines() if line.startswith(("| copy |", "| reverse_addition |"))
+    ] == measured_rows()
 
 
 def speed_rows():
@@ -83,9 +101,15 @@ def speed_rows():
     report = json.loads((ROOT / "results" / "benchmark" / "cpu.json").read_text(encoding="utf-8"))
     rows = []
     for row in report["rows"]:
-        ours, plain, llama = (_quantity(row[key], row["unit"]) for key in ("ours_median", "plain_median", "hugging_face_median"))
+        ours, plain, llama = (
+            _quantity(row[key], row["unit"]) for key in ("ours_median", "plain_median", "hugging_face_median")
+        )
         llama = f"{llama} ({row['hugging_face_ratio']:.1f}x)" if llama else ""
-        rows.append(f"| {row['what']} | {ours} | {plain} | {row['ratio']:.1f}x | {row['reached']:.0%} | {llama} |".replace("  ", " "))
+        rows.append(
+            f"| {row['what']} | {ours} | {plain} | {row['ratio']:.1f}x | {row['reached']:.0%} | {llama} |".replace(
+                "  ", " "
+            )
+        )
     return [text for row, text in zip(report["rows"], rows) if not row["name"].startswith("voters")]
 
 

@@ -1,6 +1,8 @@
 """Interrupted, damaged, shared or badly fed, a run ends in the same bytes or says in one line why not.
 
-Started as a program, this file is the nursery: a process that has imported the loop and forks a child for every order that it reads."""
+Started as a program, this file is the nursery: a process that has imported the loop and forks a child for every order that it reads.
+"""
+
 import ast
 import errno
 import json
@@ -33,14 +35,22 @@ import si_nb.cli
 import si_nb.loop.rounds
 import si_nb.loop.runs
 from si_nb.loop.evaluate import count_right
-from si_nb.model.generate import generate
-from si_nb.record.table import TableError, read_table
 from si_nb.loop.rounds import Interrupted, run_experiment, side_by_side
 from si_nb.loop.runs import ConfigError, load_checkpoint, load_tensors, make_config
-from si_nb.record.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
+from si_nb.model.generate import generate
 from si_nb.model.trainer import DeviceError, DivergedError
+from si_nb.record.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
+from si_nb.record.table import TableError, read_table
 
-SAID = (ConfigError, TableError, DamagedError, DeviceError, DivergedError, LockedError, StorageError)  # all have one-line messages
+SAID = (
+    ConfigError,
+    TableError,
+    DamagedError,
+    DeviceError,
+    DivergedError,
+    LockedError,
+    StorageError,
+)  # all have one-line messages
 ROUNDS, VOTERS = 2, 2
 SETTINGS = dict(
     task="reverse_addition", si_method=("none", "mv_length"), original_digits=1, si_rounds=ROUNDS, n_layer=1, n_head=1, n_embd=16,
@@ -48,17 +58,25 @@ SETTINGS = dict(
     vote_iter_growth=2, eval_interval=7, eval_samples=12, num_samples=30, voters=VOTERS, vote_threshold=0.5, seed=5, device="cpu",
 )  # fmt: skip
 SHORT = dict(max_iters=12, decay=2, warmup=1, si_iter=6, eval_samples=4, num_samples=12)
-EVEN = dict(max_iters=20, decay=4, warmup=2, eval_samples=100, num_samples=500)  # all phases take about as long
+EVEN = dict(
+    max_iters=20, decay=4, warmup=2, eval_samples=100, num_samples=500
+)  # all phases take about as long
 
 
 def go(folder, minutes=5, **changes):
     """The run that everything here is about."""
-    return run_experiment(make_config(**{**SETTINGS, **changes}), folder, progress=False, checkpoint_minutes=minutes)
+    return run_experiment(
+        make_config(**{**SETTINGS, **changes}), folder, progress=False, checkpoint_minutes=minutes
+    )
 
 
 def contents(folder):
     """Every byte of the table, the kept labels and the weights, by file name; checkpoints and seals are left out."""
-    files = [folder / "measurements.csv", *(folder / "data").glob("*.safetensors"), *(folder / "models").rglob("*.safetensors")]
+    files = [
+        folder / "measurements.csv",
+        *(folder / "data").glob("*.safetensors"),
+        *(folder / "models").rglob("*.safetensors"),
+    ]
     return {path.name: path.read_bytes() for path in files if ".step_" not in path.name}
 
 
@@ -220,7 +238,9 @@ def be_nursery():
             globals()[order["action"]](*order["arguments"])
             code = 0
         except BaseException as error:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)  # room for what is to be said
+            resource.setrlimit(
+                resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2
+            )  # room for what is to be said
             code = 130 if isinstance(error, Interrupted) else 2 if isinstance(error, SAID) else 70
             print(f"{type(error).__name__}: {error}" if code != 70 else traceback.format_exc())
         sys.stdout.flush(), sys.stderr.flush()
@@ -231,8 +251,19 @@ class Nursery:
     """Children that need not import anything."""
 
     def __init__(self):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error", "PYTHONFAULTHANDLER": "1"}
-        self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "error",
+            "PYTHONFAULTHANDLER": "1",
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
         self.place = Path(tempfile.mkdtemp())
         self._answer()
 
@@ -302,13 +333,28 @@ def phase(run):
     if any(name.endswith("-partial") for name in names):
         return "writing a file"
     if "measurements.csv" not in names:
-        return "base training" if len([name for name in names if re.fullmatch(r"voter_\d.safetensors", name)]) < VOTERS else "measuring"
+        return (
+            "base training"
+            if len([name for name in names if re.fullmatch(r"voter_\d.safetensors", name)]) < VOTERS
+            else "measuring"
+        )
     done = read_table(run)["round"].max()
     if done == ROUNDS:
         return "ending"
-    if len([name for name in names if name.endswith(f"_round_{done + 1:03d}.safetensors") and "_voter_" not in name]) < 2:
+    if (
+        len(
+            [
+                name
+                for name in names
+                if name.endswith(f"_round_{done + 1:03d}.safetensors") and "_voter_" not in name
+            ]
+        )
+        < 2
+    ):
         return "labels"
-    trained = [name for name in names if name.endswith(f"_round_{done + 1:03d}.safetensors") and "_voter_" in name]
+    trained = [
+        name for name in names if name.endswith(f"_round_{done + 1:03d}.safetensors") and "_voter_" in name
+    ]
     return "round training" if len(trained) < 1 + VOTERS else "measuring"
 
 
@@ -327,12 +373,19 @@ def kill_at_random(nursery, place, kills, flush):
                 time.sleep(rng.uniform(0, expected))
                 os.kill(child, signal.SIGKILL)
             code = nursery.wait(child)
-            assert code in (0, -signal.SIGKILL), f"seed {seed}, after {phases.total()} kills: {nursery.said.read_text()}"
+            assert code in (0, -signal.SIGKILL), (
+                f"seed {seed}, after {phases.total()} kills: {nursery.said.read_text()}"
+            )
             phases.update([phase(run)] if code else [])
-        assert contents(run) == contents(whole), f"seed {seed}, after {phases.total()} kills: run {runs} ended otherwise"
+        assert contents(run) == contents(whole), (
+            f"seed {seed}, after {phases.total()} kills: run {runs} ended otherwise"
+        )
         check_seals(run)
         runs += 1
-    show(f"SIGKILL at random moments of a run of {expected:.1f} s: {phases.total()} kills, {runs} runs, all with identical files", phases.most_common())
+    show(
+        f"SIGKILL at random moments of a run of {expected:.1f} s: {phases.total()} kills, {runs} runs, all with identical files",
+        phases.most_common(),
+    )
     return phases
 
 
@@ -365,7 +418,10 @@ def test_a_signal_ends_a_run_in_order(nursery, whole, tmp_path, number):
 def signalled(folder, function, number):
     """A run that gets a signal as soon as both voters have reported, or when it makes labels."""
     if function == "report":
-        plain, together = si_nb.loop.rounds.train, threading.Barrier(VOTERS, action=partial(os.kill, os.getpid(), number), timeout=60)
+        plain, together = (
+            si_nb.loop.rounds.train,
+            threading.Barrier(VOTERS, action=partial(os.kill, os.getpid(), number), timeout=60),
+        )
 
         def train(model, mixture, training, rng, report, *rest):
             def report_and_meet(step, loss):
@@ -381,14 +437,26 @@ def signalled(folder, function, number):
     go(folder)
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
 def test_the_command_line_ends_in_order(whole, tmp_path, number, code):
     """`python -m si_nb run` ends on a signal with one line and the shell's exit code, and can be continued."""
     settings = {**SETTINGS, "max_iters": 3_000}
-    flags = [part for name, value in settings.items() for part in (f"--{name}", ",".join(value) if isinstance(value, tuple) else str(value))]
+    flags = [
+        part
+        for name, value in settings.items()
+        for part in (f"--{name}", ",".join(value) if isinstance(value, tuple) else str(value))
+    ]
     run = tmp_path / "run"
     command = [sys.executable, "-m", "si_nb", "run", *flags, "--run_dir", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 60
     while not (run / "run.lock").exists() and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.02)
@@ -399,7 +467,10 @@ def test_the_command_line_ends_in_order(whole, tmp_path, number, code):
     assert process.returncode == code and time.monotonic() - asked < 10, said
     lines = [line for line in re.split(r"[\r\n]+", said) if line.startswith("si_nb:")]
     assert len(lines) == 1 and "Traceback" not in said, said
-    assert {path.name.split(".")[0] for path in (run / "models").glob("*.step_*.safetensors")} == {"base_0", "base_1"}
+    assert {path.name.split(".")[0] for path in (run / "models").glob("*.step_*.safetensors")} == {
+        "base_0",
+        "base_1",
+    }
 
 
 # --- corruption
@@ -429,7 +500,9 @@ DAMAGES = (flip_bit, truncate, empty, delete)
 
 def kind(name):
     """Which files are alike: numbers of voters and steps left out."""
-    return re.sub(r"step_\d+", "step_N", re.sub(r"voter_\d", "voter_K", re.sub(r"_\d\.step", "_K.step", name)))
+    return re.sub(
+        r"step_\d+", "step_N", re.sub(r"voter_\d", "voter_K", re.sub(r"_\d\.step", "_K.step", name))
+    )
 
 
 def one_of_each_kind(paths, rng):
@@ -448,13 +521,16 @@ def table_of(run):
 def outcome(damaged, path, before, whole, case):
     """What became of a damaged run: refused, repaired or unaffected; anything else fails.
 
-    A finished run needs its table only; what else is damaged there may stay so."""
+    A finished run needs its table only; what else is damaged there may stay so.
+    """
     finished = table_of(damaged) == table_of(whole)
     with redirect_stderr(StringIO()) as said:
         try:
             go(damaged, **SHORT)
         except SAID as error:
-            assert is_one_line(error) and path.name.removesuffix(".sha256") in str(error), f"{case}: does not name it: {error!r}"
+            assert is_one_line(error) and path.name.removesuffix(".sha256") in str(error), (
+                f"{case}: does not name it: {error!r}"
+            )
             return "refused"
         except Exception as error:
             raise AssertionError(f"{case}: {type(error).__name__}: {error}") from error
@@ -466,12 +542,18 @@ def outcome(damaged, path, before, whole, case):
 def corrupt(nursery, short, tmp_path, quick):
     """Damage files of stopped runs one at a time; (state, kind of file, damage) -> outcomes.
 
-    Quick: one file of each kind, and only in the fullest folder with all damages."""
+    Quick: one file of each kind, and only in the fullest folder with all damages.
+    """
     seed, cases = random.randrange(10**6), {}
     rng = random.Random(seed)
-    states = {"in round 2": ("die_in_round_2", SHORT), "between rounds": ("mishap", 5, SHORT, ("make_labels", 3), "die", 0)}
+    states = {
+        "in round 2": ("die_in_round_2", SHORT),
+        "between rounds": ("mishap", 5, SHORT, ("make_labels", 3), "die", 0),
+    }
     for state, (action, *arguments) in states.items():
-        assert nursery.call(action, tmp_path / state, *arguments)[0] == -signal.SIGKILL, nursery.said.read_text()
+        assert nursery.call(action, tmp_path / state, *arguments)[0] == -signal.SIGKILL, (
+            nursery.said.read_text()
+        )
     shutil.copytree(short, tmp_path / "finished")
     for state in (*states, "finished"):
         original, damaged = tmp_path / state, tmp_path / "damaged"
@@ -482,7 +564,13 @@ def corrupt(nursery, short, tmp_path, quick):
                 shutil.copytree(original, damaged)
                 target = damaged / path.relative_to(original)
                 damage(target, rng)
-                found = outcome(damaged, target, path.read_bytes(), short, f"seed {seed}, {state}, {damage.__name__} {path.name}")
+                found = outcome(
+                    damaged,
+                    target,
+                    path.read_bytes(),
+                    short,
+                    f"seed {seed}, {state}, {damage.__name__} {path.name}",
+                )
                 cases.setdefault((state, kind(path.name), damage.__name__), []).append(found)
     show_cases(cases)
     return cases
@@ -494,7 +582,13 @@ def show_cases(cases):
     show(f"one file damaged at a time: {totals.total()} cases", totals.most_common())
     print(f"\n  {'':<15} {'':<46}", *(f"{damage.__name__:<11}" for damage in DAMAGES))
     for state, name in dict.fromkeys(key[:2] for key in cases):
-        print(f"  {state:<15} {name:<46}", *(f"{'/'.join(sorted(set(cases.get((state, name, damage.__name__), '-')))):<11}" for damage in DAMAGES))
+        print(
+            f"  {state:<15} {name:<46}",
+            *(
+                f"{'/'.join(sorted(set(cases.get((state, name, damage.__name__), '-')))):<11}"
+                for damage in DAMAGES
+            ),
+        )
 
 
 @pytest.fixture
@@ -525,8 +619,16 @@ def swap(target, source):
 def siblings(folder):
     """Pairs of files that lie side by side and hold tensors of the same shapes."""
     files = sorted(folder.rglob("*.safetensors"))
-    kinds = {path: re.sub(r"step_\d+", "step", re.sub(r"\d+", "", path.name.replace("mv_length", "none"))) for path in files}
-    return [(target, source) for target in files for source in files if target != source and kinds[target] == kinds[source] and target.parent == source.parent]
+    kinds = {
+        path: re.sub(r"step_\d+", "step", re.sub(r"\d+", "", path.name.replace("mv_length", "none")))
+        for path in files
+    }
+    return [
+        (target, source)
+        for target in files
+        for source in files
+        if target != source and kinds[target] == kinds[source] and target.parent == source.parent
+    ]
 
 
 def difference(one, other):
@@ -537,18 +639,25 @@ def difference(one, other):
 def test_a_file_of_a_sibling_is_found_out(nursery, short, tmp_path, without_flushing):
     """Each tensor file of a stopped run replaced by each of its siblings, seal and all: the same result in the end, or a line naming it."""
     damaged, found = tmp_path / "damaged", Counter()
-    states = {"in round 2": ("die_in_round_2", SHORT), "between rounds": ("mishap", 5, SHORT, ("make_labels", 3), "die", 0)}
+    states = {
+        "in round 2": ("die_in_round_2", SHORT),
+        "between rounds": ("mishap", 5, SHORT, ("make_labels", 3), "die", 0),
+    }
     for state, (action, *arguments) in states.items():
         original = tmp_path / state
         assert nursery.call(action, original, *arguments)[0] == -signal.SIGKILL, nursery.said.read_text()
         pairs = [pair for pair in siblings(original) if state == "between rounds" or ".step_" in pair[0].name]
         for target in sorted({target for target, _ in pairs}):
-            source = min((source for other, source in pairs if other == target), key=partial(difference, target))
+            source = min(
+                (source for other, source in pairs if other == target), key=partial(difference, target)
+            )
             shutil.rmtree(damaged, ignore_errors=True)
             shutil.copytree(original, damaged)
             swap(damaged / target.relative_to(original), damaged / source.relative_to(original))
             case = f"{state}, {source.name} over {target.name}"
-            found[outcome(damaged, damaged / target.relative_to(original), target.read_bytes(), short, case)] += 1
+            found[
+                outcome(damaged, damaged / target.relative_to(original), target.read_bytes(), short, case)
+            ] += 1
     show("a sibling's file in a file's place", found.most_common())
     assert found.total() >= 10
 
@@ -558,10 +667,21 @@ def test_a_voter_in_the_place_of_others_is_put_aside(short, tmp_path, capsys):
     run = tmp_path / "run"
     run_experiment(make_config(**{**SETTINGS, **SHORT}), run, progress=False, skip_si=True)
     swap(base_folder(run) / "voter_1.safetensors", base_folder(run) / "voter_0.safetensors")
-    with pytest.raises(DamagedError, match="voter_1.safetensors: another file in its place .voter 0 instead of 1"):
-        run_experiment(make_config(**{**SETTINGS, **SHORT}), tmp_path / "skip", run / "models", progress=False, skip_base_model_train=True)
+    with pytest.raises(
+        DamagedError, match="voter_1.safetensors: another file in its place .voter 0 instead of 1"
+    ):
+        run_experiment(
+            make_config(**{**SETTINGS, **SHORT}),
+            tmp_path / "skip",
+            run / "models",
+            progress=False,
+            skip_base_model_train=True,
+        )
     assert contents(go(run, **SHORT).path) == contents(short)
-    assert "voter_1.safetensors.damaged" in capsys.readouterr().err and (base_folder(run) / "voter_1.safetensors.damaged").exists()
+    assert (
+        "voter_1.safetensors.damaged" in capsys.readouterr().err
+        and (base_folder(run) / "voter_1.safetensors.damaged").exists()
+    )
 
 
 def test_nothing_of_the_users_is_removed(short, tmp_path):
@@ -576,12 +696,18 @@ def test_nothing_of_the_users_is_removed(short, tmp_path):
     for path in mine:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("precious")
-    for place, name in (("", "measurements.csv"), ("models", "none_voter_0_round_001.safetensors"), ("data", "none_round_001.safetensors")):
+    for place, name in (
+        ("", "measurements.csv"),
+        ("models", "none_voter_0_round_001.safetensors"),
+        ("data", "none_round_001.safetensors"),
+    ):
         (run / place / f".{name}.4711.si_nb-partial").touch()
         (run / place / f"{name}.sha256").touch()
     go(run, **SHORT)
     assert [path for path in mine if not path.is_file() or path.read_text() != "precious"] == []
-    assert {path.name for path in run.glob(".*")} == {Path(name).name for name in names if name.startswith(".")}
+    assert {path.name for path in run.glob(".*")} == {
+        Path(name).name for name in names if name.startswith(".")
+    }
     assert table_of(run) == table_of(short)
 
 
@@ -619,9 +745,15 @@ def put_in_place(nursery, short, original, path, what):
     code, said = in_time(nursery, "attempt", run, 5, SHORT)
     assert code in (0, 2), f"{what} as {path.name}: {said}"
     lines = [line for line in said.splitlines() if not line.startswith("si_nb:")]
-    assert code == 0 or (len(lines) == 1 and path.name.removesuffix(".sha256") in lines[0]), f"{what} as {path.name}: {said}"
-    if os.path.lexists(target) and (target.is_symlink() or not target.is_file() or target.stat().st_size > 2**20):
-        os.rmdir(target) if what == "a folder" else os.unlink(target)  # not needed any more, and still there; nobody must read it below
+    assert code == 0 or (len(lines) == 1 and path.name.removesuffix(".sha256") in lines[0]), (
+        f"{what} as {path.name}: {said}"
+    )
+    if os.path.lexists(target) and (
+        target.is_symlink() or not target.is_file() or target.stat().st_size > 2**20
+    ):
+        os.rmdir(target) if what == "a folder" else os.unlink(
+            target
+        )  # not needed any more, and still there; nobody must read it below
     assert code == 2 or result(run) == result(short), f"{what} as {path.name}: another result"
     return "made again" if code == 0 else "refused"
 
@@ -755,7 +887,9 @@ def small_disk(tmp_path):
     """A file system of its own, and a function that changes its options."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", disk], capture_output=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=120k", "tmpfs", disk], capture_output=True, check=False
+    )
     if made.returncode:
         pytest.skip("needs the right to mount a file system")
 
@@ -786,7 +920,9 @@ def test_a_disk_that_turns_read_only_is_one_line(nursery, short, small_disk, pla
     disk, change = small_disk
     change("size=4m")
     if place == "start":
-        assert nursery.call("mishap", disk / "run", 0, SHORT, ("make_labels", 1), "die", 0)[0] == -signal.SIGKILL
+        assert (
+            nursery.call("mishap", disk / "run", 0, SHORT, ("make_labels", 1), "die", 0)[0] == -signal.SIGKILL
+        )
     fill_up(nursery, short, disk / "run", place, "make_read_only", disk / "run", remedy=lambda: change("rw"))
 
 
@@ -881,7 +1017,9 @@ def test_a_process_number_used_again_is_seen(nursery, tmp_path):
         check()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"pid": 1}', b"\xff\xfe", b"0" * 5000], ids=range(6))
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[1]", b'{"pid": 1}', b"\xff\xfe", b"0" * 5000], ids=range(6)
+)
 def test_an_unreadable_lock_is_respected_for_a_minute(tmp_path, content):
     """A lock that nobody can read is refused while it is fresh, and taken over later."""
     lock = tmp_path / "run.lock"
@@ -893,7 +1031,10 @@ def test_an_unreadable_lock_is_respected_for_a_minute(tmp_path, content):
         check()
 
 
-@pytest.mark.parametrize("field, value", [("pid", 10**30), ("pid", -1), ("pid", 0), ("pid", 1e999), ("started", [1]), ("host", None)])
+@pytest.mark.parametrize(
+    "field, value",
+    [("pid", 10**30), ("pid", -1), ("pid", 0), ("pid", 1e999), ("started", [1]), ("host", None)],
+)
 def test_an_absurd_lock_is_no_crash(nursery, tmp_path, field, value):
     """Whatever a lock says, it is refused in one line or taken over."""
     lock = left_behind(nursery, tmp_path)
@@ -944,12 +1085,16 @@ def test_two_seeds_at_once_in_one_models_folder(nursery, tmp_path, without_flush
     for number in range(3):
         start, place, children = time.time() + 0.3, tmp_path / str(number), {}
         for seed in alone:
-            child = nursery.start("share", place / str(seed), place / "models", start, {**SHORT, "seed": seed})
+            child = nursery.start(
+                "share", place / str(seed), place / "models", start, {**SHORT, "seed": seed}
+            )
             children[seed] = child, nursery.said
         codes = {seed: nursery.wait(child) for seed, (child, _) in children.items()}
         assert set(codes.values()) == {0}, [said.read_text() for _, said in children.values()]
         for seed, path in alone.items():
-            assert table_of(place / str(seed)) == table_of(path), f"seed {seed} is another table beside seed {1 - seed}"
+            assert table_of(place / str(seed)) == table_of(path), (
+                f"seed {seed} is another table beside seed {1 - seed}"
+            )
 
 
 @pytest.mark.parametrize("same", ["base models", "run"])
@@ -959,7 +1104,9 @@ def test_who_is_at_work_is_named(nursery, tmp_path, same):
     child = nursery.start("share", tmp_path / "first", models, 0, long)
     wait_for(lambda: list(models.glob("*-base-*/run.lock")))
     changes = {**long, "num_samples": 13} if same == "base models" else long
-    with pytest.raises(LockedError, match=rf"{'-base-' if same == 'base models' else 'models'}.*process {child} on ") as error:
+    with pytest.raises(
+        LockedError, match=rf"{'-base-' if same == 'base models' else 'models'}.*process {child} on "
+    ) as error:
         run_experiment(make_config(**{**SETTINGS, **changes}), tmp_path / "second", models, progress=False)
     assert is_one_line(error.value) and not list(tmp_path.rglob("voter_*"))
     os.kill(child, signal.SIGKILL)
@@ -995,7 +1142,10 @@ def jostle(nursery, place, names, rng, seconds, most_kills, answers):
 
 def crowd(nursery, place, rounds):
     """Two to four runs on shared folders, round after round; every table is that of the run alone."""
-    alone = {name: table_of(go(place / "alone" / name, **{**SHORT, **changes}).path) for name, changes in CROWD.items()}
+    alone = {
+        name: table_of(go(place / "alone" / name, **{**SHORT, **changes}).path)
+        for name, changes in CROWD.items()
+    }
     begun = time.monotonic()
     assert nursery.call("share", place / "timed", place / "timed_models", 0, SHORT)[0] == 0
     seconds, seed, answers = time.monotonic() - begun, random.randrange(10**6), Counter()
@@ -1004,9 +1154,14 @@ def crowd(nursery, place, rounds):
         names, here = rng.sample(sorted(CROWD), rng.randint(2, len(CROWD))), place / str(number)
         jostle(nursery, here, names, rng, seconds, 6, answers)
         for name in names:
-            assert table_of(here / name) == alone[name], f"seed {seed}, round {number}: {name} beside {names} is another table"
+            assert table_of(here / name) == alone[name], (
+                f"seed {seed}, round {number}: {name} beside {names} is another table"
+            )
         shutil.rmtree(here)
-    show(f"{rounds} rounds of two to four processes on shared folders: all tables are those of the runs alone", answers.most_common())
+    show(
+        f"{rounds} rounds of two to four processes on shared folders: all tables are those of the runs alone",
+        answers.most_common(),
+    )
     return answers
 
 
@@ -1024,7 +1179,17 @@ def test_a_crowd_mixes_nothing_in_100_rounds(nursery, tmp_path, without_flushing
 
 # --- files from elsewhere
 
-FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "jsonpickle"}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "marshal",
+    "shelve",
+    "yaml",
+    "jsonpickle",
+}
 FORBIDDEN_CALLS = {
     "eval", "exec", "compile", "__import__", "torch.load", "np.load", "numpy.load", "pd.read_pickle", "pd.eval", "os.system", "os.popen",
     "yaml.load", "pickle.load", "pickle.loads",
@@ -1039,18 +1204,37 @@ def dangerous(text):
         elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
             yield node.module
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in FORBIDDEN_CALLS)
+            yield from (
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if f"{node.module}.{alias.name}" in FORBIDDEN_CALLS
+            )
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in FORBIDDEN_CALLS:
             yield ast.unparse(node.func)
-        elif isinstance(node, ast.keyword) and node.arg in ("allow_pickle", "shell") and ast.unparse(node.value) != "False":
+        elif (
+            isinstance(node, ast.keyword)
+            and node.arg in ("allow_pickle", "shell")
+            and ast.unparse(node.value) != "False"
+        ):
             yield node.arg
 
 
 def test_nothing_that_is_loaded_can_run_code():
     """No pickle and none of its relatives anywhere in the library, however it may be spelt."""
-    examples = "import pickle", "from torch import load", "import torch\ntorch.load(p)", "np.load(p, allow_pickle=True)", "eval(t)", "import yaml"
-    assert all(list(dangerous(text)) for text in examples) and not list(dangerous("json.loads(text); model.eval()"))
-    found = {path.name: list(dangerous(path.read_text(encoding="utf-8"))) for path in (ROOT / "si_nb").glob("*.py")}
+    examples = (
+        "import pickle",
+        "from torch import load",
+        "import torch\ntorch.load(p)",
+        "np.load(p, allow_pickle=True)",
+        "eval(t)",
+        "import yaml",
+    )
+    assert all(list(dangerous(text)) for text in examples) and not list(
+        dangerous("json.loads(text); model.eval()")
+    )
+    found = {
+        path.name: list(dangerous(path.read_text(encoding="utf-8"))) for path in (ROOT / "si_nb").glob("*.py")
+    }
     assert found and not any(found.values()), found
 
 
@@ -1064,11 +1248,21 @@ ABOUT = {"__metadata__": {"about": "{}"}}
 ABSURD = {
     "a header of 4 EiB": tensors_file(ABOUT, announced=2**62),
     "a header of 90 MB": tensors_file(ABOUT, announced=90_000_000),
-    "a tensor of 4 PiB": tensors_file({**ABOUT, "x": {"dtype": "F32", "shape": [2**50], "data_offsets": [0, 2**52]}}),
-    "a size beyond 64 bits": tensors_file({**ABOUT, "x": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, b"1234"),
-    "more than the file has": tensors_file({**ABOUT, "x": {"dtype": "F32", "shape": [100_000_000], "data_offsets": [0, 400_000_000]}}, b"12"),
-    "offsets backwards": tensors_file({**ABOUT, "x": {"dtype": "U8", "shape": [2], "data_offsets": [4, 2]}}, b"1234"),
-    "an empty tensor with absurd sides": tensors_file({**ABOUT, "x": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}),
+    "a tensor of 4 PiB": tensors_file(
+        {**ABOUT, "x": {"dtype": "F32", "shape": [2**50], "data_offsets": [0, 2**52]}}
+    ),
+    "a size beyond 64 bits": tensors_file(
+        {**ABOUT, "x": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}}, b"1234"
+    ),
+    "more than the file has": tensors_file(
+        {**ABOUT, "x": {"dtype": "F32", "shape": [100_000_000], "data_offsets": [0, 400_000_000]}}, b"12"
+    ),
+    "offsets backwards": tensors_file(
+        {**ABOUT, "x": {"dtype": "U8", "shape": [2], "data_offsets": [4, 2]}}, b"1234"
+    ),
+    "an empty tensor with absurd sides": tensors_file(
+        {**ABOUT, "x": {"dtype": "F32", "shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}
+    ),
     "nothing but nesting": tensors_file(b'{"x":' * 50_000 + b"1" + b"}" * 50_000),
     "metadata that nest": tensors_file({"__metadata__": {"about": "[" * 100_000}}),
 }
@@ -1094,7 +1288,9 @@ def test_a_config_cannot_leave_its_folder(tmp_path, name):
         make_config(**{**SETTINGS, "si_method": (name,)})
     run = tmp_path / "run"
     run.mkdir()
-    (run / "config.json").write_text(json.dumps({**si_nb.loop.runs.identity(make_config(**SETTINGS)), "task": name, "si_method": [name]}))
+    (run / "config.json").write_text(
+        json.dumps({**si_nb.loop.runs.identity(make_config(**SETTINGS)), "task": name, "si_method": [name]})
+    )
     with pytest.raises(ConfigError, match="another configuration"):
         go(run)
     assert [path.name for path in tmp_path.rglob("*")] == ["run", "config.json"]
@@ -1110,7 +1306,11 @@ def test_divergence_names_step_voter_and_checkpoint(monkeypatch, tmp_path, whole
 
     def step(model, tokens, packing, config, optimizer, scaler, rate):
         loss, norm = plain(model, tokens, packing, config, optimizer, scaler, rate)
-        if config.steps == 12 and poisoned[0] in (None, model) and rate < si_nb.model.trainer.learning_rate_at(6, config):
+        if (
+            config.steps == 12
+            and poisoned[0] in (None, model)
+            and rate < si_nb.model.trainer.learning_rate_at(6, config)
+        ):
             poisoned[0] = model  # one voter of the voting arm, in its eighth step of round 2
             return loss * float("nan"), norm
         return loss, norm
@@ -1119,7 +1319,10 @@ def test_divergence_names_step_voter_and_checkpoint(monkeypatch, tmp_path, whole
         patch.setattr(si_nb.model.trainer, "_step", step)
         with pytest.raises(DivergedError) as error:
             go(run, 0)
-    found = re.match(r"round 2 of 2, training (mv_length_2_\d): .*not finite at step 8\b.*last good checkpoint: (.*)$", str(error.value))
+    found = re.match(
+        r"round 2 of 2, training (mv_length_2_\d): .*not finite at step 8\b.*last good checkpoint: (.*)$",
+        str(error.value),
+    )
     assert found, error.value
     path = Path(found[2])
     assert path.exists() and path.name == f"{found[1]}.step_000000007.safetensors"
@@ -1130,14 +1333,19 @@ def test_divergence_names_step_voter_and_checkpoint(monkeypatch, tmp_path, whole
 
 def test_divergence_in_the_base_names_its_step(tmp_path):
     """A learning rate beyond all measure is found in the first steps of base training, without a base model being stored."""
-    with pytest.raises(DivergedError, match=r"base models, training base_\d: .*step \d\b.*learning_rate 1e\+30.*last good checkpoint: ") as error:
+    with pytest.raises(
+        DivergedError,
+        match=r"base models, training base_\d: .*step \d\b.*learning_rate 1e\+30.*last good checkpoint: ",
+    ) as error:
         go(tmp_path / "run", learning_rate=1e30)
     assert is_one_line(error.value) and not list((tmp_path / "run" / "models").rglob("voter_*"))
 
 
 NO_MEMORY = {
     "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-    "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    "cpu": RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"
+    ),
     "python": MemoryError(),
 }
 
@@ -1145,11 +1353,14 @@ NO_MEMORY = {
 @pytest.mark.parametrize("where", NO_MEMORY)
 def test_out_of_memory_names_the_batch_to_try(monkeypatch, tmp_path, where):
     """Out of memory in training is one line with the training's name and the batch size to try."""
+
     def train(*arguments):
         raise NO_MEMORY[where]
 
     monkeypatch.setattr(si_nb.loop.rounds, "train", train)
-    with pytest.raises(ConfigError, match=r"training base_\d: out of memory with batch_size 16; try batch_size 8\b") as error:
+    with pytest.raises(
+        ConfigError, match=r"training base_\d: out of memory with batch_size 16; try batch_size 8\b"
+    ) as error:
         go(tmp_path / "run")
     assert is_one_line(error.value)
 
@@ -1157,6 +1368,7 @@ def test_out_of_memory_names_the_batch_to_try(monkeypatch, tmp_path, where):
 @pytest.mark.parametrize("function", ["make_base_data", "generate", "count_right"])
 def test_out_of_memory_elsewhere_is_one_line_too(monkeypatch, tmp_path, function):
     """Out of memory while making data, labelling or measuring is one line as well."""
+
     def fail(*arguments, **named):
         raise NO_MEMORY["cpu"]
 
@@ -1179,7 +1391,9 @@ def test_one_failing_voter_loses_nobody_elses_work(monkeypatch, tmp_path, whole,
     with monkeypatch.context() as patch:
         patch.setattr(si_nb.loop.rounds, "save_checkpoint", save_checkpoint)
         with pytest.raises(RuntimeError, match="device is gone"):
-            run_experiment(make_config(**SETTINGS), run, progress=False, checkpoint_minutes=0, workers=workers)
+            run_experiment(
+                make_config(**SETTINGS), run, progress=False, checkpoint_minutes=0, workers=workers
+            )
     models = run / "models"
     assert list(models.glob("*/voter_0.safetensors")) or list(models.glob("base_0.step_*.safetensors"))
     assert load_checkpoint(models, "base_1").facts["step"] == 19
@@ -1239,7 +1453,9 @@ def test_the_mirror_changes_nothing(monkeypatch, whole, tmp_path, mirror):
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=SimpleNamespace))
     run = run_experiment(make_config(**SETTINGS), tmp_path / "run", progress=False, wandb="offline")
     assert contents(run.path) == contents(whole)
-    assert {"works": len(seen) > 20, "fails later": len(seen) == 1, "fails at once": not seen}[mirror], len(seen)
+    assert {"works": len(seen) > 20, "fails later": len(seen) == 1, "fails at once": not seen}[mirror], len(
+        seen
+    )
 
 
 def test_checkpoints_change_nothing(whole, tmp_path):
@@ -1263,10 +1479,15 @@ def check_growth(nursery, run, rounds, first):
     code, said = nursery.call("many_rounds", run, long_run(rounds))
     assert code == 0, said
     sizes = json.loads(said.splitlines()[-1])
-    growth, labels = sizes[-1] - sizes[first - 1], sum(path.stat().st_size for path in (run / "data").glob("*.safetensors"))
+    growth, labels = (
+        sizes[-1] - sizes[first - 1],
+        sum(path.stat().st_size for path in (run / "data").glob("*.safetensors")),
+    )
     sentence = f"{rounds} rounds: {sizes[first - 1] / 2**20:.1f} MiB after round {first}, {sizes[-1] / 2**20:.1f} MiB in the end"
     show(f"{sentence}; kept labels {labels / 2**20:.2f} MiB", [("MiB grown", round(growth / 2**20, 2))])
-    assert len(sizes) == rounds and growth < labels + 4 * 2**20, sizes  # labels, and what an allocator may keep back
+    assert len(sizes) == rounds and growth < labels + 4 * 2**20, (
+        sizes
+    )  # labels, and what an allocator may keep back
 
 
 def test_memory_does_not_grow(nursery, tmp_path):
@@ -1302,7 +1523,9 @@ def test_the_table_can_always_be_read(tmp_path, without_flushing):
         done.set()
         reader.join()
     assert not failed, failed
-    assert seen == sorted(seen) and len(set(seen)) > 5 and len({number for number, _ in seen}) == len(set(seen))
+    assert (
+        seen == sorted(seen) and len(set(seen)) > 5 and len({number for number, _ in seen}) == len(set(seen))
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Reports of random tables: what is named lies in its interval, whatever the table; work is bounded; cells pool repeats."""
+
 import json
 from time import process_time
 
@@ -8,8 +9,16 @@ import pytest
 
 from si_nb.law import forecasters as F
 from si_nb.law import round_curves as L
-from si_nb.record.table import COLUMNS, TableError, measurement_table, read_settings, read_table, results_folder, trajectory
 from si_nb.law.report import law_report
+from si_nb.record.table import (
+    COLUMNS,
+    TableError,
+    measurement_table,
+    read_settings,
+    read_table,
+    results_folder,
+    trajectory,
+)
 
 HANG = 15  # CPU seconds that no report of a small table takes
 FIRST_LENGTH = 8
@@ -26,11 +35,22 @@ def course(kind, rounds, generator):
         "nearly all right": np.where(generator.random(rounds + 1) < 0.15, 0.995, 1.0),
         "nearly all wrong": np.where(generator.random(rounds + 1) < 0.15, 0.01, 0.0),
         "rising": 1 - 0.5 * np.exp(-r / generator.uniform(1, 10)),
-        "falling at once": np.where(r < generator.integers(1, rounds + 2), generator.uniform(0.8, 1), generator.uniform(0, 0.3)),
+        "falling at once": np.where(
+            r < generator.integers(1, rounds + 2), generator.uniform(0.8, 1), generator.uniform(0, 0.3)
+        ),
     }[kind]
 
 
-KINDS = ("collapsing", "lasting", "noisy", "flat", "nearly all right", "nearly all wrong", "rising", "falling at once")
+KINDS = (
+    "collapsing",
+    "lasting",
+    "noisy",
+    "flat",
+    "nearly all right",
+    "nearly all wrong",
+    "rising",
+    "falling at once",
+)
 
 
 def rows_of(arm, seed, accuracy, trials, lengths, labels, generator):
@@ -41,29 +61,51 @@ def rows_of(arm, seed, accuracy, trials, lengths, labels, generator):
         for n in range(newest - lengths // 2, newest + (lengths + 1) // 2):
             near = np.clip(rate, 1e-9, 1 - 1e-9)
             share = rate if n == newest else 1 / (1 + np.exp(1.5 * (n - newest)) * (1 - near) / near)
-            rows.append((run, "copy", arm, seed, 0, r, n, "accuracy", generator.binomial(trials, share), trials))
+            rows.append(
+                (run, "copy", arm, seed, 0, r, n, "accuracy", generator.binomial(trials, share), trials)
+            )
         if r == 0 or not (labels or lengths > 1):
             continue
         right = generator.binomial(trials, accuracy[r - 1] * 0.95)
         kept, bad = generator.binomial(right, 0.9), generator.binomial(trials - right, 0.4)
-        counts = dict(label_raw=(right, trials), label_kept=(kept, kept + bad), kept_right=(kept, right), kept_wrong=(bad, trials - right))
+        counts = dict(
+            label_raw=(right, trials),
+            label_kept=(kept, kept + bad),
+            kept_right=(kept, right),
+            kept_wrong=(bad, trials - right),
+        )
         for name in counts if labels else ["label_raw"]:
-            rows.append((run, "copy", arm, seed, 0 if name == "label_raw" else -1, r, newest, name, *counts[name]))
+            rows.append(
+                (run, "copy", arm, seed, 0 if name == "label_raw" else -1, r, newest, name, *counts[name])
+            )
     return rows
 
 
 def random_table(number, most_rounds=14):
     """A table and what is asked of it."""
     generator = np.random.default_rng([11, number])
-    rounds, seeds, trials = generator.integers(1, most_rounds + 1), generator.integers(1, 6), generator.choice([1, 5, 30, 256, 20_000])
+    rounds, seeds, trials = (
+        generator.integers(1, most_rounds + 1),
+        generator.integers(1, 6),
+        generator.choice([1, 5, 30, 256, 20_000]),
+    )
     lengths, labels, rows = generator.choice([1, 1, 6]), generator.random() < 0.5, []
-    for arm in generator.choice(["none", "mv", "mv_length", "own"], size=generator.integers(1, 3), replace=False):
+    for arm in generator.choice(
+        ["none", "mv", "mv_length", "own"], size=generator.integers(1, 3), replace=False
+    ):
         kind = generator.choice(KINDS)
         for seed in range(seeds):
-            rows += rows_of(str(arm), seed, course(kind, rounds, generator), trials, lengths, labels, generator)
-    options = dict(until_round=None if generator.random() < 0.6 else int(generator.integers(0, rounds + 1)),
-                   threshold=float(generator.choice([0.5, 0.5, 0.9, 0.2])), law=str(generator.choice(["best", "best", "average", "weibull", "last_value"])))
-    return measurement_table([tuple(x.item() if isinstance(x, np.generic) else x for x in row) for row in rows]), options
+            rows += rows_of(
+                str(arm), seed, course(kind, rounds, generator), trials, lengths, labels, generator
+            )
+    options = dict(
+        until_round=None if generator.random() < 0.6 else int(generator.integers(0, rounds + 1)),
+        threshold=float(generator.choice([0.5, 0.5, 0.9, 0.2])),
+        law=str(generator.choice(["best", "best", "average", "weibull", "last_value"])),
+    )
+    return measurement_table(
+        [tuple(x.item() if isinstance(x, np.generic) else x for x in row) for row in rows]
+    ), options
 
 
 def never(value):
@@ -76,10 +118,18 @@ def outside(arm):
     if not never(c["low"]) <= never(c["round"]) <= never(c["high"]):
         found.append(("collapse", c))
     for law in arm["laws"]:
-        found += [(law["name"], name, p) for name, p in law["parameters"].items() if not p["low"] <= p["value"] <= p["high"]]
+        found += [
+            (law["name"], name, p)
+            for name, p in law["parameters"].items()
+            if not p["low"] <= p["value"] <= p["high"]
+        ]
     found += [("band", r) for r in arm["rounds"] if not 0 <= r["low"] <= r["accuracy"] <= r["high"] <= 1]
     number = arm["reproduction_number"]
-    return found + ([("R", number)] if number["value"] is not None and not number["low"] <= number["value"] <= number["high"] else [])
+    return found + (
+        [("R", number)]
+        if number["value"] is not None and not number["low"] <= number["value"] <= number["high"]
+        else []
+    )
 
 
 @pytest.mark.parametrize("number", range(40))
@@ -102,9 +152,15 @@ def test_what_is_named_lies_in_its_interval(number):
 def test_a_long_table_of_many_seeds_is_no_hang():
     """Sixty rounds, five seeds, all laws: about two seconds of CPU time."""
     generator = np.random.default_rng(0)
-    rows = [row for seed in range(5) for row in rows_of("none", seed, course("falling at once", 60, generator), 256, 6, True, generator)]
+    rows = [
+        row
+        for seed in range(5)
+        for row in rows_of("none", seed, course("falling at once", 60, generator), 256, 6, True, generator)
+    ]
     began = process_time()
-    report = law_report(measurement_table([tuple(x.item() if isinstance(x, np.generic) else x for x in row) for row in rows]))
+    report = law_report(
+        measurement_table([tuple(x.item() if isinstance(x, np.generic) else x for x in row) for row in rows])
+    )
     assert process_time() - began < HANG and not outside(report)
 
 
@@ -113,14 +169,27 @@ def test_a_long_table_of_many_seeds_is_no_hang():
 
 def run(counts, run_id="r", arm="none", seed=0, trials=1000):
     r = np.arange(1, len(counts) + 1)
-    return pd.DataFrame(dict(run_id=run_id, task="copy", arm=arm, seed=seed, round=r, length=8 + r, successes=counts, trials=trials))
+    return pd.DataFrame(
+        dict(
+            run_id=run_id,
+            task="copy",
+            arm=arm,
+            seed=seed,
+            round=r,
+            length=8 + r,
+            successes=counts,
+            trials=trials,
+        )
+    )
 
 
 def test_named_are_medians_of_the_sample():
     found = F.forecast(run([982, 936, 777, 518]), resamples=300)
     assert found.collapse_round == F.median_round(found.collapses)
     one = found.outlooks[found.law]
-    assert one.point == F.median_round(one.collapses) and np.array_equal(one.centre, np.median(one.accuracy, 0))
+    assert one.point == F.median_round(one.collapses) and np.array_equal(
+        one.centre, np.median(one.accuracy, 0)
+    )
 
 
 def test_rounds_without_a_right_answer_do_not_pull_the_refits():
@@ -149,14 +218,27 @@ def test_a_rival_of_the_last_round_sets_nothing():
 def test_fewer_refits_for_many_points_carry_as_many_courses():
     """The quantiles of a bounded number of refits are those of a thousand, to a few of their standard errors."""
     generator, law = np.random.default_rng(3), L.LAWS["weibull"]
-    series = pd.concat([run(L.beta_binomial(law.accuracy(np.arange(1, 41), [15 + i, 2.0]), 1000, 0.003, generator), f"r{i}", seed=i) for i in range(4)])
+    series = pd.concat(
+        [
+            run(
+                L.beta_binomial(law.accuracy(np.arange(1, 41), [15 + i, 2.0]), 1000, 0.003, generator),
+                f"r{i}",
+                seed=i,
+            )
+            for i in range(4)
+        ]
+    )
     fits = L.fit_laws(series, laws={"weibull": law})
     many, _ = L.bootstrap(fits.best, fits.data, fits.overdispersion, 1000, np.random.default_rng(0))
-    few, _, sample, effects = F._courses(fits.best, fits.data, fits.overdispersion, 1000, np.random.default_rng(1))
+    few, _, sample, effects = F._courses(
+        fits.best, fits.data, fits.overdispersion, 1000, np.random.default_rng(1)
+    )
     assert len(few) == 200 and len(sample) == len(effects) == 1000
     spread = many.std(0)
     for share in (0.05, 0.5, 0.95):
-        assert (np.abs(np.quantile(few, share, axis=0) - np.quantile(many, share, axis=0)) < 0.6 * spread).all()
+        assert (
+            np.abs(np.quantile(few, share, axis=0) - np.quantile(many, share, axis=0)) < 0.6 * spread
+        ).all()
 
 
 def test_run_effects_are_parameters_like_others():
@@ -164,13 +246,26 @@ def test_run_effects_are_parameters_like_others():
     from scipy.optimize import minimize
 
     law, rho, spread = L.LAWS["weibull"], 0.003, 0.7
-    data = L.observed(pd.concat([run(c, f"r{i}", seed=i) for i, c in enumerate([[990, 940, 830, 640], [970, 850, 600, 300], [995, 980, 930, 820]])]))
+    data = L.observed(
+        pd.concat(
+            [
+                run(c, f"r{i}", seed=i)
+                for i, c in enumerate([[990, 940, 830, 640], [970, 850, 600, 300], [995, 980, 930, 820]])
+            ]
+        )
+    )
     fit = L.fit_law(law, data, rho, run_spread=spread)
     weights = L._point_weights(data, rho)
 
     def goal(work):
         hazard = law(data.rounds, np.exp(work[:2])) * np.exp(work[2:][data.runs])
-        return -(weights * (-data.successes * hazard + (data.trials - data.successes) * np.log(-np.expm1(-hazard)))).sum() + (work[2:] ** 2).sum() / spread**2 / 2
+        return (
+            -(
+                weights
+                * (-data.successes * hazard + (data.trials - data.successes) * np.log(-np.expm1(-hazard)))
+            ).sum()
+            + (work[2:] ** 2).sum() / spread**2 / 2
+        )
 
     ours = np.r_[np.log(fit.parameters), fit.run_effects]
     theirs = minimize(goal, np.r_[np.log([4.0, 2.0]), 0, 0, 0], method="BFGS", options=dict(gtol=1e-6))
@@ -182,7 +277,11 @@ def test_generalised_growth_is_its_own_inverse():
     from scipy.special import hyp2f1
 
     generator, rounds = np.random.default_rng(0), np.array([1.0, 3, 8, 25, 60])
-    h, c, p = 10 ** generator.uniform(-5, 0, (500, 1)), 10 ** generator.uniform(-5, 0.7, (500, 1)), generator.uniform(0.02, 1, (500, 1))
+    h, c, p = (
+        10 ** generator.uniform(-5, 0, (500, 1)),
+        10 ** generator.uniform(-5, 0.7, (500, 1)),
+        generator.uniform(0.02, 1, (500, 1)),
+    )
     hazard = L.LAWS["generalised_growth"](rounds, np.concatenate([h, c, p], -1))
     back = hazard / h * hyp2f1(1, 1 / p, 1 + 1 / p, -c * hazard**p / h)
     assert np.abs(back / rounds - 1)[hazard < 600].max() < 1e-3
@@ -192,10 +291,24 @@ def test_generalised_growth_is_its_own_inverse():
 
 
 def test_runs_of_a_cell_are_repeats():
-    runs = pd.concat([run([980, 900, 700, 400], f"{n}-{seed}", seed=seed) for n in (500, 2000) for seed in range(2)])
-    settings = pd.DataFrame([dict(run_id=f"{n}-{seed}", task="copy", si_method="none", seed=str(seed), num_samples=str(n)) for n in (500, 2000) for seed in range(2)])
-    pooled, apart = law_report(runs, resamples=20, settings=settings)["arms"], law_report(runs, resamples=20)["arms"]
-    assert {name: arm["runs"] for name, arm in pooled.items()} == {"none, num_samples 500": 2, "none": 2} or set(pooled) == {"none", "none, num_samples 2000"}
+    runs = pd.concat(
+        [run([980, 900, 700, 400], f"{n}-{seed}", seed=seed) for n in (500, 2000) for seed in range(2)]
+    )
+    settings = pd.DataFrame(
+        [
+            dict(run_id=f"{n}-{seed}", task="copy", si_method="none", seed=str(seed), num_samples=str(n))
+            for n in (500, 2000)
+            for seed in range(2)
+        ]
+    )
+    pooled, apart = (
+        law_report(runs, resamples=20, settings=settings)["arms"],
+        law_report(runs, resamples=20)["arms"],
+    )
+    assert {name: arm["runs"] for name, arm in pooled.items()} == {
+        "none, num_samples 500": 2,
+        "none": 2,
+    } or set(pooled) == {"none", "none, num_samples 2000"}
     assert set(apart) == set(settings["run_id"]) and all(arm["runs"] == 1 for arm in apart.values())
     partly = law_report(runs, resamples=20, settings=settings[settings["num_samples"] == "500"])["arms"]
     assert sorted(arm["runs"] for arm in partly.values()) == [2, 2]
@@ -215,9 +328,17 @@ def test_settings_of_a_sweep_and_of_a_run_folder(tmp_path):
     folder.mkdir()
     (folder / "measurements.csv").write_text(table.to_csv(index=False))
     assert read_settings(folder) is None
-    (folder / "config.json").write_text('{"si_method": ["none", "mv"], "seed": 0, "bias": false, "learning_rate": 0.003}')
+    (folder / "config.json").write_text(
+        '{"si_method": ["none", "mv"], "seed": 0, "bias": false, "learning_rate": 0.003}'
+    )
     found = read_settings(tmp_path)
-    assert found.iloc[0].to_dict() == {"si_method": "none,mv", "seed": "0", "bias": "False", "learning_rate": "0.003", "run_id": "a"}
+    assert found.iloc[0].to_dict() == {
+        "si_method": "none,mv",
+        "seed": "0",
+        "bias": "False",
+        "learning_rate": "0.003",
+        "run_id": "a",
+    }
     (folder / "config.json").write_text("[1, 2]")
     with pytest.raises(TableError, match="config.json: no settings") as caught:
         read_settings(folder)
@@ -234,16 +355,23 @@ def test_readings_of_a_part_are_those_of_its_own_table():
         alone = F.Readings(part.table)
         pd.testing.assert_frame_equal(part.margins, alone.margins)
         pd.testing.assert_frame_equal(part.counts, alone.counts, check_like=True)
-        ask = [F.forecast(runs, table=rows, resamples=50, generator=np.random.default_rng(0)) for rows in (part, part.table)]
+        ask = [
+            F.forecast(runs, table=rows, resamples=50, generator=np.random.default_rng(0))
+            for rows in (part, part.table)
+        ]
         assert np.array_equal(ask[0].collapses, ask[1].collapses) and ask[0].law == ask[1].law
 
 
 def test_no_two_fits_share_a_name():
     """Every fit stands in the report: arms of runs that cannot be pooled, and names that look alike when put together."""
     rounds = [(r, 1000 - 20 * r * r) for r in range(1, 6)]
+
     def rows(run, task, arm):
         return [(run, task, arm, 0, -1, r, 5 + r, "accuracy", right, 1000) for r, right in rounds]
-    twice = measurement_table([row for run in ("one", "two") for arm in ("none", "mv") for row in rows(run, "copy", arm)])
+
+    twice = measurement_table(
+        [row for run in ("one", "two") for arm in ("none", "mv") for row in rows(run, "copy", arm)]
+    )
     assert len(law_report(twice, resamples=20)["arms"]) == 4
     alike = measurement_table([*rows("one", "a", "b/c"), *rows("two", "a/b", "c")])
     assert len(law_report(alike, resamples=20)["arms"]) == 2

@@ -1,6 +1,6 @@
 """The self-improvement loop: what it stores, what it never looks at."""
+
 import json
-import random
 import shutil
 import threading
 
@@ -11,14 +11,22 @@ from safetensors.torch import load_file
 
 import si_nb.loop.rounds
 from si_nb.loop.evaluate import derive_rng, derive_seed
-from si_nb.model.generate import generate
-from si_nb.record.table import QUANTITIES, read_table
 from si_nb.loop.rounds import evaluation_lengths, next_lengths, run_experiment, side_by_side
-from si_nb.loop.runs import ConfigError, load_model, load_tensors, make_config, open_run, save_base_model, save_tensors
+from si_nb.loop.runs import (
+    ConfigError,
+    load_model,
+    load_tensors,
+    make_config,
+    open_run,
+    save_base_model,
+    save_tensors,
+)
+from si_nb.loop.voting import KEEP_RULES, KeepRule
+from si_nb.model.generate import generate
+from si_nb.model.trainer import DivergedError
 from si_nb.problems.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
 from si_nb.problems.tokenizer import decode
-from si_nb.model.trainer import DivergedError
-from si_nb.loop.voting import KEEP_RULES, KeepRule
+from si_nb.record.table import QUANTITIES, read_table
 
 CPU = torch.device("cpu")
 ROUNDS, VOTERS = 2, 3
@@ -35,12 +43,24 @@ def config_of(**changes):
 
 def small(**changes):
     """Two arms and few steps, for what does not depend on a good model."""
-    return config_of(**{**dict(si_method=("none", "mv_length"), max_iters=40, base_samples=1_000, si_iter=10, num_samples=40), **changes})
+    return config_of(
+        **{
+            **dict(
+                si_method=("none", "mv_length"), max_iters=40, base_samples=1_000, si_iter=10, num_samples=40
+            ),
+            **changes,
+        }
+    )
 
 
 def contents(folder):
     """Every byte of the table, the kept labels and the weights, by file name."""
-    files = [folder.measurements, *folder.data.glob("*"), *folder.models.rglob("*.safetensors"), *folder.rounds.glob("*.safetensors")]
+    files = [
+        folder.measurements,
+        *folder.data.glob("*"),
+        *folder.models.rglob("*.safetensors"),
+        *folder.rounds.glob("*.safetensors"),
+    ]
     return {path.name: path.read_bytes() for path in files}
 
 
@@ -52,7 +72,9 @@ def kept_rows(path):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A run with all rules, never interrupted."""
-    return run_experiment(config_of(), tmp_path_factory.mktemp("whole") / "run", progress=False, workers=VOTERS)
+    return run_experiment(
+        config_of(), tmp_path_factory.mktemp("whole") / "run", progress=False, workers=VOTERS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +85,9 @@ def table(folder):
 @pytest.fixture(scope="module")
 def models_dir(tmp_path_factory):
     """Base models of the small configuration, and no round."""
-    return run_experiment(small(), tmp_path_factory.mktemp("base") / "run", progress=False, skip_si=True).models.parent
+    return run_experiment(
+        small(), tmp_path_factory.mktemp("base") / "run", progress=False, skip_si=True
+    ).models.parent
 
 
 def base_files(models_dir):
@@ -101,8 +125,12 @@ def test_kept_labels_are_what_the_counts_say(folder, table):
             rows = kept_rows(folder.kept_labels(arm, number))
             rows_text = decode(rows)
             right = sum(text == f"{text[: 3 + number]}={text[: 3 + number]}$" for text in rows_text)
-            (kept,) = table[(table["arm"] == arm) & (table["round"] == number) & (table["quantity"] == "label_kept")].itertuples()
-            assert (kept.successes, kept.trials) == (right, len(rows)) and len(rows) <= SETTINGS["num_samples"]
+            (kept,) = table[
+                (table["arm"] == arm) & (table["round"] == number) & (table["quantity"] == "label_kept")
+            ].itertuples()
+            assert (kept.successes, kept.trials) == (right, len(rows)) and len(rows) <= SETTINGS[
+                "num_samples"
+            ]
             assert (problem_class(rows[:, : 4 + number]) >= SPLITS["train"][0]).all()
             if "length" in arm:
                 assert all(text.index("$") == 2 * (3 + number) + 1 for text in rows_text)
@@ -110,10 +138,17 @@ def test_kept_labels_are_what_the_counts_say(folder, table):
 
 def test_counts_of_one_round_agree(table):
     """Kept right and kept wrong make up the kept; right and wrong proposals make up what was tried."""
-    counts = table[table["round"] > 0].set_index(["arm", "round", "quantity", "voter"])[["successes", "trials"]].sort_index()
+    counts = (
+        table[table["round"] > 0]
+        .set_index(["arm", "round", "quantity", "voter"])[["successes", "trials"]]
+        .sort_index()
+    )
     for arm in KEEP_RULES:
         for number in range(1, ROUNDS + 1):
-            kept, right, wrong, raw = (counts.loc[(arm, number, name)] for name in ("label_kept", "kept_right", "kept_wrong", "label_raw"))
+            kept, right, wrong, raw = (
+                counts.loc[(arm, number, name)]
+                for name in ("label_kept", "kept_right", "kept_wrong", "label_raw")
+            )
             assert kept["trials"].item() == right["successes"].item() + wrong["successes"].item()
             assert kept["successes"].item() == right["successes"].item()
             assert set(raw["trials"]) == {right["trials"].item() + wrong["trials"].item()}
@@ -123,7 +158,10 @@ def test_nothing_is_dropped_without_a_filter(table):
     """The arm without a filter keeps as many labels as it was asked for, right and wrong alike."""
     rows = table[(table["arm"] == "none") & (table["quantity"].str.startswith("kept"))]
     assert (rows["successes"] == rows["trials"]).all()
-    assert (table[(table["arm"] == "none") & (table["quantity"] == "label_kept")]["trials"] == SETTINGS["num_samples"]).all()
+    assert (
+        table[(table["arm"] == "none") & (table["quantity"] == "label_kept")]["trials"]
+        == SETTINGS["num_samples"]
+    ).all()
 
 
 def test_oracle_keeps_only_right_labels(table):
@@ -136,10 +174,14 @@ def test_oracle_keeps_only_right_labels(table):
 
 def test_arms_share_their_base_models(folder, table):
     """One base model per voter, and in round 0 the same voter has the same counts in every arm."""
-    assert sorted(path.name for path in folder.models.glob("*.safetensors")) == [f"voter_{voter}.safetensors" for voter in range(VOTERS)]
+    assert sorted(path.name for path in folder.models.glob("*.safetensors")) == [
+        f"voter_{voter}.safetensors" for voter in range(VOTERS)
+    ]
     start = table[(table["round"] == 0) & (table["quantity"] == "accuracy")]
     assert (start.groupby(["voter", "length"])["successes"].nunique() == 1).all()
-    assert len(start.groupby("length")["successes"].unique().map(len).pipe(lambda n: n[n > 1])) > 0  # but voters differ
+    assert (
+        len(start.groupby("length")["successes"].unique().map(len).pipe(lambda n: n[n > 1])) > 0
+    )  # but voters differ
 
 
 def test_a_single_arm_starts_from_the_best_voter(folder, table):
@@ -149,8 +191,12 @@ def test_a_single_arm_starts_from_the_best_voter(folder, table):
     for voter in range(VOTERS):
         model, right = load_model(folder.base_model(voter), config.model, CPU), 0
         for length in (3, 4):
-            problems = make_problems(task, length, config.eval_samples, derive_rng(seed, "select", length), "select")
-            right += is_right(generate(model, problems.prompts, problems.answers.shape[1]), problems.answers).sum()
+            problems = make_problems(
+                task, length, config.eval_samples, derive_rng(seed, "select", length), "select"
+            )
+            right += is_right(
+                generate(model, problems.prompts, problems.answers.shape[1]), problems.answers
+            ).sum()
         scores.append(int(right))
     chosen = table[table["arm"].isin(["none", "length_filter"]) & (table["voter"] >= 0)]["voter"].unique()
     assert chosen.tolist() == [int(np.argmax(scores))] and len(set(scores)) > 1, scores
@@ -175,7 +221,9 @@ def test_the_choice_never_sees_the_reported_problems(monkeypatch, models_dir, tm
 def test_weights_of_two_rounds_are_kept(folder):
     """Every base model and the last two rounds of every voter are there; what went before is gone."""
     names = {path.name for path in folder.rounds.glob("*_round_*.safetensors")}
-    assert len(names) == 2 * (1 + 1 + 1 + VOTERS + VOTERS) and all(f"_round_{number:03d}" in " ".join(names) for number in (1, 2))
+    assert len(names) == 2 * (1 + 1 + 1 + VOTERS + VOTERS) and all(
+        f"_round_{number:03d}" in " ".join(names) for number in (1, 2)
+    )
 
 
 # --- the same numbers whatever happens
@@ -219,6 +267,7 @@ def test_a_changed_configuration_is_refused(folder):
 
 def claims(monkeypatch, longest):
     """Let every model seem perfect up to a length."""
+
     def count_right(model, task, lengths, items, seed, split="evaluate"):
         return {length: items if length <= longest else 0 for length in lengths}
 
@@ -231,11 +280,20 @@ def test_accelerated_rounds_take_in_what_is_mastered(monkeypatch, models_dir, tm
     config = small(accelerated=True)
     run = run_experiment(config, tmp_path / "run", models_dir=models_dir, progress=False)
     table = read_table(run.measurements)
-    lengths = table[table["quantity"] == "label_raw"].groupby("round")["length"].unique().map(sorted).to_dict()
+    lengths = (
+        table[table["quantity"] == "label_raw"].groupby("round")["length"].unique().map(sorted).to_dict()
+    )
     assert lengths == {1: [4, 5, 6, 7], 2: [8]}
     rows = kept_rows(run.kept_labels("none", 1))
-    assert [sum(text.index("=") == length for text in decode(rows)) for length in (4, 5, 6, 7)] == [10, 10, 10, 10]
-    assert set(table[(table["round"] == 2) & (table["quantity"] == "accuracy")]["length"]) == set(range(1, 8 + 5 + 1))
+    assert [sum(text.index("=") == length for text in decode(rows)) for length in (4, 5, 6, 7)] == [
+        10,
+        10,
+        10,
+        10,
+    ]
+    assert set(table[(table["round"] == 2) & (table["quantity"] == "accuracy")]["length"]) == set(
+        range(1, 8 + 5 + 1)
+    )
 
 
 def test_accelerated_rounds_end_with_the_block(monkeypatch, models_dir, tmp_path):
@@ -244,7 +302,9 @@ def test_accelerated_rounds_end_with_the_block(monkeypatch, models_dir, tmp_path
     config = small(accelerated=True, block_size=20, si_rounds=2)  # 9 digits take 20 tokens
     run = run_experiment(config, tmp_path / "run", progress=False)
     table = read_table(run.measurements)
-    lengths = table[table["quantity"] == "label_raw"].groupby("round")["length"].unique().map(sorted).to_dict()
+    lengths = (
+        table[table["quantity"] == "label_raw"].groupby("round")["length"].unique().map(sorted).to_dict()
+    )
     assert lengths == {1: [4, 5, 6, 7, 8, 9], 2: [9]} and table["length"].max() == 9
 
 
@@ -254,7 +314,11 @@ def test_the_99_percent_are_counted_over_all_voters(monkeypatch):
     experiment = type("Experiment", (), {"config": config})
     for right, expected in (((2048, 2008), [4, 5]), ((2048, 2006), [4])):  # 99% of 2 * 2048 is 4055.04
         counts = dict(zip(models, right))
-        monkeypatch.setattr(si_nb.loop.rounds, "count_right", lambda model, task, lengths, *rest: {n: counts[model] if n == 4 else 0 for n in lengths})
+        monkeypatch.setattr(
+            si_nb.loop.rounds,
+            "count_right",
+            lambda model, task, lengths, *rest: {n: counts[model] if n == 4 else 0 for n in lengths},
+        )
         assert next_lengths(experiment, models, 3, 1) == expected
 
 
@@ -263,7 +327,12 @@ NOISE = dict(si_method=("none", "mv"), si_iter=30, num_samples=300)
 
 @pytest.fixture(scope="module")
 def without_noise(folder, tmp_path_factory):
-    return run_experiment(config_of(**NOISE), tmp_path_factory.mktemp("noise") / "run", models_dir=folder.models.parent, progress=False)
+    return run_experiment(
+        config_of(**NOISE),
+        tmp_path_factory.mktemp("noise") / "run",
+        models_dir=folder.models.parent,
+        progress=False,
+    )
 
 
 @pytest.mark.parametrize("kind", ["uniform", "moved", "dropped"])
@@ -279,7 +348,10 @@ def test_injected_noise_starts_in_its_round(kind, folder, without_noise, tmp_pat
     untouched = ["label_raw", "kept_right", "kept_wrong", "agree_wrong"]
     same = [t[(t["round"] < 2) | ((t["round"] == 2) & t["quantity"].isin(untouched))] for t in tables]
     assert same[0].equals(same[1]) and not tables[0].equals(tables[1])
-    kept = [t[(t["arm"] == "none") & (t["round"] == 2) & (t["quantity"] == "label_kept")]["successes"].item() for t in tables]
+    kept = [
+        t[(t["arm"] == "none") & (t["round"] == 2) & (t["quantity"] == "label_kept")]["successes"].item()
+        for t in tables
+    ]
     assert kept[0] > kept[1] == sum(text[:5] + "=" + text[:5] + "$" == text for text in decode(after))
 
 
@@ -287,9 +359,18 @@ def test_a_rule_that_keeps_nothing_starves_its_arm(monkeypatch, models_dir, tmp_
     """An arm without labels is recorded as such, trains nothing, keeps its weights, and can take up again later."""
     keep = {"never": lambda lengths: False, "later": lambda lengths: 4 not in lengths}
     for name, condition in keep.items():
-        rule = KeepRule(name, "unvoted", lambda proposal, lengths, _, condition=condition: np.full(len(proposal.votes), condition(lengths)), tries=1)
+        rule = KeepRule(
+            name,
+            "unvoted",
+            lambda proposal, lengths, _, condition=condition: np.full(
+                len(proposal.votes), condition(lengths)
+            ),
+            tries=1,
+        )
         monkeypatch.setitem(KEEP_RULES, name, rule)
-    run = run_experiment(small(si_method=("never", "later", "mv")), tmp_path / "run", models_dir=models_dir, progress=False)
+    run = run_experiment(
+        small(si_method=("never", "later", "mv")), tmp_path / "run", models_dir=models_dir, progress=False
+    )
     table = read_table(run.measurements)
     kept = table[table["quantity"] == "label_kept"].set_index(["arm", "round"])["trials"]
     assert kept["never"].tolist() == [0, 0] and kept["later"].tolist() == [0, 40]
@@ -299,7 +380,9 @@ def test_a_rule_that_keeps_nothing_starves_its_arm(monkeypatch, models_dir, tmp_
     for arm, number, same in (("never", 2, True), ("later", 1, True), ("later", 2, False)):
         weights = load_file(run.round_model(arm, voter, number))
         assert all(torch.equal(weights[name], base[name]) for name in base) == same, (arm, number)
-    assert (table[(table["quantity"] == "accuracy") & (table["round"] == 2)]["trials"] == SETTINGS["eval_samples"]).all()
+    assert (
+        table[(table["quantity"] == "accuracy") & (table["round"] == 2)]["trials"] == SETTINGS["eval_samples"]
+    ).all()
 
 
 # --- stages, and folders that are shared
@@ -309,7 +392,9 @@ def test_base_only_and_rounds_only(models_dir, tmp_path):
     """skip_si stops after the base models; skip_base_model_train starts from them; together they are one whole run."""
     stamps = {path: path.stat().st_mtime_ns for path in base_files(models_dir)}
     assert len(stamps) == VOTERS and not (models_dir.parent / "measurements.csv").exists()
-    parts = run_experiment(small(), tmp_path / "parts", models_dir=models_dir, progress=False, skip_base_model_train=True)
+    parts = run_experiment(
+        small(), tmp_path / "parts", models_dir=models_dir, progress=False, skip_base_model_train=True
+    )
     whole = run_experiment(small(), tmp_path / "whole", progress=False)
     assert parts.measurements.read_bytes() == whole.measurements.read_bytes()
     assert {path: path.stat().st_mtime_ns for path in base_files(models_dir)} == stamps
@@ -318,50 +403,99 @@ def test_base_only_and_rounds_only(models_dir, tmp_path):
 def test_absent_base_models_are_named(tmp_path):
     """skip_base_model_train without base models is one line that names the missing file, before anything is computed."""
     with pytest.raises(ConfigError, match="voter_0.safetensors: no such base model"):
-        run_experiment(small(), tmp_path / "run", models_dir=tmp_path / "empty", progress=False, skip_base_model_train=True)
+        run_experiment(
+            small(),
+            tmp_path / "run",
+            models_dir=tmp_path / "empty",
+            progress=False,
+            skip_base_model_train=True,
+        )
 
 
 def test_foreign_base_models_are_refused(models_dir, tmp_path):
     """Base models of other training are used only when asked for; of another task or size, never."""
-    for changes, named in ((dict(task="reverse"), "task copy instead of reverse"), (dict(n_embd=48), "n_embd 32 instead of 48")):
+    for changes, named in (
+        (dict(task="reverse"), "task copy instead of reverse"),
+        (dict(n_embd=48), "n_embd 32 instead of 48"),
+    ):
         with pytest.raises(ConfigError, match=named):
-            run_experiment(small(**changes), tmp_path / "b", models_dir=models_dir, progress=False, skip_base_model_train=True)
-    run = run_experiment(small(max_iters=50, si_rounds=1), tmp_path / "c", models_dir=models_dir, progress=False, skip_base_model_train=True)
+            run_experiment(
+                small(**changes),
+                tmp_path / "b",
+                models_dir=models_dir,
+                progress=False,
+                skip_base_model_train=True,
+            )
+    run = run_experiment(
+        small(max_iters=50, si_rounds=1),
+        tmp_path / "c",
+        models_dir=models_dir,
+        progress=False,
+        skip_base_model_train=True,
+    )
     assert read_table(run.measurements)["round"].max() == 1
     assert json.loads(run.config.read_text())["base_models"]["training"]["max_iters"] == 40
 
 
 def test_runs_of_any_settings_share_a_models_folder(models_dir, tmp_path):
     """Runs of other seeds and training find or train their own base models in one folder, and write the tables of runs by themselves."""
-    for number, changes in enumerate((dict(), dict(seed=1), dict(max_iters=50), dict(n_embd=16), dict(task="reverse"))):
-        shared = run_experiment(small(si_rounds=1, **changes), tmp_path / f"shared{number}", tmp_path / "models", progress=False)
+    for number, changes in enumerate(
+        (dict(), dict(seed=1), dict(max_iters=50), dict(n_embd=16), dict(task="reverse"))
+    ):
+        shared = run_experiment(
+            small(si_rounds=1, **changes), tmp_path / f"shared{number}", tmp_path / "models", progress=False
+        )
         alone = run_experiment(small(si_rounds=1, **changes), tmp_path / f"alone{number}", progress=False)
-        assert shared.measurements.read_bytes() == alone.measurements.read_bytes() and shared.models.parent == tmp_path / "models"
+        assert (
+            shared.measurements.read_bytes() == alone.measurements.read_bytes()
+            and shared.models.parent == tmp_path / "models"
+        )
 
 
 def other_base(tmp_path, **changes):
     """Base models of another seed and training, in a folder of their own."""
-    return run_experiment(small(**changes), tmp_path / "other", tmp_path / "models", progress=False, skip_si=True)
+    return run_experiment(
+        small(**changes), tmp_path / "other", tmp_path / "models", progress=False, skip_si=True
+    )
 
 
 def test_a_run_says_whose_base_models_it_took(tmp_path, capsys):
     """The only base models that fit are taken; a line and config.json say whose they are, and another seed's table is not the run's own."""
     other = other_base(tmp_path, seed=1, max_iters=30)
-    run = run_experiment(small(si_rounds=1), tmp_path / "run", tmp_path / "models", progress=False, skip_base_model_train=True)
+    run = run_experiment(
+        small(si_rounds=1), tmp_path / "run", tmp_path / "models", progress=False, skip_base_model_train=True
+    )
     assert "seed 1 instead of 0, max_iters 30 instead of 40" in capsys.readouterr().err
     recorded = json.loads(run.config.read_text())["base_models"]
-    assert recorded["training"]["seed"] == 1 and len(set(recorded["weights"])) == VOTERS and run.models == other.models
+    assert (
+        recorded["training"]["seed"] == 1
+        and len(set(recorded["weights"])) == VOTERS
+        and run.models == other.models
+    )
     own = run_experiment(small(si_rounds=1), tmp_path / "own", progress=False)
     assert own.measurements.read_bytes() != run.measurements.read_bytes()
 
 
 def test_a_choice_between_base_models_is_left_to_the_user(tmp_path):
     """Several that fit are refused by name; the folder of one can be given instead of the folder of all."""
-    sets = [run_experiment(small(seed=seed), tmp_path / str(seed), tmp_path / "models", progress=False, skip_si=True).models for seed in (1, 2)]
+    sets = [
+        run_experiment(
+            small(seed=seed), tmp_path / str(seed), tmp_path / "models", progress=False, skip_si=True
+        ).models
+        for seed in (1, 2)
+    ]
     named = "several base models fit .*copy-seed1-base-.*copy-seed2-base-"
     with pytest.raises(ConfigError, match=named):
-        run_experiment(small(si_rounds=1), tmp_path / "run", tmp_path / "models", progress=False, skip_base_model_train=True)
-    run = run_experiment(small(si_rounds=1), tmp_path / "run", sets[1], progress=False, skip_base_model_train=True)
+        run_experiment(
+            small(si_rounds=1),
+            tmp_path / "run",
+            tmp_path / "models",
+            progress=False,
+            skip_base_model_train=True,
+        )
+    run = run_experiment(
+        small(si_rounds=1), tmp_path / "run", sets[1], progress=False, skip_base_model_train=True
+    )
     assert json.loads(run.config.read_text())["base_models"]["training"]["seed"] == 2
 
 
@@ -370,7 +504,9 @@ def test_a_run_goes_on_with_the_base_models_that_it_began_with(tmp_path, rounds,
     """Neither without the flag nor with other base models does a run go on that began with somebody else's; with those it does."""
     other_base(tmp_path, seed=1)
     place = (tmp_path / "run", tmp_path / "models")
-    whole = run_experiment(small(), tmp_path / "whole", tmp_path / "models", progress=False, skip_base_model_train=True)
+    whole = run_experiment(
+        small(), tmp_path / "whole", tmp_path / "models", progress=False, skip_base_model_train=True
+    )
     with monkeypatch.context() as patch:
         plain = si_nb.loop.rounds.run_round
 
@@ -384,8 +520,12 @@ def test_a_run_goes_on_with_the_base_models_that_it_began_with(tmp_path, rounds,
             run_experiment(small(), *place, progress=False, skip_base_model_train=True)
     with pytest.raises(ConfigError, match="other training .*seed 1 instead of 0.*skip_base_model_train"):
         run_experiment(small(), *place, progress=False)
-    run_experiment(small(seed=2), tmp_path / "third", tmp_path / "models", progress=False, skip_si=True)  # two sets fit now
-    run_experiment(small(), tmp_path / "own", tmp_path / "models", progress=False, skip_si=True)  # and the one that the settings name
+    run_experiment(
+        small(seed=2), tmp_path / "third", tmp_path / "models", progress=False, skip_si=True
+    )  # two sets fit now
+    run_experiment(
+        small(), tmp_path / "own", tmp_path / "models", progress=False, skip_si=True
+    )  # and the one that the settings name
     run = run_experiment(small(), *place, progress=False, skip_base_model_train=True)
     assert run.measurements.read_bytes() == whole.measurements.read_bytes()
 
@@ -398,7 +538,9 @@ def test_other_weights_under_the_same_settings_are_refused(tmp_path, models_dir)
     run.measurements.write_text("".join(line for line in text if line.split(",")[5] != "1"))
     before = run.measurements.read_text()
     for voter in range(VOTERS):
-        save_base_model(load_model(others.base_model(voter), small().model, CPU), small(), run.base_model(voter), voter)
+        save_base_model(
+            load_model(others.base_model(voter), small().model, CPU), small(), run.base_model(voter), voter
+        )
     with pytest.raises(ConfigError, match="began with"):
         run_experiment(small(si_rounds=1), tmp_path / "run", progress=False)
     assert run.measurements.read_text() == before
@@ -413,7 +555,9 @@ def test_base_models_of_earlier_versions_are_taken(tmp_path, models_dir):
         del about["voter"]
         save_tensors(flat / f"base_voter_{voter}.safetensors", weights, **about)
     old, new = (
-        run_experiment(small(si_rounds=1), tmp_path / name, models, progress=False, skip_base_model_train=True)
+        run_experiment(
+            small(si_rounds=1), tmp_path / name, models, progress=False, skip_base_model_train=True
+        )
         for name, models in (("old", flat), ("new", models_dir))
     )
     assert old.measurements.read_bytes() == new.measurements.read_bytes()
@@ -421,16 +565,23 @@ def test_base_models_of_earlier_versions_are_taken(tmp_path, models_dir):
         shutil.copy(flat / f"base_voter_0.safetensors{suffix}", flat / f"base_voter_1.safetensors{suffix}")
     (flat / "base_voter_1.safetensors.sha256").unlink()
     with pytest.raises(ConfigError, match="base_voter_1.safetensors: the same weights as voter 0"):
-        run_experiment(small(si_rounds=1), tmp_path / "twice", flat, progress=False, skip_base_model_train=True)
+        run_experiment(
+            small(si_rounds=1), tmp_path / "twice", flat, progress=False, skip_base_model_train=True
+        )
 
 
 def test_runs_that_share_folders_stay_apart(models_dir, tmp_path):
     """Two runs with common folders for weights and labels write the same tables as two runs with folders of their own."""
     for number, config in enumerate((small(), small(si_iter=14))):
-        shared = run_experiment(config, tmp_path / f"shared{number}", models_dir, tmp_path / "data", progress=False)
+        shared = run_experiment(
+            config, tmp_path / f"shared{number}", models_dir, tmp_path / "data", progress=False
+        )
         own = run_experiment(config, tmp_path / f"own{number}", models_dir=models_dir, progress=False)
         assert shared.measurements.read_bytes() == own.measurements.read_bytes()
-        assert shared.data.parent == tmp_path / "data" and len(list(shared.data.glob("*.safetensors"))) == 2 * ROUNDS
+        assert (
+            shared.data.parent == tmp_path / "data"
+            and len(list(shared.data.glob("*.safetensors"))) == 2 * ROUNDS
+        )
     assert len(list((tmp_path / "data").iterdir())) == 2
 
 
@@ -467,7 +618,9 @@ def test_an_open_folder_is_ready(tmp_path):
     """What identifies a run and its surroundings is on disk before anything is computed."""
     run = open_run(small(), tmp_path / "run")
     assert json.loads((run.path / "config.json").read_text())["max_iters"] == 40
-    assert {"torch", "device", "commit", "python"} <= set(json.loads((run.path / "environment.json").read_text()))
+    assert {"torch", "device", "commit", "python"} <= set(
+        json.loads((run.path / "environment.json").read_text())
+    )
 
 
 # --- arms that stop early
@@ -491,7 +644,11 @@ def stop_at(**rounds):
 def go(models_dir, run_dir, after_round=None):
     """Run, or go on with, four rounds from given base models, with all other weights in the run's own folder."""
     if not (run_dir / "models").exists():
-        shutil.copytree(models_dir, run_dir / "models", ignore=lambda folder, names: [name for name in names if name.startswith(("none", "mv"))])
+        shutil.copytree(
+            models_dir,
+            run_dir / "models",
+            ignore=lambda folder, names: [name for name in names if name.startswith(("none", "mv"))],
+        )
     return run_experiment(small(**LONGER), run_dir, progress=False, after_round=after_round)
 
 
@@ -515,7 +672,10 @@ def test_a_stopped_arm_has_the_rows_it_had(never_stopped, stopped):
 
 def test_a_stopped_arm_keeps_its_newest_weights(never_stopped, stopped):
     """However far the others go, the last two rounds of every arm are there, and nothing of later ones."""
-    found = {(path.name.split("_voter_")[0], int(path.stem[-3:])) for path in stopped.rounds.glob("*_round_*.safetensors")}
+    found = {
+        (path.name.split("_voter_")[0], int(path.stem[-3:]))
+        for path in stopped.rounds.glob("*_round_*.safetensors")
+    }
     assert found == {("none", 1), ("mv_length", 2), ("mv_length", 3)}
     assert len(list(stopped.data.glob("*.safetensors"))) == sum(ENDS.values())
 
@@ -524,15 +684,30 @@ def test_whoever_may_stop_arms_sees_every_round(models_dir, never_stopped, tmp_p
     """The table so far is shown after the base measurement and every round but the last; who stops nothing changes no byte."""
     after_round = stop_at()
     run = go(models_dir, tmp_path / "run", after_round)
-    assert contents(run) == contents(never_stopped) and [table["round"].max() for table in after_round.tables] == [0, 1, 2, 3]
-    assert after_round.tables[-1].equals(read_table(run.measurements).query("round <= 3")) and "stopped" not in capsys.readouterr().err
+    assert contents(run) == contents(never_stopped) and [
+        table["round"].max() for table in after_round.tables
+    ] == [0, 1, 2, 3]
+    assert (
+        after_round.tables[-1].equals(read_table(run.measurements).query("round <= 3"))
+        and "stopped" not in capsys.readouterr().err
+    )
 
 
-INTERRUPTIONS = [("_label_arm", 4), ("_train_round", 2), ("measure", 3), ("_append", 3), ("_forget", 1), ("_forget", 2), ("_stop_arms", 2)]
+INTERRUPTIONS = [
+    ("_label_arm", 4),
+    ("_train_round", 2),
+    ("measure", 3),
+    ("_append", 3),
+    ("_forget", 1),
+    ("_forget", 2),
+    ("_stop_arms", 2),
+]
 
 
 @pytest.mark.parametrize("place, call", INTERRUPTIONS)
-def test_a_stopped_arm_stays_stopped_after_an_interruption(place, call, models_dir, stopped, monkeypatch, tmp_path):
+def test_a_stopped_arm_stays_stopped_after_an_interruption(
+    place, call, models_dir, stopped, monkeypatch, tmp_path
+):
     """Interrupted before, at and after the end of an arm, a run goes on to the same bytes."""
     plain, calls = getattr(si_nb.loop.rounds, place), []
 
@@ -548,7 +723,9 @@ def test_a_stopped_arm_stays_stopped_after_an_interruption(place, call, models_d
     assert contents(go(models_dir, tmp_path / "run", stop_at(**ENDS))) == contents(stopped)
 
 
-@pytest.mark.parametrize("lost", ["mv_length_voter_0_round_003", "mv_length_voter_0_round_00?", "none_voter_?_round_001"])
+@pytest.mark.parametrize(
+    "lost", ["mv_length_voter_0_round_003", "mv_length_voter_0_round_00?", "none_voter_?_round_001"]
+)
 def test_weights_of_stopped_arms_are_not_missed(lost, models_dir, stopped, never_stopped, tmp_path):
     """A run that goes on needs the weights of the arms that go on, makes those again, and ends in the same table."""
     copy = shutil.copytree(stopped.path, tmp_path / "run")
@@ -556,7 +733,9 @@ def test_weights_of_stopped_arms_are_not_missed(lost, models_dir, stopped, never
         path.unlink()
     run = go(models_dir, copy, stop_at(none=1))
     rows, whole = read_table(run.measurements), read_table(never_stopped.measurements)
-    assert rows.equals(whole[whole["round"] <= whole["arm"].map({"none": 1, "mv_length": 4})].reset_index(drop=True))
+    assert rows.equals(
+        whole[whole["round"] <= whole["arm"].map({"none": 1, "mv_length": 4})].reset_index(drop=True)
+    )
 
 
 def test_a_stopped_run_is_finished(models_dir, stopped, capsys):
@@ -565,7 +744,9 @@ def test_a_stopped_run_is_finished(models_dir, stopped, capsys):
     go(models_dir, stopped.path, stop_at(**ENDS))
     assert {path: path.stat().st_mtime_ns for path in stopped.path.rglob("*") if path.is_file()} == before
     said = capsys.readouterr().err.splitlines()
-    assert sorted(said) == [f"si_nb: arm {arm} stopped after round {ENDS[arm]}: enough" for arm in ("mv_length", "none")]
+    assert sorted(said) == [
+        f"si_nb: arm {arm} stopped after round {ENDS[arm]}: enough" for arm in ("mv_length", "none")
+    ]
 
 
 @pytest.mark.parametrize("after_round", [None, stop_at(mv_length=3)], ids=["nobody", "another"])
@@ -575,7 +756,11 @@ def test_arms_that_ended_apart_are_refused(after_round, models_dir, stopped):
     with pytest.raises(ConfigError) as error:
         go(models_dir, stopped.path, after_round)
     message = str(error.value)
-    assert "arm none ends at round 1, others at round 3" in message and "--stop_before_collapse" in message and "another run_dir" in message
+    assert (
+        "arm none ends at round 1, others at round 3" in message
+        and "--stop_before_collapse" in message
+        and "another run_dir" in message
+    )
     assert "\n" not in message and contents(stopped) == before
 
 

@@ -1,4 +1,5 @@
 """The sweep: what a grid says, what runs share, and that being killed costs nothing that was finished."""
+
 import importlib.util
 import json
 import multiprocessing
@@ -19,15 +20,25 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from si_nb.loop import runs, sweep
 from si_nb.cli import main
+from si_nb.loop import runs, sweep
 from si_nb.loop.complete import check_complete
-from si_nb.record.table import read_table
-from si_nb.model.gpt import ModelConfig
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.runs import RunConfig, identity, make_config
+from si_nb.loop.sweep import (
+    BASE_SETTINGS,
+    ClusterExecutor,
+    ClusterJob,
+    SweepError,
+    base_key,
+    base_name,
+    read_grid,
+    run_sweep,
+    sweep_run,
+)
+from si_nb.model.gpt import ModelConfig
 from si_nb.record.storage import hold, read_sealed
-from si_nb.loop.sweep import BASE_SETTINGS, ClusterExecutor, ClusterJob, SweepError, base_key, base_name, read_grid, run_sweep, sweep_run
+from si_nb.record.table import read_table
 
 SETTINGS = """
 [settings]
@@ -110,7 +121,10 @@ def stamps(out):
 
 def test_a_sweep_measures_what_its_runs_measure_alone(grid, finished, tmp_path):
     """Shared base models, several jobs and threads change no count: the table is that of the runs, each by itself."""
-    alone = [run_experiment(run.config, tmp_path / name, progress=False) for name, run in read_grid(grid).runs.items()]
+    alone = [
+        run_experiment(run.config, tmp_path / name, progress=False)
+        for name, run in read_grid(grid).runs.items()
+    ]
     expected = pd.concat([read_table(folder.measurements) for folder in alone], ignore_index=True)
     pd.testing.assert_frame_equal(read_table(finished), expected)
 
@@ -134,10 +148,16 @@ def test_base_models_are_trained_once_and_shared(finished):
 def test_finished_runs_keep_table_and_settings_only(finished):
     """Weights and labels of a finished run are thrown away; what a reader needs stays."""
     for folder in finished.glob("runs/*"):
-        assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} >= {"measurements.csv", "config.json", "environment.json"}
+        assert {path.name for path in folder.iterdir() if not path.name.startswith(".")} >= {
+            "measurements.csv",
+            "config.json",
+            "environment.json",
+        }
         assert not (folder / "data").exists()
     assert not list(finished.glob("bases/*/*/*.safetensors"))
-    assert {"grid.toml", "environment.json", "measurements.csv", "runs.csv"} <= {path.name for path in finished.iterdir()}
+    assert {"grid.toml", "environment.json", "measurements.csv", "runs.csv"} <= {
+        path.name for path in finished.iterdir()
+    }
 
 
 def test_a_finished_sweep_does_nothing(grid, finished):
@@ -162,7 +182,9 @@ def test_a_grid_may_grow(grid, finished, tmp_path):
     shutil.copytree(finished, tmp_path / "out")
     before = stamps(tmp_path / "out")
     longer = tmp_path / "longer.toml"
-    longer.write_text(SETTINGS + GROUPS + '[[group]]\nname = "more voters"\nsettings = {voters = 3, si_method = "mv"}\n')
+    longer.write_text(
+        SETTINGS + GROUPS + '[[group]]\nname = "more voters"\nsettings = {voters = 3, si_method = "mv"}\n'
+    )
     assert set(run_sweep(longer, tmp_path / "out")["status"]) == {"finished"}
     after = stamps(tmp_path / "out")
     assert len(after) == len(before) + 2 and {path: after[path] for path in before} == before
@@ -178,7 +200,12 @@ def test_failed_runs_are_listed_while_others_finish(tmp_path, capsys):
     assert main(["sweep", str(path), "--out", str(out), "--jobs", "2"]) == 1
     said = capsys.readouterr()
     lines = [line for line in said.out.splitlines() if line.startswith("failed:")]
-    assert len(lines) == 2 and "learning_rate 1e+30" in lines[0] and blocked in lines[1] and "another configuration" in lines[1]
+    assert (
+        len(lines) == 2
+        and "learning_rate 1e+30" in lines[0]
+        and blocked in lines[1]
+        and "another configuration" in lines[1]
+    )
     assert "Traceback" not in said.err and read_table(out)["run_id"].nunique() == 1
     (out / "runs" / blocked / "config.json").unlink()
     assert main(["sweep", str(path), "--out", str(out)]) == 1
@@ -257,8 +284,14 @@ def clone(finished, out):
             shutil.copy(path, out)
 
 
-@pytest.mark.parametrize("damage", [d for name, d in DAMAGES.items() if name != "a changed count without a seal"], ids=[n for n in DAMAGES if n != "a changed count without a seal"])
-def test_a_wrong_table_without_runs_is_refused_and_left_alone(damage, grid, finished, tmp_path, capsys, guard):
+@pytest.mark.parametrize(
+    "damage",
+    [d for name, d in DAMAGES.items() if name != "a changed count without a seal"],
+    ids=[n for n in DAMAGES if n != "a changed count without a seal"],
+)
+def test_a_wrong_table_without_runs_is_refused_and_left_alone(
+    damage, grid, finished, tmp_path, capsys, guard
+):
     """Where the table is all there is, one line says what is wrong with it; it stays as it was, and no run is started."""
     out = tmp_path / "out"
     clone(finished, out)
@@ -266,7 +299,9 @@ def test_a_wrong_table_without_runs_is_refused_and_left_alone(damage, grid, fini
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
     assert main(["sweep", str(grid), "--out", str(out)]) == 2
     assert "measurements.csv" in line_of(capsys.readouterr()) and os.path.lexists(out / "measurements.csv")
-    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before and not (out / "runs").exists()
+    assert {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} == before and not (
+        out / "runs"
+    ).exists()
 
 
 def test_a_sealed_table_without_runs_is_taken_and_an_unsealed_one_is_named(grid, finished, tmp_path, capsys):
@@ -291,7 +326,10 @@ def test_a_committed_sweep_that_is_asked_again_is_left_as_it_is(tmp_path):
     """The tables that come with si_nb are finished sweeps: the command of results/README.md changes no byte of them."""
     shutil.copytree(ROOT / "results" / "long", tmp_path / "long")
     run_sweep(tmp_path / "long" / "grid.toml", tmp_path / "long")
-    files = [{path.name: path.read_bytes() for path in folder.iterdir()} for folder in (ROOT / "results" / "long", tmp_path / "long")]
+    files = [
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for folder in (ROOT / "results" / "long", tmp_path / "long")
+    ]
     assert files[0] == files[1]
 
 
@@ -303,7 +341,9 @@ def test_a_damaged_table_with_more_than_the_runs_is_refused(grid, finished, tmp_
     rewrite(change_a_count, True)(out / "measurements.csv")
     before = content(out)
     assert main(["sweep", str(grid), "--out", str(out)]) == 2
-    assert "1 runs in it have no table of their own" in line_of(capsys.readouterr()) and content(out) == before
+    assert (
+        "1 runs in it have no table of their own" in line_of(capsys.readouterr()) and content(out) == before
+    )
 
 
 @pytest.mark.parametrize("copy_there", [True, False], ids=["with the sweep's table", "without it"])
@@ -319,7 +359,10 @@ def test_another_runs_table_with_its_seal_is_found_out(copy_there, grid, finishe
     assert main(["sweep", str(grid), "--out", str(out)]) == 0
     said = capsys.readouterr().err
     assert f"{first}: not the table of {first.parent.name}" in said and "Traceback" not in said
-    assert content(out) == content(finished) and first.with_name("measurements.csv.damaged").read_bytes() == second.read_bytes()
+    assert (
+        content(out) == content(finished)
+        and first.with_name("measurements.csv.damaged").read_bytes() == second.read_bytes()
+    )
     assert first.exists() != copy_there
 
 
@@ -330,7 +373,9 @@ def test_another_runs_rows_under_a_runs_name_are_found_out(grid, finished, tmp_p
     names = list(read_grid(grid).runs)
     table = read_table(out)
     other = table[table["run_id"] == names[1]].assign(run_id=names[0])
-    pd.concat([other, table[table["run_id"] != names[0]]]).to_csv(out / "measurements.csv", index=False, lineterminator="\n")
+    pd.concat([other, table[table["run_id"] != names[0]]]).to_csv(
+        out / "measurements.csv", index=False, lineterminator="\n"
+    )
     seal_of(out / "measurements.csv").unlink()
     assert main(["sweep", str(grid), "--out", str(out)]) == 2
     assert f"not the table of {names[0]}: arm is mv" in line_of(capsys.readouterr())
@@ -344,7 +389,11 @@ def test_a_sealed_copy_beats_a_runs_table_that_lost_its_seal(grid, finished, tmp
     rewrite(change_a_count, False)(path)
     assert main(["sweep", str(grid), "--out", str(out)]) == 0
     assert "has no seal and differs" in line_of(capsys.readouterr())
-    assert content(out) == content(finished) and not path.exists() and path.with_name("measurements.csv.damaged").exists()
+    assert (
+        content(out) == content(finished)
+        and not path.exists()
+        and path.with_name("measurements.csv.damaged").exists()
+    )
 
 
 def test_a_run_with_gaps_is_not_finished(grid, finished, tmp_path):
@@ -353,7 +402,10 @@ def test_a_run_with_gaps_is_not_finished(grid, finished, tmp_path):
     shutil.copytree(finished, out)
     (out / "measurements.csv").unlink()
     path = next((out / "runs").iterdir()) / "measurements.csv"
-    rewrite(lambda text: "".join(line for line in text.splitlines(keepends=True) if "label_raw" not in line), False)(path)
+    rewrite(
+        lambda text: "".join(line for line in text.splitlines(keepends=True) if "label_raw" not in line),
+        False,
+    )(path)
     assert set(run_sweep(grid, out)["status"]) == {"finished"}
     assert content(out) == content(finished)
 
@@ -389,13 +441,20 @@ def test_damaged_side_files_cost_a_line_and_nothing_else(weed, grid, finished, t
     """Wall times, machine and lists of runs are remarks: whatever is found in their place, the sweep ends well and its table is the same."""
     out = tmp_path / "out"
     shutil.copytree(finished, out)
-    for path in [out / "grid.toml", out / "runs.csv", out / "environment.json", *out.glob("runs/*/seconds.txt")]:
+    for path in [
+        out / "grid.toml",
+        out / "runs.csv",
+        out / "environment.json",
+        *out.glob("runs/*/seconds.txt"),
+    ]:
         weed(path)
     assert main(["sweep", str(grid), "--out", str(out)]) == 0
     said = capsys.readouterr()
     assert "Traceback" not in said.err and "seconds.txt" in said.err and content(out) == content(finished)
     assert (out / "grid.toml").read_text() == grid.read_text()
-    assert json.loads((out / "environment.json").read_text()) == json.loads((finished / "environment.json").read_text())
+    assert json.loads((out / "environment.json").read_text()) == json.loads(
+        (finished / "environment.json").read_text()
+    )
     assert pd.read_csv(out / "runs.csv")["status"].eq("finished").all()
 
 
@@ -404,7 +463,9 @@ def test_a_run_ends_well_where_its_wall_time_cannot_be_written(grid, finished, t
     name = list(read_grid(grid).runs)[0]
     shutil.copytree(finished / "bases", tmp_path / "out" / "bases")
     (tmp_path / "out" / "runs" / name / "seconds.txt" / "sub").mkdir(parents=True)
-    text = grid.read_text().split("[[group]]")[0] + '[[group]]\nname = "one"\nsettings = {si_method = "none"}\n'
+    text = (
+        grid.read_text().split("[[group]]")[0] + '[[group]]\nname = "one"\nsettings = {si_method = "none"}\n'
+    )
     (tmp_path / "one.toml").write_text(text)
     assert main(["sweep", str(tmp_path / "one.toml"), "--out", str(tmp_path / "out")]) == 0
     assert read_table(tmp_path / "out")["run_id"].unique().tolist() == [name]
@@ -426,7 +487,10 @@ def longer(tmp_path_factory):
     """A grid whose runs take long enough to be met in the middle, and its table when not interrupted."""
     folder = tmp_path_factory.mktemp("longer")
     path = folder / "grid.toml"
-    path.write_text(SETTINGS.replace("si_iter = 4", "si_iter = 40") + '[[group]]\nname = "amounts"\ngrid = {num_samples = [20, 21, 22, 23]}\n')
+    path.write_text(
+        SETTINGS.replace("si_iter = 4", "si_iter = 40")
+        + '[[group]]\nname = "amounts"\ngrid = {num_samples = [20, 21, 22, 23]}\n'
+    )
     run_sweep(path, folder / "out", jobs=2)
     return path, content(folder / "out")
 
@@ -487,7 +551,9 @@ def parent_of(pid):
 def workers(process, out):
     """{pid: run, or "base models"} of the processes that hold a folder and descend from the sweep's process, not being it."""
     found = {}
-    for lock in sorted(out.rglob("run.lock")):  # a process that holds both a run and base models is at work on the run
+    for lock in sorted(
+        out.rglob("run.lock")
+    ):  # a process that holds both a run and base models is at work on the run
         try:
             pid = json.loads(lock.read_bytes())["pid"]
         except (OSError, ValueError):  # given back in this moment
@@ -514,7 +580,9 @@ def start_sweep(path, out):
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="who is whose child is read from /proc")
+needs_proc = pytest.mark.skipif(
+    not os.path.exists("/proc/self/stat"), reason="who is whose child is read from /proc"
+)
 
 
 @needs_proc
@@ -522,15 +590,26 @@ def test_a_killed_worker_fails_its_run_alone(longer, tmp_path):
     """SIGKILL of a job's process: its run is listed with the reason, the others finish, the same command makes up for it."""
     path, uninterrupted = longer
     process = start_sweep(path, tmp_path)
-    wait_for(lambda: [name for name in workers(process, tmp_path).values() if (tmp_path / "runs" / name / "data").exists()], process)
-    pid, name = next((pid, name) for pid, name in workers(process, tmp_path).items() if (tmp_path / "runs" / name).exists())
+    wait_for(
+        lambda: [
+            name
+            for name in workers(process, tmp_path).values()
+            if (tmp_path / "runs" / name / "data").exists()
+        ],
+        process,
+    )
+    pid, name = next(
+        (pid, name) for pid, name in workers(process, tmp_path).items() if (tmp_path / "runs" / name).exists()
+    )
     kill(pid)
     assert process.poll() is None and pid != process.pid, "the sweep itself was hit"
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 1 and "Traceback" not in said and f"{name}: killed by signal 9" in said
     runs = pd.read_csv(tmp_path / "runs.csv", keep_default_na=False).set_index("run_id")
     assert dict(runs["status"]) == {run: "failed" if run == name else "finished" for run in runs.index}
-    assert "killed by signal 9" in runs["reason"][name] and set(read_table(tmp_path)["run_id"]) == set(runs.index) - {name}
+    assert "killed by signal 9" in runs["reason"][name] and set(read_table(tmp_path)["run_id"]) == set(
+        runs.index
+    ) - {name}
     assert set(run_sweep(path, tmp_path, jobs=2)["status"]) == {"finished"}
     assert content(tmp_path) == uninterrupted
 
@@ -539,7 +618,9 @@ def end_of(process, pid=None):
     """Exit code of a sweep, after itself or one of its workers was killed."""
     if pid is not None:
         kill(pid)
-        code = process.wait(30) if pid == process.pid else process.poll()  # its last thread may end a moment after its first
+        code = (
+            process.wait(30) if pid == process.pid else process.poll()
+        )  # its last thread may end a moment after its first
         assert (code == -signal.SIGKILL) == (pid == process.pid), "another process than the one meant was hit"
     said = process.communicate(timeout=300)[1]
     assert "Traceback" not in said, said
@@ -561,15 +642,27 @@ def check_stopped(path, out, undisturbed):
 @pytest.mark.slow(reason="thirty kills, with a sweep started for each")
 def test_thirty_kills_of_workers_and_of_sweeps(tmp_path, capsys):
     """A campaign: the same command, killed at random moments in its jobs or itself, always ends with the undisturbed table."""
-    path, rng, hit, done = tmp_path / "grid.toml", random.Random(0), {"worker": 0, "base models": 0, "sweep": 0}, 0
+    path, rng, hit, done = (
+        tmp_path / "grid.toml",
+        random.Random(0),
+        {"worker": 0, "base models": 0, "sweep": 0},
+        0,
+    )
     out = tmp_path / "out"
     text = SETTINGS.replace("si_iter = 4", "si_iter = 40").replace("max_iters = 20", "max_iters = 100")
     path.write_text(text + '[[group]]\nname = "amounts"\nseeds = [0, 1]\ngrid = {num_samples = [20, 21]}\n')
     run_sweep(path, tmp_path / "undisturbed", jobs=2)
     undisturbed = read_table(tmp_path / "undisturbed")
     while sum(hit.values()) < 30 or out.exists():
-        process, stage, whom = start_sweep(path, out), rng.choice(["", "copy-", "copy-"]), rng.choice(["worker", "worker", "sweep"])
-        while not any(name.startswith(stage) for name in workers(process, out).values()) and process.poll() is None:
+        process, stage, whom = (
+            start_sweep(path, out),
+            rng.choice(["", "copy-", "copy-"]),
+            rng.choice(["worker", "worker", "sweep"]),
+        )
+        while (
+            not any(name.startswith(stage) for name in workers(process, out).values())
+            and process.poll() is None
+        ):
             time.sleep(0.01)
         time.sleep(rng.choice([0, rng.random(), 3 * rng.random()]))
         there = workers(process, out)
@@ -578,7 +671,9 @@ def test_thirty_kills_of_workers_and_of_sweeps(tmp_path, capsys):
             code = end_of(process)
         else:
             code = end_of(process, pid)
-            hit["sweep" if whom == "sweep" else "base models" if there[pid] == "base models" else "worker"] += 1
+            hit[
+                "sweep" if whom == "sweep" else "base models" if there[pid] == "base models" else "worker"
+            ] += 1
             check_stopped(path, out, undisturbed)
         if code == 0:
             assert content(out) == content(tmp_path / "undisturbed")
@@ -651,8 +746,16 @@ def test_two_sweeps_in_one_folder_are_refused(grid, tmp_path, capsys):
         ("[settings]\npreset = 'quick'\n[[group]]\nname = 'a'", "preset is not a setting"),
         ("[[group]]\nname = 'a'\nsettings = {preset = 'quick'}", "preset is not a setting"),
         ("[[group]]\nname = 'a'\ngrid = {preset = ['quick', 'tiny']}", "preset is not a setting"),
-        ("[[group]]\nname = 'a'\ngrid = {" + ", ".join(f"{name} = {list(range(1, 1001))}" for name in ("seed", "voters", "decay")) + "}", "1000000000 runs"),
-        ("[[group]]\nname = 'a'\ngrid = {" + ", ".join(f"x{i} = [1, 2]" for i in range(20_000)) + "}", "far more than"),
+        (
+            "[[group]]\nname = 'a'\ngrid = {"
+            + ", ".join(f"{name} = {list(range(1, 1001))}" for name in ("seed", "voters", "decay"))
+            + "}",
+            "1000000000 runs",
+        ),
+        (
+            "[[group]]\nname = 'a'\ngrid = {" + ", ".join(f"x{i} = [1, 2]" for i in range(20_000)) + "}",
+            "far more than",
+        ),
         ("[[group]]\nname = 'a'\nseeds = [" + "1," * 300_000 + "]", "300000 runs"),
         ("".join(f"[[group]]\nname = 'g{i}'\n" for i in range(10_001)), "10001 runs"),
         ("a = " + "[" * 100_000, "nested"),
@@ -720,16 +823,63 @@ def test_missing_grid_is_refused(tmp_path, capsys, guard):
 
 
 numbers = st.one_of(st.integers(-3, 9), st.sampled_from([2**31, 2**63 - 1, 2**64, 2**70, -(2**63)])).map(str)
-words = st.text("abz_ .;[]{}#'é\u200b", max_size=6) | st.sampled_from(["copy", "none", "mv", "tiny", "filters"])
+words = st.text("abz_ .;[]{}#'é\u200b", max_size=6) | st.sampled_from(
+    ["copy", "none", "mv", "tiny", "filters"]
+)
 texts = words.map(lambda word: json.dumps(word, ensure_ascii=False))
-values = st.one_of(numbers, texts, st.sampled_from(["true", "nan", "-inf", "1e999", "0.5", "07:32:00", "1979-05-27", "0x" + "f" * 5000, "{}", "[]"]))
-nested = st.recursive(values, lambda inner: st.lists(inner, max_size=4).map(lambda parts: f"[{', '.join(parts)}]"), max_leaves=12)
-keys = st.sampled_from(["seed", "seeds", "name", "task", "n_embd", "si_method", "voters", "dropout", "preset", "settings", "grid", "group", "slurm", "device"]) | texts
+values = st.one_of(
+    numbers,
+    texts,
+    st.sampled_from(
+        ["true", "nan", "-inf", "1e999", "0.5", "07:32:00", "1979-05-27", "0x" + "f" * 5000, "{}", "[]"]
+    ),
+)
+nested = st.recursive(
+    values,
+    lambda inner: st.lists(inner, max_size=4).map(lambda parts: f"[{', '.join(parts)}]"),
+    max_leaves=12,
+)
+keys = (
+    st.sampled_from(
+        [
+            "seed",
+            "seeds",
+            "name",
+            "task",
+            "n_embd",
+            "si_method",
+            "voters",
+            "dropout",
+            "preset",
+            "settings",
+            "grid",
+            "group",
+            "slurm",
+            "device",
+        ]
+    )
+    | texts
+)
 pairs = st.lists(st.tuples(keys, nested).map(" = ".join), max_size=4)
 tables = pairs.map(lambda lines: f"{{{', '.join(lines)}}}")
-entries = st.tuples(st.sampled_from(["seeds", "settings", "grid", "name", "preset"]) | keys, nested | tables).map(" = ".join)
-headers = st.sampled_from(["[[group]]", "[[group]]\nname = 'a'", "[[group]]\nname = 'b'", "[settings]", "[slurm]", "[group]", "preset = 'tiny'"])
-files = st.lists(st.tuples(headers, st.lists(entries, max_size=3)).map(lambda part: "\n".join([part[0], *part[1]])), max_size=4).map("\n".join)
+entries = st.tuples(
+    st.sampled_from(["seeds", "settings", "grid", "name", "preset"]) | keys, nested | tables
+).map(" = ".join)
+headers = st.sampled_from(
+    [
+        "[[group]]",
+        "[[group]]\nname = 'a'",
+        "[[group]]\nname = 'b'",
+        "[settings]",
+        "[slurm]",
+        "[group]",
+        "preset = 'tiny'",
+    ]
+)
+files = st.lists(
+    st.tuples(headers, st.lists(entries, max_size=3)).map(lambda part: "\n".join([part[0], *part[1]])),
+    max_size=4,
+).map("\n".join)
 
 
 def mangle(text, seed):
@@ -745,7 +895,9 @@ def mangle(text, seed):
 mangled = st.integers(0, 10**6).map(lambda seed: mangle(SETTINGS + GROUPS, seed))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@settings(
+    max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 @given(text=files | mangled)
 def test_any_text_is_a_grid_or_one_line(text, tmp_path_factory):
     """Whatever is in the file, it is planned or refused in one printable line, and within seconds."""
@@ -754,7 +906,9 @@ def test_any_text_is_a_grid_or_one_line(text, tmp_path_factory):
     start = time.monotonic()
     try:
         planned = read_grid(path)
-        assert 0 < len(planned.runs) <= sweep.LARGEST_GRID and all(isinstance(run.config, RunConfig) for run in planned.runs.values())
+        assert 0 < len(planned.runs) <= sweep.LARGEST_GRID and all(
+            isinstance(run.config, RunConfig) for run in planned.runs.values()
+        )
     except SweepError as error:
         assert str(error).startswith(f"{path}: ") and str(error).isprintable() and len(str(error)) < 700
     assert time.monotonic() - start < 20
@@ -774,14 +928,22 @@ def test_a_table_of_other_runs_is_not_overwritten(finished, tmp_path, capsys):
 
 def test_base_settings_are_those_that_training_depends_on():
     """Neither too few, or runs would share base models that are not theirs, nor too many."""
-    assert set(BASE_SETTINGS) == set(runs.BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {"vocab_size"}
+    assert set(BASE_SETTINGS) == set(runs.BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {
+        "vocab_size"
+    }
 
 
 def test_runs_share_a_base_unless_a_base_setting_differs(tmp_path):
     """Filter, labels and noise come after the base; seed and steps do not."""
     config = make_config("tiny")
-    assert base_key(make_config("tiny", si_method=("mv",), num_samples=7, noise_round=1, voters=7)) == base_key(config)
-    assert base_key(make_config("tiny", seed=1)) != base_key(config) != base_key(make_config("tiny", max_iters=7))
+    assert base_key(
+        make_config("tiny", si_method=("mv",), num_samples=7, noise_round=1, voters=7)
+    ) == base_key(config)
+    assert (
+        base_key(make_config("tiny", seed=1))
+        != base_key(config)
+        != base_key(make_config("tiny", max_iters=7))
+    )
     assert sweep_run(config, tmp_path).models == tmp_path / "bases" / base_name(config)
 
 
@@ -807,7 +969,10 @@ def test_unknown_cluster_parameters_are_refused(tmp_path, capsys):
     """What submitit does not know is named before anything is written."""
     pytest.importorskip("submitit", reason="the cluster extra is not installed")
     (tmp_path / "grid.toml").write_text(SETTINGS + GROUPS + "[slurm]\nspeed = 9\n")
-    assert main(["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path / "out"), "--executor", "submitit"]) == 2
+    assert (
+        main(["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path / "out"), "--executor", "submitit"])
+        == 2
+    )
     assert "speed" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
@@ -840,13 +1005,22 @@ def test_cluster_job_without_a_result_says_where_its_log_is(monkeypatch, tmp_pat
 def test_a_task_of_ones_own_reaches_every_job(tmp_path):
     """A plugin named on the command line is loaded where grids are read and in the process of every job; a bad one is one line."""
     plugin = tmp_path / "shift.py"
-    plugin.write_text("import numpy as np\nfrom si_nb.problems.tasks import register_task, string_task\n"
-                      "register_task(string_task('shift', lambda digits: np.roll(digits, -1, axis=1)))\n")
-    (tmp_path / "grid.toml").write_text(SETTINGS.replace('"copy"', '"shift"') + "[[group]]\nname = 'one'\nsettings = {si_method = 'none'}\n")
+    plugin.write_text(
+        "import numpy as np\nfrom si_nb.problems.tasks import register_task, string_task\n"
+        "register_task(string_task('shift', lambda digits: np.roll(digits, -1, axis=1)))\n"
+    )
+    (tmp_path / "grid.toml").write_text(
+        SETTINGS.replace('"copy"', '"shift"') + "[[group]]\nname = 'one'\nsettings = {si_method = 'none'}\n"
+    )
     command = [sys.executable, "-m", "si_nb", "sweep", tmp_path / "grid.toml", "--out", tmp_path / "out"]
     done = subprocess.run([*command, "--plugin", plugin], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert set(read_table(tmp_path / "out")["task"]) == {"shift"}
     plugin.write_text("1 / 0")
     done = subprocess.run([*command, "--plugin", plugin], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2 and done.stderr.startswith("si_nb: ") and done.stderr.count("\n") == 1 and "ZeroDivisionError" in done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("si_nb: ")
+        and done.stderr.count("\n") == 1
+        and "ZeroDivisionError" in done.stderr
+    )

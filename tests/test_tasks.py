@@ -1,10 +1,20 @@
 """Problems: right answers at any length, splits that share nothing, and arrays that stay small."""
+
 import tracemalloc
 
 import numpy as np
 import pytest
 
-from si_nb.problems.tasks import SPLITS, TASKS, UNSPLIT_DIGITS, add_reversed, is_right, make_base_data, make_problems, problem_class
+from si_nb.problems.tasks import (
+    SPLITS,
+    TASKS,
+    UNSPLIT_DIGITS,
+    add_reversed,
+    is_right,
+    make_base_data,
+    make_problems,
+    problem_class,
+)
 from si_nb.problems.tokenizer import PAD, decode, encode
 
 LENGTHS = (1, 2, 3, 5, 9, 18, 19, 20, 33, 64, 100)  # 18 to 20 digits is where 63 and 64 bits end
@@ -32,7 +42,10 @@ def test_answers_agree_with_plain_python(name):
             assert answers == [plain_answer(name, prompt) for prompt in prompts]
             assert {len(operand) for prompt in prompts for operand in prompt[:-1].split("+")} == {length}
             assert {len(answer) - 1 for answer in answers} <= set(TASKS[name].answer_lengths(length))
-            assert problems.prompts.shape == (100, TASKS[name].prompt_width(length)) and problems.prompts.dtype == np.uint8
+            assert (
+                problems.prompts.shape == (100, TASKS[name].prompt_width(length))
+                and problems.prompts.dtype == np.uint8
+            )
             assert problems.prompts.shape[1] + problems.answers.shape[1] == TASKS[name].width(length)
 
 
@@ -73,7 +86,10 @@ def test_the_longest_carry(carry):
 @pytest.mark.parametrize("length", [2, 3, 4, 5, 8, 30])
 def test_splits_share_nothing(name, length):
     """No evaluation or selection problem is ever drawn for another split, wherever the split applies."""
-    prompts = {split: set(decode(make_problems(TASKS[name], length, 4_000, generator(length), split).prompts)) for split in SPLITS}
+    prompts = {
+        split: set(decode(make_problems(TASKS[name], length, 4_000, generator(length), split).prompts))
+        for split in SPLITS
+    }
     if TASKS[name].operands * length <= UNSPLIT_DIGITS:
         assert prompts["train"] & prompts["evaluate"]  # too few problems to leave some out
     else:
@@ -125,4 +141,7 @@ def test_a_label_is_right_only_as_a_whole():
 def test_few_base_examples(name):
     """With fewer examples than there are combinations of lengths, some combinations get none."""
     for count in (1, 3):
-        assert make_base_data(TASKS[name], 10, count, np.random.default_rng(0)).shape == (count, TASKS[name].width(10))
+        assert make_base_data(TASKS[name], 10, count, np.random.default_rng(0)).shape == (
+            count,
+            TASKS[name].width(10),
+        )

@@ -1,4 +1,5 @@
 """Symbols and tokens: what goes in comes out, and nothing else gets in."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,5 @@
 """The trainer: schedule, batches, loss and precision, and that a seed decides every bit."""
+
 import math
 
 import numpy as np
@@ -9,16 +10,30 @@ from hypothesis import strategies as st
 
 import si_nb.model.trainer
 from si_nb.model.gpt import GPT, ModelConfig
+from si_nb.model.trainer import (
+    DeviceError,
+    DivergedError,
+    Mixture,
+    TrainConfig,
+    autocast,
+    choose_device,
+    choose_precision,
+    learning_rate_at,
+    next_tokens,
+    token_loss,
+    train,
+)
 from si_nb.problems.tasks import TASKS, make_base_data
 from si_nb.problems.tokenizer import EQUALS, PAD, encode
-from si_nb.model.trainer import DeviceError, DivergedError, Mixture, TrainConfig, autocast, choose_device, choose_precision
-from si_nb.model.trainer import learning_rate_at, next_tokens, token_loss, train
 
 CPU = torch.device("cpu")
 
 
 def new_model(seed=0, **settings):
-    return GPT(ModelConfig(**{**dict(n_layer=1, n_head=2, n_embd=32), **settings}), torch.Generator().manual_seed(seed))
+    return GPT(
+        ModelConfig(**{**dict(n_layer=1, n_head=2, n_embd=32), **settings}),
+        torch.Generator().manual_seed(seed),
+    )
 
 
 def rows_of(lengths, width, seed=0):
@@ -45,7 +60,8 @@ def test_the_schedule_is_warmup_stable_decay(warmup, stable, decay):
 
 
 @pytest.mark.parametrize(
-    "mistake", [dict(steps=0), dict(batch_size=0), dict(warmup=-1), dict(warmup=6, decay=5), dict(loss_on="prompt")]
+    "mistake",
+    [dict(steps=0), dict(batch_size=0), dict(warmup=-1), dict(warmup=6, decay=5), dict(loss_on="prompt")],
 )
 def test_impossible_training_is_refused(mistake):
     """A schedule longer than the run, a size below one or an unknown loss is one line."""
@@ -73,7 +89,10 @@ def test_no_padding_beyond_the_longest_row(lengths, batch_size, seed):
 
 def test_weights_are_shares_of_the_batch():
     """A source's share of the batch is its weight, whatever its size and its width."""
-    sources = [np.full((rows, width), digit, dtype=np.uint8) for digit, (rows, width) in enumerate([(5, 9), (3_000, 4), (70, 6)])]
+    sources = [
+        np.full((rows, width), digit, dtype=np.uint8)
+        for digit, (rows, width) in enumerate([(5, 9), (3_000, 4), (70, 6)])
+    ]
     batch, _ = Mixture(sources, [1, 1, 2], CPU).draw(20_000, np.random.default_rng(0))
     shares = torch.bincount(batch[:, 0], minlength=3) / 20_000
     assert (abs(shares - torch.tensor([0.25, 0.25, 0.5])) < 0.02).all()
@@ -115,7 +134,11 @@ def test_parts_hold_every_row_once(lengths, tokens_per_part):
 @pytest.mark.parametrize("loss_on", ["all", "answer"])
 def test_parts_change_no_step(loss_on, monkeypatch):
     """A step on a batch in many parts moves the weights as one on the whole batch, and reports the same loss."""
-    base, models, losses = make_base_data(TASKS["reverse_addition"], 5, 2_000, np.random.default_rng(0)), [], []
+    base, models, losses = (
+        make_base_data(TASKS["reverse_addition"], 5, 2_000, np.random.default_rng(0)),
+        [],
+        [],
+    )
     for tokens_per_part in (10**9, 200):
         monkeypatch.setitem(si_nb.model.trainer._TOKENS_PER_PART, "cpu", tokens_per_part)
         models.append(new_model())
@@ -131,11 +154,18 @@ def test_learning_the_answer_only():
     """With the loss on the answer, prompts leave no trace: only their answers are learned."""
     rows = encode([f"{digit}=7$" for digit in range(10)])
     model = new_model()
-    loss = train(model, Mixture([rows], [1], CPU), TrainConfig(80, 5, 10, 32, 5e-3, loss_on="answer"), np.random.default_rng(0))
+    loss = train(
+        model,
+        Mixture([rows], [1], CPU),
+        TrainConfig(80, 5, 10, 32, 5e-3, loss_on="answer"),
+        np.random.default_rng(0),
+    )
     with torch.no_grad():
         logits = model(torch.as_tensor(rows).long())
     assert loss < 0.1 and (logits[:, 1].argmax(-1) == 7).all()
-    start = logits[:, 0].log_softmax(-1)  # what follows a first digit was never taught: the equals sign is nothing special
+    start = logits[:, 0].log_softmax(
+        -1
+    )  # what follows a first digit was never taught: the equals sign is nothing special
     assert (start.argmax(-1) != EQUALS).all()
 
 
@@ -159,18 +189,24 @@ def test_absent_devices_are_refused(name):
     """A device that is not there is one line that names it and what there is."""
     with pytest.raises(DeviceError, match="this machine has .*cpu") as error:
         choose_device(name)
-    assert repr(name) in str(error.value) and "\n" not in str(error.value) and isinstance(error.value, ValueError)
+    assert (
+        repr(name) in str(error.value)
+        and "\n" not in str(error.value)
+        and isinstance(error.value, ValueError)
+    )
 
 
 def test_the_best_device_is_chosen(monkeypatch):
-    """auto takes CUDA before MPS before the CPU."""
+    """Auto takes CUDA before MPS before the CPU."""
     for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
         monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
         assert choose_device("auto").type == choose_device().type == expected
 
 
-@pytest.mark.parametrize("capability, precision", [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)])
+@pytest.mark.parametrize(
+    "capability, precision", [((7, 5), torch.float16), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)]
+)
 def test_old_gpus_get_fp16(capability, precision, monkeypatch):
     """bfloat16 from compute capability 8, float16 with a loss scaler below."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
@@ -182,7 +218,12 @@ def test_a_gpu_learns_too():
     """Training on a GPU in reduced precision learns what a CPU learns."""
     device = choose_device("cuda")
     model = new_model().to(device)
-    loss = train(model, Mixture([encode(["12=12$"])], [1], device), TrainConfig(100, 5, 20, 32, 5e-3), np.random.default_rng(0))
+    loss = train(
+        model,
+        Mixture([encode(["12=12$"])], [1], device),
+        TrainConfig(100, 5, 20, 32, 5e-3),
+        np.random.default_rng(0),
+    )
     assert loss < 0.1 and {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
@@ -199,7 +240,9 @@ def test_matrices_decay_and_vectors_do_not():
         parameter.grad = torch.zeros_like(parameter)
     _optimizer(model, TrainConfig(1, 0, 0, learning_rate=0.01, weight_decay=0.1)).step()
     for name, parameter in model.named_parameters():
-        assert torch.allclose(parameter, before[name] * (1 - 0.001 * (parameter.dim() > 1)), rtol=1e-6, atol=0), name
+        assert torch.allclose(
+            parameter, before[name] * (1 - 0.001 * (parameter.dim() > 1)), rtol=1e-6, atol=0
+        ), name
 
 
 def test_divergence_is_an_error():
@@ -208,7 +251,14 @@ def test_divergence_is_an_error():
     config = TrainConfig(50, 0, 0, 32, learning_rate=1e30, gradient_clip=1e30)
     steps = []
     with pytest.raises(DivergedError, match="step 2: lower learning_rate"):
-        train(new_model(), mixture, config, np.random.default_rng(0), report_every=10, after_step=lambda capture: steps.append(capture().facts["step"]))
+        train(
+            new_model(),
+            mixture,
+            config,
+            np.random.default_rng(0),
+            report_every=10,
+            after_step=lambda capture: steps.append(capture().facts["step"]),
+        )
     assert steps == [1]
 
 
@@ -220,9 +270,25 @@ def test_a_state_is_everything(stop, dropout):
     config, states, losses = TrainConfig(20, 3, 6, 32, 3e-3), [], {"whole": [], "again": []}
     torch.manual_seed(7)
     whole, again = new_model(dropout=dropout), new_model(1, dropout=dropout)
-    train(whole, mixture, config, np.random.default_rng(1), lambda *report: losses["whole"].append(report), 5, after_step=lambda capture: states.append(capture()))
+    train(
+        whole,
+        mixture,
+        config,
+        np.random.default_rng(1),
+        lambda *report: losses["whole"].append(report),
+        5,
+        after_step=lambda capture: states.append(capture()),
+    )
     torch.manual_seed(8)
-    train(again, mixture, config, np.random.default_rng(2), lambda *report: losses["again"].append(report), 5, state=states[stop - 1])
+    train(
+        again,
+        mixture,
+        config,
+        np.random.default_rng(2),
+        lambda *report: losses["again"].append(report),
+        5,
+        state=states[stop - 1],
+    )
     assert losses["again"] == [report for report in losses["whole"] if report[0] > stop]
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
 
@@ -231,8 +297,22 @@ def test_reports_add_up():
     """Reports come at equal distances and at the end, each with the mean loss since the one before."""
     mixture = Mixture([make_base_data(TASKS["copy"], 3, 500, np.random.default_rng(0))], [1], CPU)
     config, single, grouped = TrainConfig(10, 0, 0, 16), [], []
-    train(new_model(), mixture, config, np.random.default_rng(0), lambda *report: single.append(report), report_every=1)
-    last = train(new_model(), mixture, config, np.random.default_rng(0), lambda *report: grouped.append(report), report_every=4)
+    train(
+        new_model(),
+        mixture,
+        config,
+        np.random.default_rng(0),
+        lambda *report: single.append(report),
+        report_every=1,
+    )
+    last = train(
+        new_model(),
+        mixture,
+        config,
+        np.random.default_rng(0),
+        lambda *report: grouped.append(report),
+        report_every=4,
+    )
     assert [step for step, _ in grouped] == [4, 8, 10]
     losses = [loss for _, loss in single]
     expected = [np.mean(losses[:4]), np.mean(losses[4:8]), np.mean(losses[8:])]
@@ -247,5 +327,7 @@ def test_a_seed_decides_every_bit():
     for number, (model, seed, report_every) in enumerate(zip(models, (1, 1, 2), (50, 7, 50))):
         torch.manual_seed(number)
         train(model, mixture, config, np.random.default_rng(seed), report_every=report_every)
-    first, again, other = (torch.cat([parameter.flatten() for parameter in model.parameters()]) for model in models)
+    first, again, other = (
+        torch.cat([parameter.flatten() for parameter in model.parameters()]) for model in models
+    )
     assert torch.equal(first, again) and not torch.equal(first, other) and not models[0].training

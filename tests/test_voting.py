@@ -1,4 +1,5 @@
 """Voting, held against a plain count of whole answers, and the damage that is done to labels on purpose."""
+
 from collections import Counter
 from itertools import combinations
 
@@ -8,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from si_nb.problems.tokenizer import END, PAD, decode, encode
 from si_nb.loop.voting import KEEP_RULES, label_quality, propose, wrong_agreement
 from si_nb.problems.noise import NOISE_KINDS, damage_labels
 from si_nb.problems.tasks import label_length
+from si_nb.problems.tokenizer import END, PAD, decode, encode
 
 
 @st.composite
@@ -38,20 +39,29 @@ def test_the_plurality_is_proposed(answers):
 
 
 @settings(deadline=None)
-@given(ballots(), st.sampled_from([0.2, 1 / 3, 0.5, 0.6, 2 / 3, 0.8, 1.0]), st.sets(st.integers(0, 5), max_size=3))
+@given(
+    ballots(),
+    st.sampled_from([0.2, 1 / 3, 0.5, 0.6, 2 / 3, 0.8, 1.0]),
+    st.sets(st.integers(0, 5), max_size=3),
+)
 def test_keep_rules(answers, threshold, lengths):
     """Each rule keeps exactly what its definition says: everything, possible lengths, enough votes, or both of these."""
     proposal, lengths = propose(answers), tuple(lengths)
     kept = {name: rule.keep(proposal, lengths, threshold).tolist() for name, rule in KEEP_RULES.items()}
     texts = decode(proposal.labels)
     possible = ["$" in text and text.index("$") in lengths for text in texts]
-    agreed = [round(1000 * votes / len(proposal.answers)) >= round(1000 * threshold) for votes in proposal.votes]
+    agreed = [
+        round(1000 * votes / len(proposal.answers)) >= round(1000 * threshold) for votes in proposal.votes
+    ]
     assert kept["none"] == kept["oracle"] == [True] * len(texts)
     assert kept["length_filter"] == possible and kept["mv"] == agreed
     assert kept["mv_length"] == [both and also for both, also in zip(possible, agreed)]
 
 
-@pytest.mark.parametrize("voters, threshold, needed", [(5, 0.6, 3), (5, 0.8, 4), (5, 1.0, 5), (3, 2 / 3, 2), (3, 1.0, 3), (4, 0.5, 2), (3, 0.6, 2)])
+@pytest.mark.parametrize(
+    "voters, threshold, needed",
+    [(5, 0.6, 3), (5, 0.8, 4), (5, 1.0, 5), (3, 2 / 3, 2), (3, 1.0, 3), (4, 0.5, 2), (3, 0.6, 2)],
+)
 def test_thresholds_are_not_lost_to_rounding(voters, threshold, needed):
     """3 of 5 is 0.6 although 0.6 * 5 is not 3 in binary: exactly the votes from `needed` on are kept."""
     for votes in range(1, voters + 1):
@@ -85,18 +95,26 @@ def test_counts_against_the_truth(answers, data):
 
 
 @settings(deadline=None)
-@given(st.lists(st.text(alphabet="0123456789", min_size=1, max_size=8), min_size=1, max_size=8), st.booleans())
+@given(
+    st.lists(st.text(alphabet="0123456789", min_size=1, max_size=8), min_size=1, max_size=8), st.booleans()
+)
 def test_damage_does_what_its_name_says(texts, ended):
-    """moved raises the last three digits by one, dropped leaves them out, uniform changes digits only; unended labels stay whole."""
+    """Moved raises the last three digits by one, dropped leaves them out, uniform changes digits only; unended labels stay whole."""
     labels = encode([text + "$" * ended for text in texts])
-    damaged = {kind: decode(damage_labels(labels, 1.0, kind, np.random.default_rng(0))) for kind in NOISE_KINDS}
+    damaged = {
+        kind: decode(damage_labels(labels, 1.0, kind, np.random.default_rng(0))) for kind in NOISE_KINDS
+    }
     for position, text in enumerate(texts):
         raised = text[:-3] + "".join(str((int(digit) + 1) % 10) for digit in text[-3:])
         shorter = text[:-3] if len(text) > 3 else text[:1]
         assert damaged["moved"][position] == (raised + "$" if ended else text)
         assert damaged["dropped"][position] == (shorter + "$" if ended else text)
         uniform = damaged["uniform"][position]
-        assert len(uniform) == len(text) + ended and uniform.endswith("$") == ended and uniform[: len(text)].isdigit()
+        assert (
+            len(uniform) == len(text) + ended
+            and uniform.endswith("$") == ended
+            and uniform[: len(text)].isdigit()
+        )
 
 
 @pytest.mark.parametrize("kind", NOISE_KINDS)
@@ -104,7 +122,9 @@ def test_damage_does_what_its_name_says(texts, ended):
 def test_the_damaged_fraction(kind, fraction):
     """About the given fraction of labels is changed, the others not in one token, and a seed decides which."""
     rng = np.random.default_rng(0)
-    labels = np.concatenate([rng.integers(0, 10, (5_000, 12), dtype=np.uint8), np.full((5_000, 1), END, dtype=np.uint8)], axis=1)
+    labels = np.concatenate(
+        [rng.integers(0, 10, (5_000, 12), dtype=np.uint8), np.full((5_000, 1), END, dtype=np.uint8)], axis=1
+    )
     damaged, again = (damage_labels(labels, fraction, kind, np.random.default_rng(1)) for _ in range(2))
     changed = (damaged != labels).any(axis=1).mean()
     assert abs(changed - fraction) < 0.03 and (damaged == again).all() and damaged.dtype == np.uint8
