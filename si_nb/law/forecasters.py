@@ -20,54 +20,100 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .length_curves import CurveError
 from .horizon import PARAMETERS, Population, courses, load_population, margins
-from .round_curves import (FOREVER, LARGEST_HAZARD, LAWS, RIVALS, Fits, LawError, beta_binomial, bootstrap, crossing_round, first_round_below,
-                       fit_laws)
-from ..record.table import RUN, TableError, check_table, check_trajectory, error_budget, is_number, printable, results_folder, trajectory
+from .length_curves import CurveError
+from si_nb.law.round_curves import (
+    FOREVER,
+    LARGEST_HAZARD,
+    LAWS,
+    RIVALS,
+    Fits,
+    LawError,
+    beta_binomial,
+    bootstrap,
+    crossing_round,
+    first_round_below,
+    fit_laws,
+)
+from si_nb.record.table import (
+    RUN,
+    TableError,
+    check_table,
+    check_trajectory,
+    error_budget,
+    is_number,
+    printable,
+    results_folder,
+    trajectory,
+)
 
 # %% ../../nbs/law/03_forecasters.ipynb #7210b1c1
 def check_threshold(
-    threshold: float, # accuracy below which a run has collapsed
+    threshold: float,  # accuracy below which a run has collapsed
 ) -> None:
     """Refuse what is no threshold.
 
-    Raises: LawError, one line, outside (0, 1]."""
+    Raises: LawError, one line, outside (0, 1].
+    """
     if not is_number(threshold) or not 0 < threshold <= 1:
-        raise LawError(f"threshold {printable(repr(threshold))} is outside (0, 1]; give an accuracy such as 0.5")
+        raise LawError(
+            f"threshold {printable(repr(threshold))} is outside (0, 1]; give an accuracy such as 0.5"
+        )
+
 
 def check_whole(
-    name: str, # of the setting
-    value: int, # its value
-    least: int, # smallest that works
-    most: int = 10**18, # largest
+    name: str,  # of the setting
+    value: int,  # its value
+    least: int,  # smallest that works
+    most: int = 10**18,  # largest
 ) -> None:
     """Refuse what is no whole number in a range.
 
-    Raises: LawError, one line."""
+    Raises: LawError, one line.
+    """
     if not is_number(value, Integral) or not least <= value <= most:
-        raise LawError(f"{name} is {printable(repr(value))}; it must be a whole number, at least {least} and at most {most:,}")
+        raise LawError(
+            f"{name} is {printable(repr(value))}; it must be a whole number, at least {least} and at most {most:,}"
+        )
 
 # %% ../../nbs/law/03_forecasters.ipynb #3447734f
 def collapse_round(
-    trajectory: pd.DataFrame, # runs, as `si_nb.record.table.trajectory` makes them
-    threshold: float = 0.5, # accuracy, in (0, 1]
-) -> pd.DataFrame: # run columns, collapse_round (Int64, missing when censored), censored, at_least, last_round
+    trajectory: pd.DataFrame,  # runs, as `si_nb.record.table.trajectory` makes them
+    threshold: float = 0.5,  # accuracy, in (0, 1]
+) -> (
+    pd.DataFrame
+):  # run columns, collapse_round (Int64, missing when censored), censored, at_least, last_round
     """The measured collapse round of every run; `at_least` is the earliest round at which it can have collapsed.
 
-    Raises: LawError when the threshold is outside (0, 1]."""
+    Raises: LawError when the threshold is outside (0, 1].
+    """
     check_threshold(threshold)
     number = trajectory.groupby(RUN).ngroup().to_numpy()
     order = np.lexsort((trajectory["round"].to_numpy(), number))
     series, number = trajectory.iloc[order], number[order]
     rounds, successes, trials = [series[c].to_numpy() for c in ("round", "successes", "trials")]
-    below, starts = (rounds >= 1) & (successes < threshold * trials), np.flatnonzero(np.diff(number, prepend=-1))
-    running = np.append(below[:-1] & below[1:] & (rounds[1:] == rounds[:-1] + 1) & (number[1:] == number[:-1]), [False] * (len(series) > 0))
+    below, starts = (
+        (rounds >= 1) & (successes < threshold * trials),
+        np.flatnonzero(np.diff(number, prepend=-1)),
+    )
+    running = np.append(
+        below[:-1] & below[1:] & (rounds[1:] == rounds[:-1] + 1) & (number[1:] == number[:-1]),
+        [False] * (len(series) > 0),
+    )
     ends, never = np.append(starts[1:], len(series)) - 1, np.iinfo(np.int64).max
-    first = np.minimum.reduceat(np.where(running, rounds, never), starts) if len(starts) else np.empty(0, np.int64)
+    first = (
+        np.minimum.reduceat(np.where(running, rounds, never), starts)
+        if len(starts)
+        else np.empty(0, np.int64)
+    )
     earliest = np.where(first == never, rounds[ends] + ~below[ends], first)
     found = series[RUN].iloc[starts].reset_index(drop=True)
-    return found.assign(collapse_round=pd.arrays.IntegerArray(first, first == never), censored=first == never, at_least=earliest, last_round=rounds[ends])
+    return found.assign(
+        collapse_round=pd.arrays.IntegerArray(first, first == never),
+        censored=first == never,
+        at_least=earliest,
+        last_round=rounds[ends],
+    )
 
 # %% ../../nbs/law/03_forecasters.ipynb #b07d2c05
 LEVEL = 0.9  # probability inside every interval of a forecast
@@ -76,115 +122,145 @@ ROUNDS_AHEAD = 5  # how far the predicted accuracies go when nothing later was m
 
 # %% ../../nbs/law/03_forecasters.ipynb #cee8dd72
 class Readings:
-    "What forecasts read off a measurement table, each thing once, when it is first asked for."
+    """What forecasts read off a measurement table, each thing once, when it is first asked for."""
+
     def __init__(
         self,
-        table: pd.DataFrame, # measurement table, nothing after the origin
-        whole: "Readings" = None, # of a larger table, of which this is a part; None: there is none
-    ): self.table, self.whole = table, whole
+        table: pd.DataFrame,  # measurement table, nothing after the origin
+        whole: "Readings" = None,  # of a larger table, of which this is a part; None: there is none
+    ):
+        self.table, self.whole = table, whole
 
     @cached_property
-    def rows(self) -> dict: # run columns -> positions
-        "Where in the table the rows of every run are."
+    def rows(self) -> dict:  # run columns -> positions
+        """Where in the table the rows of every run are."""
         return self.table.groupby(RUN).indices
 
     def of(
         self,
-        runs: pd.DataFrame, # run columns of the runs wanted
-    ) -> "Readings": # of these runs
-        "The readings of some of the runs, cut out of those of all."
-        places = [self.rows[run] for run in runs[RUN].drop_duplicates().itertuples(index=False, name=None) if run in self.rows]
-        return Readings(self.table.iloc[np.sort(np.concatenate(places))] if places else self.table.iloc[:0], self)
+        runs: pd.DataFrame,  # run columns of the runs wanted
+    ) -> "Readings":  # of these runs
+        """The readings of some of the runs, cut out of those of all."""
+        places = [
+            self.rows[run]
+            for run in runs[RUN].drop_duplicates().itertuples(index=False, name=None)
+            if run in self.rows
+        ]
+        return Readings(
+            self.table.iloc[np.sort(np.concatenate(places))] if places else self.table.iloc[:0], self
+        )
 
     def _read(self, name, read):
-        "A frame with run columns: cut out of the whole, or, where the whole cannot be read, for another run's sake, read here."
-        if self.whole is None: return read(self.table)
-        try: return getattr(self.whole, name).merge(self.table[RUN].drop_duplicates(), on=RUN)
-        except (TableError, CurveError): return read(self.table)
+        """A frame with run columns: cut out of the whole, or, where the whole cannot be read, for another run's sake, read here."""
+        if self.whole is None:
+            return read(self.table)
+        try:
+            return getattr(self.whole, name).merge(self.table[RUN].drop_duplicates(), on=RUN)
+        except (TableError, CurveError):
+            return read(self.table)
 
     @cached_property
-    def margins(self) -> pd.DataFrame: # as `si_nb.law.horizon.margins` gives them
-        "Margins of every round; TableError or CurveError where they cannot be read."
+    def margins(self) -> pd.DataFrame:  # as `si_nb.law.horizon.margins` gives them
+        """Margins of every round; TableError or CurveError where they cannot be read."""
         return self._read("margins", margins)
 
     @cached_property
-    def budget(self) -> pd.DataFrame: # as `si_nb.record.table.error_budget` gives it, without tau
-        "Counts of every step of the error budget; TableError where they cannot be read."
+    def budget(self) -> pd.DataFrame:  # as `si_nb.record.table.error_budget` gives it, without tau
+        """Counts of every step of the error budget; TableError where they cannot be read."""
         return self._read("budget", lambda table: error_budget(table)[lambda rows: rows["quantity"] != "tau"])
 
     @cached_property
-    def counts(self) -> pd.DataFrame: # (successes, trials) by quantity, a row per run and round, 0 where a step was not measured
-        "The error budget laid out; None where one of its steps was never measured."
-        if not self.table["round"].gt(0).any(): return None
-        counts = self.budget.pivot(index=RUN + ["round"], columns="quantity", values=["successes", "trials"]).fillna(0)
+    def counts(
+        self,
+    ) -> (
+        pd.DataFrame
+    ):  # (successes, trials) by quantity, a row per run and round, 0 where a step was not measured
+        """The error budget laid out; None where one of its steps was never measured."""
+        if not self.table["round"].gt(0).any():
+            return None
+        counts = self.budget.pivot(
+            index=RUN + ["round"], columns="quantity", values=["successes", "trials"]
+        ).fillna(0)
         needed = ["accuracy", "label_raw", "label_kept", "kept_right", "kept_wrong"]
-        return counts if all(q in counts["trials"] and counts["trials"][q].sum() > 0 for q in needed) else None
+        return (
+            counts if all(q in counts["trials"] and counts["trials"][q].sum() > 0 for q in needed) else None
+        )
 
 # %% ../../nbs/law/03_forecasters.ipynb #91bab1c9
 @dataclass(frozen=True)
 class Seen:
-    "One arm up to the origin of a forecast."
-    series: pd.DataFrame # trajectory, rounds 0 to the origin
-    readings: Readings # of the measurements of the same rounds; None: there are none
-    origin: int # last round seen
-    threshold: float # accuracy that defines collapse
-    earliest: int # round before which it cannot have collapsed; 1 where several runs are seen together
-    population: Population = None # what runs measured before teach; None: those that come with si_nb
+    """One arm up to the origin of a forecast."""
+
+    series: pd.DataFrame  # trajectory, rounds 0 to the origin
+    readings: Readings  # of the measurements of the same rounds; None: there are none
+    origin: int  # last round seen
+    threshold: float  # accuracy that defines collapse
+    earliest: int  # round before which it cannot have collapsed; 1 where several runs are seen together
+    population: Population = None  # what runs measured before teach; None: those that come with si_nb
 
 # %% ../../nbs/law/03_forecasters.ipynb #10d5de9e
 def look_back(
-    series: pd.DataFrame, # trajectory of one arm, one or more runs
-    until_round: int = None, # origin; None: the last round
-    threshold: float = 0.5, # accuracy, in (0, 1]
-    table: pd.DataFrame = None, # measurement table with the same runs, or Readings of it with nothing after the origin
-    population: Population = None, # of runs measured before; None: the one that comes with si_nb
-) -> Seen: # nothing after the origin
+    series: pd.DataFrame,  # trajectory of one arm, one or more runs
+    until_round: int = None,  # origin; None: the last round
+    threshold: float = 0.5,  # accuracy, in (0, 1]
+    table: pd.DataFrame = None,  # measurement table with the same runs, or Readings of it with nothing after the origin
+    population: Population = None,  # of runs measured before; None: the one that comes with si_nb
+) -> Seen:  # nothing after the origin
     """What is known of an arm at an origin.
 
-    Raises: LawError, one line: several arms, a bad origin or threshold; TableError for what is no trajectory or table."""
+    Raises: LawError, one line: several arms, a bad origin or threshold; TableError for what is no trajectory or table.
+    """
     series = check_trajectory(series)
-    if until_round is not None: check_whole("until_round", until_round, 0)
-    if series.groupby(["task", "arm"]).ngroups != 1: raise LawError("a forecast is for one arm; select one task and arm first")
+    if until_round is not None:
+        check_whole("until_round", until_round, 0)
+    if series.groupby(["task", "arm"]).ngroups != 1:
+        raise LawError("a forecast is for one arm; select one task and arm first")
     origin = int(series["round"].max() if until_round is None else min(until_round, series["round"].max()))
     series = series[series["round"] <= origin]
-    if table is not None and not isinstance(table, Readings): table = Readings(check_table(table)[lambda rows: rows["round"] <= origin].merge(series[RUN].drop_duplicates(), on=RUN))
+    if table is not None and not isinstance(table, Readings):
+        table = Readings(
+            check_table(table)[lambda rows: rows["round"] <= origin].merge(
+                series[RUN].drop_duplicates(), on=RUN
+            )
+        )
     known = collapse_round(series, threshold) if origin else None
     alone = known is not None and len(known) == 1 and known["censored"].iloc[0]
     return Seen(series, table, origin, threshold, int(known["at_least"].iloc[0]) if alone else 1, population)
 
 # %% ../../nbs/law/03_forecasters.ipynb #e962e985
 def median_round(
-    rounds: np.ndarray, # (B,) sample of collapse rounds; inf: never
-) -> float: # one of them; inf: never
-    "The lower median of a sample of collapse rounds."
+    rounds: np.ndarray,  # (B,) sample of collapse rounds; inf: never
+) -> float:  # one of them; inf: never
+    """The lower median of a sample of collapse rounds."""
     return float(np.quantile(rounds, 0.5, method="inverted_cdf"))
 
 # %% ../../nbs/law/03_forecasters.ipynb #a983f177
 @dataclass(frozen=True)
 class Outlook:
-    "What one forecaster expects of an arm, as a sample of possible courses."
-    accuracy: np.ndarray # (B, Q) at the newest length of rounds 1..Q, without the scatter of single rounds
-    collapses: np.ndarray # (B,) rounds; inf: never
-    overdispersion: float # intra-class correlation of counts about the accuracies
-    parameters: dict # name -> dict(value, low, high, unit)
-    failed: int = 0 # refits that had not converged when they were stopped
+    """What one forecaster expects of an arm, as a sample of possible courses."""
+
+    accuracy: np.ndarray  # (B, Q) at the newest length of rounds 1..Q, without the scatter of single rounds
+    collapses: np.ndarray  # (B,) rounds; inf: never
+    overdispersion: float  # intra-class correlation of counts about the accuracies
+    parameters: dict  # name -> dict(value, low, high, unit)
+    failed: int = 0  # refits that had not converged when they were stopped
 
     @property
     def point(self) -> float:
-        "The collapse round named: the median of the sample; inf for never."
+        """The collapse round named: the median of the sample; inf for never."""
         return median_round(self.collapses)
 
     @property
     def centre(self) -> np.ndarray:
-        "The accuracies (Q,) named: medians of the sample."
+        """The accuracies (Q,) named: medians of the sample."""
         return np.median(self.accuracy, 0)
 
 # %% ../../nbs/law/03_forecasters.ipynb #873c36fd
 def shortest_interval(
-    rounds: np.ndarray, # (B,) sample of collapse rounds; inf: never
-    level: float, # probability inside, at least
-) -> tuple: # low, high; inf: never
-    "The shortest interval that holds a share of a sample of whole rounds; of equally short ones the fullest."
+    rounds: np.ndarray,  # (B,) sample of collapse rounds; inf: never
+    level: float,  # probability inside, at least
+) -> tuple:  # low, high; inf: never
+    """The shortest interval that holds a share of a sample of whole rounds; of equally short ones the fullest."""
     values, counts = np.unique(rounds, return_counts=True)
     below, place = np.r_[0, np.cumsum(counts)], np.where(np.isinf(values), 2 * FOREVER, values)
     ends = np.searchsorted(below, below[:-1] + level * len(rounds) * (1 - 1e-12)) - 1
@@ -194,114 +270,160 @@ def shortest_interval(
 
 # %% ../../nbs/law/03_forecasters.ipynb #0262a9d2
 def describe_parameters(
-    names: dict, # name -> unit
-    sample: np.ndarray, # (B, k)
-    estimates: np.ndarray = None, # (k,) shown instead of medians, their intervals extended to hold them
-) -> dict: # name -> dict(value, low, high, unit)
-    "Parameters, by default the medians of their sample, with LEVEL intervals."
+    names: dict,  # name -> unit
+    sample: np.ndarray,  # (B, k)
+    estimates: np.ndarray = None,  # (k,) shown instead of medians, their intervals extended to hold them
+) -> dict:  # name -> dict(value, low, high, unit)
+    """Parameters, by default the medians of their sample, with LEVEL intervals."""
     low, middle, high = np.quantile(sample, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
     values = middle if estimates is None else np.asarray(estimates, float)
     ends = zip(values, np.minimum(low, values), np.maximum(high, values))
-    return {name: dict(zip(("value", "low", "high"), map(float, three)), unit=unit) for (name, unit), three in zip(names.items(), ends)}
+    return {
+        name: dict(zip(("value", "low", "high"), map(float, three)), unit=unit)
+        for (name, unit), three in zip(names.items(), ends)
+    }
 
 # %% ../../nbs/law/03_forecasters.ipynb #3b7b21d8
 _FEWEST_REFITS, _REFITTED_POINTS = 200, 12_000  # refits of a law; points in all of them together, beyond that
 
+
 def _courses(fit, data, overdispersion, resamples, generator):
-    "Refits (F, k) and whether they converged; parameters (B, k) and effects (B,) of the courses that start from them."
+    """Refits (F, k) and whether they converged; parameters (B, k) and effects (B,) of the courses that start from them."""
     count = min(resamples, max(_FEWEST_REFITS, _REFITTED_POINTS // len(data.rounds)))
     refits, converged = bootstrap(fit, data, overdispersion, count, generator)
-    effects = np.exp(fit.run_spread * generator.standard_normal(resamples))  # one for a single run, whose spread is zero
+    effects = np.exp(
+        fit.run_spread * generator.standard_normal(resamples)
+    )  # one for a single run, whose spread is zero
     return refits, converged, refits[np.arange(resamples) % count], effects
 
+
 def law_outlooks(
-    seen: Seen, # an arm at an origin
-    laws: dict, # name -> Law
-    rounds: int, # Q
-    resamples: int, # B
-    generator: np.random.Generator, # source of chance
-) -> tuple: # name -> Outlook, best AICc first; the Fits
+    seen: Seen,  # an arm at an origin
+    laws: dict,  # name -> Law
+    rounds: int,  # Q
+    resamples: int,  # B
+    generator: np.random.Generator,  # source of chance
+) -> tuple:  # name -> Outlook, best AICc first; the Fits
     """Outlooks of fitted curves.
 
-    Raises: LawError for counts that carry no law."""
+    Raises: LawError for counts that carry no law.
+    """
     fits, found, r = fit_laws(seen.series, seen.origin, laws), {}, np.arange(1, rounds + 1)
     for name, fit in fits.fits.items():
-        refits, converged, sample, effects = _courses(fit, fits.data, fits.overdispersion, resamples, generator)
-        collapses = first_round_below(crossing_round(fit.law, sample, np.maximum(seen.threshold ** (1 / effects), np.exp(-LARGEST_HAZARD))))
+        refits, converged, sample, effects = _courses(
+            fit, fits.data, fits.overdispersion, resamples, generator
+        )
+        collapses = first_round_below(
+            crossing_round(
+                fit.law, sample, np.maximum(seen.threshold ** (1 / effects), np.exp(-LARGEST_HAZARD))
+            )
+        )
         parameters = describe_parameters({p.name: p.unit for p in fit.law.parameters}, refits, fit.parameters)
-        found[name] = Outlook(fit.law.accuracy(r, sample) ** effects[:, None], np.maximum(collapses, seen.earliest), fits.overdispersion, parameters,
-                              int((~converged).sum()))
+        found[name] = Outlook(
+            fit.law.accuracy(r, sample) ** effects[:, None],
+            np.maximum(collapses, seen.earliest),
+            fits.overdispersion,
+            parameters,
+            int((~converged).sum()),
+        )
     return found, fits
 
 # %% ../../nbs/law/03_forecasters.ipynb #f6694b35
 def _rounds_left(seen):
-    "How far a walk goes: to where never begins, and as far as accuracies are predicted."
+    """How far a walk goes: to where never begins, and as far as accuracies are predicted."""
     return max(int(FOREVER) - seen.origin, ROUNDS_AHEAD)
 
+
 def _collapses(paths, series, threshold):
-    "Collapse round of every path (B, rounds after those of a run); inf for never. A collapse already measured stands."
+    """Collapse round of every path (B, rounds after those of a run); inf for never. A collapse already measured stands."""
     known, last = collapse_round(series, threshold), series.iloc[-1]
-    if not known["censored"].any(): return np.full(len(paths), float(known["collapse_round"].iloc[0]))
+    if not known["censored"].any():
+        return np.full(len(paths), float(known["collapse_round"].iloc[0]))
     below = last["round"] > 0 and last["successes"] < threshold * last["trials"]
     low = np.concatenate([np.full((len(paths), 1), below), paths < threshold], 1)
     both = low[:, :-1] & low[:, 1:]
     return np.where(both.any(1), both.argmax(1) + float(last["round"]), np.inf)
 
+
 def _from_paths(walks, seen, rounds, overdispersion, parameters):
-    "The outlook of walks, each a trajectory and paths (B, ...) after it; rounds already seen keep what was measured."
+    """The outlook of walks, each a trajectory and paths (B, ...) after it; rounds already seen keep what was measured."""
     measured = seen.series[seen.series["round"] >= 1].groupby("round")[["successes", "trials"]].sum()
-    rates, paths = ((measured["successes"] + 0.5) / (measured["trials"] + 1)).to_numpy(), np.concatenate([path for _, path in walks])
+    rates, paths = (
+        ((measured["successes"] + 0.5) / (measured["trials"] + 1)).to_numpy(),
+        np.concatenate([path for _, path in walks]),
+    )
     accuracy = np.concatenate([np.tile(rates, (len(paths), 1)), paths], 1)[:, :rounds]
     collapses = np.concatenate([_collapses(path, series, seen.threshold) for series, path in walks])
     return Outlook(accuracy, collapses, overdispersion, parameters)
 
 # %% ../../nbs/law/03_forecasters.ipynb #ec059c18
 def horizon_outlook(
-    seen: Seen, # an arm at an origin
-    rounds: int, # Q
-    resamples: int, # B
-    generator: np.random.Generator, # source of chance
-) -> Outlook: # of the horizon law
+    seen: Seen,  # an arm at an origin
+    rounds: int,  # Q
+    resamples: int,  # B
+    generator: np.random.Generator,  # source of chance
+) -> Outlook:  # of the horizon law
     """Outlook from accuracy against length.
 
-    Raises: LawError when accuracies at several lengths were not measured up to the base model."""
-    accuracy = None if seen.readings is None else seen.readings.table[seen.readings.table["quantity"] == "accuracy"]
-    lengths = None if accuracy is None else accuracy[["round", "length"]].drop_duplicates()["round"].value_counts()
+    Raises: LawError when accuracies at several lengths were not measured up to the base model.
+    """
+    accuracy = (
+        None if seen.readings is None else seen.readings.table[seen.readings.table["quantity"] == "accuracy"]
+    )
+    lengths = (
+        None if accuracy is None else accuracy[["round", "length"]].drop_duplicates()["round"].value_counts()
+    )
     if lengths is None or lengths.min() < 3 or 0 not in lengths.index:
-        raise LawError("the horizon law needs the base model's and every round's accuracy at three lengths or more")
-    try: runs = [run for _, run in seen.readings.margins.groupby(RUN) if run["round"].max() == seen.origin]
-    except (TableError, CurveError) as error: raise LawError(f"no margin can be read: {error}") from None
-    if not runs: raise LawError(f"no margin can be read: round {seen.origin} has no newest length")
+        raise LawError(
+            "the horizon law needs the base model's and every round's accuracy at three lengths or more"
+        )
+    try:
+        runs = [run for _, run in seen.readings.margins.groupby(RUN) if run["round"].max() == seen.origin]
+    except (TableError, CurveError) as error:
+        raise LawError(f"no margin can be read: {error}") from None
+    if not runs:
+        raise LawError(f"no margin can be read: round {seen.origin} has no newest length")
     share, population = -(-resamples // len(runs)), seen.population or load_population()
     found = courses(runs, population, _rounds_left(seen), share, generator)
-    sample = np.concatenate([generator.multivariate_normal(f.known.mean, f.known.covariance, size=share) for f in found])
-    return _from_paths([(run, f.accuracy) for run, f in zip(runs, found)], seen, rounds, float(np.mean([f.overdispersion for f in found])),
-                       describe_parameters(PARAMETERS, sample))
+    sample = np.concatenate(
+        [generator.multivariate_normal(f.known.mean, f.known.covariance, size=share) for f in found]
+    )
+    return _from_paths(
+        [(run, f.accuracy) for run, f in zip(runs, found)],
+        seen,
+        rounds,
+        float(np.mean([f.overdispersion for f in found])),
+        describe_parameters(PARAMETERS, sample),
+    )
 
 # %% ../../nbs/law/03_forecasters.ipynb #bef019c7
 SMALLEST_SPREAD = 0.01  # of the wrong share over the rounds, below which no slope is attempted
 
+
 @dataclass(frozen=True)
 class Budget:
-    "Factors of the error budget, drawn from what their counts allow; (B, steps) by round, (B,) otherwise."
-    tau: np.ndarray # (B, T) survival of the step to the next length
-    phi: np.ndarray # (B,) kept share of right labels
-    psi: np.ndarray # (B,) kept share of wrong labels
-    kappa: np.ndarray # (B,) learned share of wrong labels; None: no slope can be seen
-    rest: np.ndarray # (B,) accuracy lost besides, at kappa, or at one where there is none
+    """Factors of the error budget, drawn from what their counts allow; (B, steps) by round, (B,) otherwise."""
+
+    tau: np.ndarray  # (B, T) survival of the step to the next length
+    phi: np.ndarray  # (B,) kept share of right labels
+    psi: np.ndarray  # (B,) kept share of wrong labels
+    kappa: np.ndarray  # (B,) learned share of wrong labels; None: no slope can be seen
+    rest: np.ndarray  # (B,) accuracy lost besides, at kappa, or at one where there is none
 
 # %% ../../nbs/law/03_forecasters.ipynb #f58f81fd
 def budget_factors(
-    table: pd.DataFrame, # measurement table of one arm, with label rows, or Readings of it up to the origin
-    until_round: int = None, # leave later rounds of a table out
-    draws: int = 1000, # B
-    generator: np.random.Generator = None, # source of chance; None: default_rng(0)
-) -> Budget: # None when the table has no labels
-    "Factors of the error budget from the counts, each count redrawn from its Beta posterior."
+    table: pd.DataFrame,  # measurement table of one arm, with label rows, or Readings of it up to the origin
+    until_round: int = None,  # leave later rounds of a table out
+    draws: int = 1000,  # B
+    generator: np.random.Generator = None,  # source of chance; None: default_rng(0)
+) -> Budget:  # None when the table has no labels
+    """Factors of the error budget from the counts, each count redrawn from its Beta posterior."""
     generator = np.random.default_rng(0) if generator is None else generator
-    if not isinstance(table, Readings): table = Readings(table if until_round is None else table[table["round"] <= until_round])
+    if not isinstance(table, Readings):
+        table = Readings(table if until_round is None else table[table["round"] <= until_round])
     counts = table.counts
-    if counts is None: return None
+    if counts is None:
+        return None
     right, tried = counts["successes"], counts["trials"]
     beta = lambda q: generator.beta(right[q] + 0.5, tried[q] - right[q] + 0.5, size=(draws, len(counts)))
     pooled = lambda q: generator.beta(right[q].sum() + 0.5, (tried[q] - right[q]).sum() + 0.5, size=draws)
@@ -314,23 +436,36 @@ def budget_factors(
     seen = len(kept) >= 3 and np.ptp(wrong.mean(0)) >= SMALLEST_SPREAD
     kappa = np.maximum((centred * error_after).sum(1) / (centred**2).sum(1), 0) if seen else None
     rest = (error_after - (1.0 if kappa is None else kappa[:, None]) * wrong).mean(1)
-    return Budget(raw[:, follows] / (1 - error[:, follows - 1]), pooled("kept_right"), pooled("kept_wrong"), kappa, rest)
+    return Budget(
+        raw[:, follows] / (1 - error[:, follows - 1]), pooled("kept_right"), pooled("kept_wrong"), kappa, rest
+    )
 
 # %% ../../nbs/law/03_forecasters.ipynb #fd711db5
 def budget_outlook(
-    seen: Seen, # an arm at an origin
-    rounds: int, # Q
-    resamples: int, # B
-    generator: np.random.Generator, # source of chance
-) -> Outlook: # of the error budget
+    seen: Seen,  # an arm at an origin
+    rounds: int,  # Q
+    resamples: int,  # B
+    generator: np.random.Generator,  # source of chance
+) -> Outlook:  # of the error budget
     """Outlook of the error budget carried on with constant factors.
 
-    Raises: LawError when no labels were counted."""
-    factors = budget_factors(seen.readings, seen.origin, resamples, generator) if seen.readings is not None and seen.origin else None
-    if factors is None: raise LawError("the error budget needs a round with counts of its labels (label_raw, label_kept, kept_right, kept_wrong)")
+    Raises: LawError when no labels were counted.
+    """
+    factors = (
+        budget_factors(seen.readings, seen.origin, resamples, generator)
+        if seen.readings is not None and seen.origin
+        else None
+    )
+    if factors is None:
+        raise LawError(
+            "the error budget needs a round with counts of its labels (label_raw, label_kept, kept_right, kept_wrong)"
+        )
     tau, kappa = factors.tau.mean(1), np.ones(resamples) if factors.kappa is None else factors.kappa
     last = seen.series[seen.series["round"] == seen.origin][["successes", "trials"]].sum()
-    accuracy, path = generator.beta(last["successes"] + 0.5, last["trials"] - last["successes"] + 0.5, size=resamples), []
+    accuracy, path = (
+        generator.beta(last["successes"] + 0.5, last["trials"] - last["successes"] + 0.5, size=resamples),
+        [],
+    )
     for _ in range(_rounds_left(seen)):
         label = np.clip(tau * accuracy, 1e-9, 1)
         kept = factors.phi * label / (factors.phi * label + factors.psi * (1 - label))
@@ -341,36 +476,50 @@ def budget_outlook(
     population = seen.population or load_population()
     scatter = population.prior(seen.series["task"].iloc[0], seen.series["arm"].iloc[0])[1].overdispersion
     ending = seen.series.groupby(RUN).filter(lambda run: run["round"].max() == seen.origin)
-    latest = collapse_round(ending, seen.threshold).sort_values("at_least")["run_id"].iloc[-1]  # carried on as one arm: over when all its runs are
-    return _from_paths([(ending[ending["run_id"] == latest], np.stack(path, -1))], seen, rounds, scatter, describe_parameters(names, sample))
+    latest = (
+        collapse_round(ending, seen.threshold).sort_values("at_least")["run_id"].iloc[-1]
+    )  # carried on as one arm: over when all its runs are
+    return _from_paths(
+        [(ending[ending["run_id"] == latest], np.stack(path, -1))],
+        seen,
+        rounds,
+        scatter,
+        describe_parameters(names, sample),
+    )
 
 # %% ../../nbs/law/03_forecasters.ipynb #b7e424f9
 @dataclass(frozen=True)
 class Walker:
-    "A law that walks from round to round."
-    formula: str # one round of it, a' for the next a
-    outlook: Callable # (seen, rounds, resamples, generator) -> Outlook; LawError when it cannot speak
+    """A law that walks from round to round."""
+
+    formula: str  # one round of it, a' for the next a
+    outlook: Callable  # (seen, rounds, resamples, generator) -> Outlook; LawError when it cannot speak
+
 
 WALKERS = {  # name -> Walker
     "horizon": Walker("margin' = margin - 1 + c - b max(0, 1 - margin)", horizon_outlook),
-    "error_budget": Walker("g = tau a, q = phi g / (phi g + psi (1 - g)), a' = 1 - kappa (1 - q) - rest", budget_outlook),
+    "error_budget": Walker(
+        "g = tau a, q = phi g / (phi g + psi (1 - g)), a' = 1 - kappa (1 - q) - rest", budget_outlook
+    ),
 }
 FORECASTERS = (*WALKERS, *LAWS, *RIVALS)  # all names, curves and rivals included
 CHOICES = ("best", "average")  # beside a name
 
 # %% ../../nbs/law/03_forecasters.ipynb #af1c4dc4
 def outlooks(
-    seen: Seen, # an arm at an origin
-    names: tuple, # of FORECASTERS
-    rounds: int, # Q
-    resamples: int, # B
-    generator: np.random.Generator, # source of chance
-) -> tuple: # name -> Outlook; name -> why there is none; Fits of the curves, or None
-    "Ask forecasters; those that cannot speak say why."
+    seen: Seen,  # an arm at an origin
+    names: tuple,  # of FORECASTERS
+    rounds: int,  # Q
+    resamples: int,  # B
+    generator: np.random.Generator,  # source of chance
+) -> tuple:  # name -> Outlook; name -> why there is none; Fits of the curves, or None
+    """Ask forecasters; those that cannot speak say why."""
     found, refused, fits = {}, {}, None
     for name in (name for name in WALKERS if name in names):
-        try: found[name] = WALKERS[name].outlook(seen, rounds, resamples, generator)
-        except LawError as error: refused[name] = str(error)
+        try:
+            found[name] = WALKERS[name].outlook(seen, rounds, resamples, generator)
+        except LawError as error:
+            refused[name] = str(error)
     curves = {name: law for name, law in {**LAWS, **RIVALS}.items() if name in names}
     try:
         fitted, fits = law_outlooks(seen, curves, rounds, resamples, generator) if curves else ({}, None)
@@ -380,130 +529,208 @@ def outlooks(
 
 # %% ../../nbs/law/03_forecasters.ipynb #998d9b00
 def load_weights(
-    path: str = None, # a JSON file; None: the one that comes with si_nb
-) -> dict: # forecaster -> weight, adding up to one
+    path: str = None,  # a JSON file; None: the one that comes with si_nb
+) -> dict:  # forecaster -> weight, adding up to one
     """Weights of the average, learned from how forecasters did on other runs.
 
-    Raises: LawError, one line, for a file that is missing or none."""
+    Raises: LawError, one line, for a file that is missing or none.
+    """
     path = Path(path) if path else results_folder() / "weights.json"
     try:
-        weights = {name: float(weight) for name, weight in json.loads(path.read_text()).items() if name in FORECASTERS}
-        if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0: raise ValueError("weights must be positive")
+        weights = {
+            name: float(weight)
+            for name, weight in json.loads(path.read_text()).items()
+            if name in FORECASTERS
+        }
+        if not weights or min(weights.values()) < 0 or sum(weights.values()) <= 0:
+            raise ValueError("weights must be positive")
     except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise LawError(f"{path}: no weights of forecasters ({type(error).__name__}: {error}); make them with si_nb.law.scores.stack") from None
+        raise LawError(
+            f"{path}: no weights of forecasters ({type(error).__name__}: {error}); make them with si_nb.law.scores.stack"
+        ) from None
     return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 # %% ../../nbs/law/03_forecasters.ipynb #e94c0ca9
 def mix(
-    outlooks: dict, # name -> Outlook
-    weights: dict, # name -> weight; those of absent outlooks are shared out
-    resamples: int, # B
-    generator: np.random.Generator, # source of chance
-) -> tuple: # accuracy (B, Q), collapses (B,), overdispersion (B,)
+    outlooks: dict,  # name -> Outlook
+    weights: dict,  # name -> weight; those of absent outlooks are shared out
+    resamples: int,  # B
+    generator: np.random.Generator,  # source of chance
+) -> tuple:  # accuracy (B, Q), collapses (B,), overdispersion (B,)
     """A sample of the mixture of outlooks.
 
-    Raises: LawError when no outlook has weight."""
+    Raises: LawError when no outlook has weight.
+    """
     names = [name for name in outlooks if weights.get(name, 0) > 0]
-    if not names: raise LawError("none of the forecasters that can speak has any weight in the average; name one with --law")
+    if not names:
+        raise LawError(
+            "none of the forecasters that can speak has any weight in the average; name one with --law"
+        )
     share = np.array([weights[name] for name in names])
     counts = generator.multinomial(resamples, share / share.sum())
-    rows = [generator.choice(len(outlooks[name].collapses), count, replace=count > len(outlooks[name].collapses)) for name, count in zip(names, counts)]
+    rows = [
+        generator.choice(len(outlooks[name].collapses), count, replace=count > len(outlooks[name].collapses))
+        for name, count in zip(names, counts)
+    ]
     take = lambda part: np.concatenate([getattr(outlooks[name], part)[row] for name, row in zip(names, rows)])
-    return take("accuracy"), take("collapses"), np.repeat([outlooks[name].overdispersion for name in names], counts)
+    return (
+        take("accuracy"),
+        take("collapses"),
+        np.repeat([outlooks[name].overdispersion for name in names], counts),
+    )
 
 # %% ../../nbs/law/03_forecasters.ipynb #ddf0b282
 @dataclass(frozen=True)
 class Forecast:
-    "What the first rounds of one arm say about the later ones."
-    law: str # chosen forecaster, or "average"
-    until_round: int # the forecast saw no later round
-    last_round: int # last round measured, seen or not
-    threshold: float # accuracy that defines collapse
-    collapse_round: int # first whole round below the threshold, the sample's median; None: never
-    low: int # lower end of its interval; None: never
-    high: int # upper end; None: never
-    sustained_probability: float # share of the sample that never collapses
-    probability_by_last_round: float # share that has collapsed by last_round
-    rounds: np.ndarray # (Q,) 1 ... at least last_round
-    draws: np.ndarray # (B, Q) accuracies, without the scatter of single rounds
-    collapses: np.ndarray # (B,) collapse rounds; inf: never
-    overdispersion: np.ndarray # (B,) scatter of counts about each draw
-    trials: int # problems behind a point, on average
-    outlooks: dict # forecaster -> Outlook, all that were asked
-    refused: dict # forecaster -> why it could not speak
-    fits: Fits # of the curves; None: there are none
+    """What the first rounds of one arm say about the later ones."""
+
+    law: str  # chosen forecaster, or "average"
+    until_round: int  # the forecast saw no later round
+    last_round: int  # last round measured, seen or not
+    threshold: float  # accuracy that defines collapse
+    collapse_round: int  # first whole round below the threshold, the sample's median; None: never
+    low: int  # lower end of its interval; None: never
+    high: int  # upper end; None: never
+    sustained_probability: float  # share of the sample that never collapses
+    probability_by_last_round: float  # share that has collapsed by last_round
+    rounds: np.ndarray  # (Q,) 1 ... at least last_round
+    draws: np.ndarray  # (B, Q) accuracies, without the scatter of single rounds
+    collapses: np.ndarray  # (B,) collapse rounds; inf: never
+    overdispersion: np.ndarray  # (B,) scatter of counts about each draw
+    trials: int  # problems behind a point, on average
+    outlooks: dict  # forecaster -> Outlook, all that were asked
+    refused: dict  # forecaster -> why it could not speak
+    fits: Fits  # of the curves; None: there are none
 
 # %% ../../nbs/law/03_forecasters.ipynb #51918a8b
 def _whole(value):
-    "A collapse round as int; None for never."
+    """A collapse round as int; None for never."""
     return int(value) if np.isfinite(value) and value <= FOREVER else None
 
+
 def check_choice(
-    law: str, # best, average, or a forecaster
-) -> tuple: # names of the forecasters to ask
+    law: str,  # best, average, or a forecaster
+) -> tuple:  # names of the forecasters to ask
     """Which forecasters a choice needs.
 
-    Raises: LawError, one line, for a name that is none."""
+    Raises: LawError, one line, for a name that is none.
+    """
     if not isinstance(law, str) or law not in CHOICES + FORECASTERS:
         raise LawError(f"unknown law {printable(repr(law))}; use {', '.join(CHOICES + FORECASTERS)}")
-    if law == "best": return (*WALKERS, *LAWS)
-    if law == "average": return FORECASTERS
+    if law == "best":
+        return (*WALKERS, *LAWS)
+    if law == "average":
+        return FORECASTERS
     return (law,)
 
 # %% ../../nbs/law/03_forecasters.ipynb #ec67220c
 def _choose(law, found, fits, resamples, generator):
-    "Name and sample (accuracy, collapses, overdispersion) of a choice among outlooks."
-    if law == "average": return law, *mix(found, load_weights(), resamples, generator)
-    name = law if law != "best" else "horizon" if "horizon" in found else next(iter(fits.fits)) if fits else next(iter(found))
+    """Name and sample (accuracy, collapses, overdispersion) of a choice among outlooks."""
+    if law == "average":
+        return law, *mix(found, load_weights(), resamples, generator)
+    name = (
+        law
+        if law != "best"
+        else "horizon"
+        if "horizon" in found
+        else next(iter(fits.fits))
+        if fits
+        else next(iter(found))
+    )
     one = found[name]
-    if law == "best" and name in LAWS: sample = mix({n: found[n] for n in fits.fits}, {n: f.weight for n, f in fits.fits.items()}, resamples, generator)
-    else: sample = one.accuracy, one.collapses, np.full(len(one.collapses), one.overdispersion)
+    if law == "best" and name in LAWS:
+        sample = mix(
+            {n: found[n] for n in fits.fits},
+            {n: f.weight for n, f in fits.fits.items()},
+            resamples,
+            generator,
+        )
+    else:
+        sample = one.accuracy, one.collapses, np.full(len(one.collapses), one.overdispersion)
     return name, *sample
 
 # %% ../../nbs/law/03_forecasters.ipynb #4aac5921
 def forecast(
-    series: pd.DataFrame, # trajectory of one arm, one or more runs; rounds after until_round are not looked at
-    until_round: int = None, # see rounds up to this one; None: all
-    threshold: float = 0.5, # accuracy below which a run has collapsed, in (0, 1]
-    law: str = "best", # best, average, or the name of a forecaster
-    resamples: int = 1000, # size of the sample
-    generator: np.random.Generator = None, # source of chance; None: default_rng(0), so that a report can be repeated
-    table: pd.DataFrame = None, # measurement table of the same runs, or Readings of it up to the origin, for what looks at more than the newest length
-    population: Population = None, # what runs measured before teach; None: the one that comes with si_nb
-) -> Forecast: # collapse round with interval, predicted accuracies
+    series: pd.DataFrame,  # trajectory of one arm, one or more runs; rounds after until_round are not looked at
+    until_round: int = None,  # see rounds up to this one; None: all
+    threshold: float = 0.5,  # accuracy below which a run has collapsed, in (0, 1]
+    law: str = "best",  # best, average, or the name of a forecaster
+    resamples: int = 1000,  # size of the sample
+    generator: np.random.Generator = None,  # source of chance; None: default_rng(0), so that a report can be repeated
+    table: pd.DataFrame = None,  # measurement table of the same runs, or Readings of it up to the origin, for what looks at more than the newest length
+    population: Population = None,  # what runs measured before teach; None: the one that comes with si_nb
+) -> Forecast:  # collapse round with interval, predicted accuracies
     """Forecast the collapse of one arm from its first rounds.
 
-    Raises: LawError, one line: unknown law, bad threshold or origin, several arms, or counts that carry no law; TableError as `look_back` does."""
+    Raises: LawError, one line: unknown law, bad threshold or origin, several arms, or counts that carry no law; TableError as `look_back` does.
+    """
     check_whole("resamples", resamples, 1, MOST_RESAMPLES)
     generator, names = np.random.default_rng(0) if generator is None else generator, check_choice(law)
     check_threshold(threshold)
     seen, last = look_back(series, until_round, threshold, table, population), int(series["round"].max())
     rounds = np.arange(1, max(last, seen.origin + ROUNDS_AHEAD) + 1)
     found, refused, fits = outlooks(seen, names, len(rounds), resamples, generator)
-    if not found: raise LawError(refused[names[-1]])
+    if not found:
+        raise LawError(refused[names[-1]])
     name, accuracy, collapses, scatter = _choose(law, found, fits, resamples, generator)
     low, high = shortest_interval(collapses, LEVEL)
-    return Forecast(name, seen.origin, last, threshold, _whole(median_round(collapses)), _whole(low), _whole(high), float(np.isinf(collapses).mean()),
-                    float((collapses <= last).mean()), rounds, accuracy, collapses, scatter, int(seen.series["trials"].mean()), found, refused, fits)
+    return Forecast(
+        name,
+        seen.origin,
+        last,
+        threshold,
+        _whole(median_round(collapses)),
+        _whole(low),
+        _whole(high),
+        float(np.isinf(collapses).mean()),
+        float((collapses <= last).mean()),
+        rounds,
+        accuracy,
+        collapses,
+        scatter,
+        int(seen.series["trials"].mean()),
+        found,
+        refused,
+        fits,
+    )
 
 # %% ../../nbs/law/03_forecasters.ipynb #d1e9130a
 def predicted_rates(
-    forecast: Forecast, # as `forecast` makes it
-    rounds: np.ndarray, # (R,) of forecast.rounds
-    trials: np.ndarray, # (R,) or a number: problems that will be counted
-    generator: np.random.Generator, # source of chance
-) -> np.ndarray: # (B, R) shares that a measurement may show
-    "Measured rates that the forecast expects, scatter and counting noise included."
-    rates, size = np.clip(forecast.draws[:, np.asarray(rounds) - 1], 1e-6, 1 - 1e-6), 1 / np.maximum(forecast.overdispersion[:, None], 1e-6) - 1
-    return beta_binomial(generator.beta(rates * size, (1 - rates) * size), np.asarray(trials), 0.0, generator) / trials
+    forecast: Forecast,  # as `forecast` makes it
+    rounds: np.ndarray,  # (R,) of forecast.rounds
+    trials: np.ndarray,  # (R,) or a number: problems that will be counted
+    generator: np.random.Generator,  # source of chance
+) -> np.ndarray:  # (B, R) shares that a measurement may show
+    """Measured rates that the forecast expects, scatter and counting noise included."""
+    rates, size = (
+        np.clip(forecast.draws[:, np.asarray(rounds) - 1], 1e-6, 1 - 1e-6),
+        1 / np.maximum(forecast.overdispersion[:, None], 1e-6) - 1,
+    )
+    return (
+        beta_binomial(generator.beta(rates * size, (1 - rates) * size), np.asarray(trials), 0.0, generator)
+        / trials
+    )
 
 # %% ../../nbs/law/03_forecasters.ipynb #4b748aa6
 def predicted_accuracy(
-    forecast: Forecast, # as `forecast` makes it
-    level: float = LEVEL, # probability inside the band
-    generator: np.random.Generator = None, # source of chance; None: default_rng(0)
-) -> pd.DataFrame: # round, accuracy, low, high, seen
-    "The accuracy to be measured at every round: median and band of the prediction; `seen` marks rounds used in the fit."
-    drawn = predicted_rates(forecast, forecast.rounds, forecast.trials, np.random.default_rng(0) if generator is None else generator)
+    forecast: Forecast,  # as `forecast` makes it
+    level: float = LEVEL,  # probability inside the band
+    generator: np.random.Generator = None,  # source of chance; None: default_rng(0)
+) -> pd.DataFrame:  # round, accuracy, low, high, seen
+    """The accuracy to be measured at every round: median and band of the prediction; `seen` marks rounds used in the fit."""
+    drawn = predicted_rates(
+        forecast,
+        forecast.rounds,
+        forecast.trials,
+        np.random.default_rng(0) if generator is None else generator,
+    )
     low, middle, high = np.quantile(drawn, [(1 - level) / 2, 0.5, (1 + level) / 2], axis=0)
-    return pd.DataFrame(dict(round=forecast.rounds, accuracy=middle, low=low, high=high, seen=forecast.rounds <= forecast.until_round))
+    return pd.DataFrame(
+        dict(
+            round=forecast.rounds,
+            accuracy=middle,
+            low=low,
+            high=high,
+            seen=forecast.rounds <= forecast.until_round,
+        )
+    )

@@ -24,11 +24,12 @@ from ..record.table import RUN, results_folder, trajectory
 
 # %% ../../nbs/law/02_horizon.ipynb #a2087a53
 def margins(
-    table: pd.DataFrame, # measurement table with accuracies at several lengths
-) -> pd.DataFrame: # run columns, round, length, horizon, deviation, margin, flag, speed (of the step to the next round), successes, trials
+    table: pd.DataFrame,  # measurement table with accuracies at several lengths
+) -> pd.DataFrame:  # run columns, round, length, horizon, deviation, margin, flag, speed (of the step to the next round), successes, trials
     """Margin and speed of every round, with the counts at the newest length.
 
-    Raises: TableError as `trajectory` does."""
+    Raises: TableError as `trajectory` does.
+    """
     found = horizons(table).merge(trajectory(table), on=[*RUN, "round", "length"])
     following = found.groupby(RUN)[["horizon", "length"]].shift(-1)
     steps = (following["length"] - found["length"]).where(following["length"] > found["length"])
@@ -36,45 +37,58 @@ def margins(
 
 # %% ../../nbs/law/02_horizon.ipynb #48f2f2d9
 PARAMETERS = {"c": "lengths per round", "b": "per round"}  # cruising speed; drag
-_DEAD, _SLOWEST, _FASTEST = -0.5, -1.0, 1.6  # margin below which nothing is learned from a run; speeds beyond these are cut
+_DEAD, _SLOWEST, _FASTEST = (
+    -0.5,
+    -1.0,
+    1.6,
+)  # margin below which nothing is learned from a run; speeds beyond these are cut
+
 
 def design(
-    margin: np.ndarray, # any shape
-) -> np.ndarray: # (..., 2), the expected speed is its product with (c, b)
-    "What c and b are multiplied with."
+    margin: np.ndarray,  # any shape
+) -> np.ndarray:  # (..., 2), the expected speed is its product with (c, b)
+    """What c and b are multiplied with."""
     missing = np.minimum(np.maximum(margin, _DEAD) - 1, 0)
     return np.stack([np.ones_like(missing), missing], -1)
 
 # %% ../../nbs/law/02_horizon.ipynb #fde00815
-KINDS = {"none": "unvoted", "length_filter": "unvoted", "mv": "voted", "mv_length": "voted", "oracle": "oracle"}  # keep rule -> kind
+KINDS = {
+    "none": "unvoted",
+    "length_filter": "unvoted",
+    "mv": "voted",
+    "mv_length": "voted",
+    "oracle": "oracle",
+}  # keep rule -> kind
 ANY = "any"  # a task or kind that no run was measured of
 
 # %% ../../nbs/law/02_horizon.ipynb #154ba66a
 @dataclass(frozen=True)
 class Prior:
-    "What is known of a run before its first round: Gaussian (c, b) and the scatter of its rounds."
-    mean: tuple # (2,) of (c, b)
-    covariance: tuple # (2, 2) of (c, b)
-    noise: float # standard deviation of a single measured speed, lengths per round
-    deviation: float = 0.0 # standard error of a measured horizon, lengths
+    """What is known of a run before its first round: Gaussian (c, b) and the scatter of its rounds."""
+
+    mean: tuple  # (2,) of (c, b)
+    covariance: tuple  # (2, 2) of (c, b)
+    noise: float  # standard deviation of a single measured speed, lengths per round
+    deviation: float = 0.0  # standard error of a measured horizon, lengths
 
     @property
     def scatter(self) -> float:
-        "Standard deviation of a true speed: measured, less the error of the two horizons that it is read from."
+        """Standard deviation of a true speed: measured, less the error of the two horizons that it is read from."""
         return float(np.sqrt(max(self.noise**2 - 2 * self.deviation**2, (self.noise / 2) ** 2)))
 
 # %% ../../nbs/law/02_horizon.ipynb #03b794f4
 def _usable(run):
-    "Margins before and speeds of the steps that a run teaches from."
+    """Margins before and speeds of the steps that a run teaches from."""
     use = run["speed"].notna() & (run["margin"] > _DEAD)
     return run.loc[use, "margin"].to_numpy(), run.loc[use, "speed"].clip(_SLOWEST, _FASTEST).to_numpy()
 
+
 def posterior(
-    prior: Prior, # before the run
-    margin: np.ndarray, # (n,) margins at which steps began
-    speed: np.ndarray, # (n,) speeds of those steps
-) -> Prior: # after it
-    "What is known of a run after some of its rounds. Bayesian linear regression with known noise."
+    prior: Prior,  # before the run
+    margin: np.ndarray,  # (n,) margins at which steps began
+    speed: np.ndarray,  # (n,) speeds of those steps
+) -> Prior:  # after it
+    """What is known of a run after some of its rounds. Bayesian linear regression with known noise."""
     X, precision = design(np.asarray(margin, float)), np.linalg.inv(prior.covariance)
     covariance = np.linalg.inv(precision + X.T @ X / prior.noise**2)
     mean = covariance @ (precision @ prior.mean + X.T @ np.asarray(speed, float) / prior.noise**2)
@@ -82,10 +96,13 @@ def posterior(
 
 # %% ../../nbs/law/02_horizon.ipynb #4ea89d43
 _GUESS = np.log([0.22, 0.22, 0.22, 0.22, 0.2])  # spreads of c and b over tasks, over runs; of a round
-_FIRM = np.array([0.7, 0.7, 0.7, 0.7, 0.5])  # how firm those guesses are: standard deviations of their logarithms
+_FIRM = np.array(
+    [0.7, 0.7, 0.7, 0.7, 0.5]
+)  # how firm those guesses are: standard deviations of their logarithms
+
 
 def _by_group(steps, mean, run_spread, noise):
-    "Log-likelihood of all runs about `mean`, and per group the precision and score of its own deviation."
+    """Log-likelihood of all runs about `mean`, and per group the precision and score of its own deviation."""
     found, value = {}, 0.0
     for group, X, y in steps:
         factor = np.linalg.cholesky(X @ np.diag(run_spread**2) @ X.T + noise**2 * np.eye(len(y)))
@@ -95,8 +112,9 @@ def _by_group(steps, mean, run_spread, noise):
         found[group] = (precision + A.T @ A, score + A.T @ e)
     return value, found
 
+
 def _negative_marginal(work, steps):
-    "Minus the log of the marginal likelihood times the guesses, at (mean, log spreads)."
+    """Minus the log of the marginal likelihood times the guesses, at (mean, log spreads)."""
     mean, spread = work[:2], np.exp(work[2:])
     value, found = _by_group(steps, mean, spread[2:4], spread[4])
     task = np.diag(spread[:2] ** 2)
@@ -107,38 +125,49 @@ def _negative_marginal(work, steps):
 
 # %% ../../nbs/law/02_horizon.ipynb #6e170f7d
 def fit_priors(
-    runs: list, # of (group, margins (n,), speeds (n,)), one per run
-    deviation: float = 0.0, # standard error of a horizon, lengths
-) -> dict: # group -> Prior of a new run of that group; ANY -> of a group not seen
+    runs: list,  # of (group, margins (n,), speeds (n,)), one per run
+    deviation: float = 0.0,  # standard error of a horizon, lengths
+) -> dict:  # group -> Prior of a new run of that group; ANY -> of a group not seen
     """Priors of a new run, learned from runs in groups.
 
-    Raises: LawError for fewer than three runs, or when the search fails."""
+    Raises: LawError for fewer than three runs, or when the search fails.
+    """
     steps = [(group, design(m), v) for group, m, v in runs if len(v)]
-    if len(steps) < 3: raise LawError(f"{len(steps)} runs with a margin and a speed; a prior needs three at least")
+    if len(steps) < 3:
+        raise LawError(f"{len(steps)} runs with a margin and a speed; a prior needs three at least")
     found = minimize(_negative_marginal, np.r_[0.5, 0.3, _GUESS], args=(steps,), method="L-BFGS-B")
-    if not found.success: raise LawError(f"no prior could be fitted to {len(steps)} runs: {found.message}")
+    if not found.success:
+        raise LawError(f"no prior could be fitted to {len(steps)} runs: {found.message}")
     mean, spread = found.x[:2], np.exp(found.x[2:])
     task, run, priors = np.diag(spread[:2] ** 2), np.diag(spread[2:4] ** 2), {}
     for group, (precision, score) in _by_group(steps, mean, spread[2:4], spread[4])[1].items():
         known = np.linalg.inv(np.linalg.inv(task) + precision)
         priors[group] = (mean + known @ score, known + run)
     priors[ANY] = (mean, task + run)
-    return {group: Prior(tuple(m), tuple(map(tuple, C)), float(spread[4]), deviation) for group, (m, C) in priors.items()}
+    return {
+        group: Prior(tuple(m), tuple(map(tuple, C)), float(spread[4]), deviation)
+        for group, (m, C) in priors.items()
+    }
 
 # %% ../../nbs/law/02_horizon.ipynb #a6ac9a49
 def simulate_margins(
-    margin: np.ndarray, # to begin with, a number or (B,)
-    parameters: np.ndarray, # (B, 2) of (c, b)
-    scatter: float, # standard deviation of a true speed
-    rounds: int, # how many
-    generator: np.random.Generator, # source of chance
-) -> np.ndarray: # (B, rounds)
-    "Margins after each of the next rounds."
+    margin: np.ndarray,  # to begin with, a number or (B,)
+    parameters: np.ndarray,  # (B, 2) of (c, b)
+    scatter: float,  # standard deviation of a true speed
+    rounds: int,  # how many
+    generator: np.random.Generator,  # source of chance
+) -> np.ndarray:  # (B, rounds)
+    """Margins after each of the next rounds."""
     return _walked(margin, parameters, generator.normal(scale=scatter, size=(rounds, len(parameters))))
 
+
 def _walked(margin, parameters, chances):
-    "Margins (B, rounds) after each round, from what chance adds to its speed (rounds, B); the law of `design` without its array."
-    margin, (c, b), path = np.broadcast_to(np.asarray(margin, float), len(parameters)), np.asarray(parameters).T, np.empty(chances.shape)
+    """Margins (B, rounds) after each round, from what chance adds to its speed (rounds, B); the law of `design` without its array."""
+    margin, (c, b), path = (
+        np.broadcast_to(np.asarray(margin, float), len(parameters)),
+        np.asarray(parameters).T,
+        np.empty(chances.shape),
+    )
     for i, chance in enumerate(chances):
         speed = c + np.minimum(np.maximum(margin, _DEAD) - 1, 0) * b + chance
         margin = path[i] = margin - 1 + np.minimum(np.maximum(speed, _SLOWEST), _FASTEST)
@@ -147,174 +176,239 @@ def _walked(margin, parameters, chances):
 # %% ../../nbs/law/02_horizon.ipynb #c0f03b7c
 KNOTS = (-4.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0)  # margins, lengths
 
+
 @dataclass(frozen=True)
 class Link:
-    "Accuracy at the newest length as a function of the margin."
-    log_odds: tuple # at KNOTS, rising
-    overdispersion: float # intra-class correlation of counts around it
-    own_overdispersion: float # the same around a run's own curve
+    """Accuracy at the newest length as a function of the margin."""
+
+    log_odds: tuple  # at KNOTS, rising
+    overdispersion: float  # intra-class correlation of counts around it
+    own_overdispersion: float  # the same around a run's own curve
 
     def accuracy(
         self,
-        margin: np.ndarray, # any shape, lengths
-        steepness: float = 1.0, # of a run's own curve
-    ) -> np.ndarray: # same shape
-        "Accuracy expected at a margin; constant beyond the outermost knots."
+        margin: np.ndarray,  # any shape, lengths
+        steepness: float = 1.0,  # of a run's own curve
+    ) -> np.ndarray:  # same shape
+        """Accuracy expected at a margin; constant beyond the outermost knots."""
         return expit(steepness * np.interp(margin, KNOTS, self.log_odds))
 
     def steepness(
         self,
-        margin: np.ndarray, # (...) lengths, after rounds of training
-        successes: np.ndarray, # (...) counts at the newest length
-        trials: np.ndarray, # (...) counts
-    ) -> np.ndarray: # (...) factor on the log-odds
-        "How much steeper than its kind a run's own curve is; one at a margin of zero, where nothing can be seen."
-        usual, found = np.interp(margin, KNOTS, self.log_odds), logit((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1))
+        margin: np.ndarray,  # (...) lengths, after rounds of training
+        successes: np.ndarray,  # (...) counts at the newest length
+        trials: np.ndarray,  # (...) counts
+    ) -> np.ndarray:  # (...) factor on the log-odds
+        """How much steeper than its kind a run's own curve is; one at a margin of zero, where nothing can be seen."""
+        usual, found = (
+            np.interp(margin, KNOTS, self.log_odds),
+            logit((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1)),
+        )
         return 1 + (found - usual) * usual / (usual**2 + 1)
 
 # %% ../../nbs/law/02_horizon.ipynb #1a4df7f0
 def _scatter(rate, successes, trials, use):
-    "Beta-binomial correlation of counts about rates, by maximum likelihood."
+    """Beta-binomial correlation of counts about rates, by maximum likelihood."""
     rate, s, n = np.clip(rate, 1e-6, 1 - 1e-6)[use], successes[use], trials[use]
     minus = lambda x: -betabinom.logpmf(s, n, rate * (np.exp(-x) - 1), (1 - rate) * (np.exp(-x) - 1)).sum()
     return float(np.exp(minimize_scalar(minus, bounds=(-9, -1), method="bounded").x))
 
+
 def fit_link(
-    margin: np.ndarray, # (P,) lengths
-    successes: np.ndarray, # (P,) counts at the newest length
-    trials: np.ndarray, # (P,) counts
-    before: np.ndarray = None, # (P,) place of the same run's round before, -1 where there is none; None: nowhere
-) -> Link: # through zero
-    "Log-odds at the knots by least squares with a weak pull towards a straight line, then the scatter by maximum likelihood, of rounds alive."
+    margin: np.ndarray,  # (P,) lengths
+    successes: np.ndarray,  # (P,) counts at the newest length
+    trials: np.ndarray,  # (P,) counts
+    before: np.ndarray = None,  # (P,) place of the same run's round before, -1 where there is none; None: nowhere
+) -> Link:  # through zero
+    """Log-odds at the knots by least squares with a weak pull towards a straight line, then the scatter by maximum likelihood, of rounds alive."""
     knots = np.array(KNOTS)
     hats = np.stack([np.interp(margin, knots, unit) for unit in np.eye(len(knots))], -1)
     observed = logit((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1))
     pull, free = 0.3 * np.eye(len(knots)), knots != 0
-    solved = np.linalg.solve((hats.T @ hats + pull)[np.ix_(free, free)], (hats.T @ observed + pull @ (1.5 * knots))[free])
-    values = np.zeros(len(knots)); values[free] = solved
+    solved = np.linalg.solve(
+        (hats.T @ hats + pull)[np.ix_(free, free)], (hats.T @ observed + pull @ (1.5 * knots))[free]
+    )
+    values = np.zeros(len(knots))
+    values[free] = solved
     values = np.where(knots < 0, np.minimum.accumulate(values[::-1])[::-1], np.maximum.accumulate(values))
     link, margin, s, n = Link(tuple(values), 0.0, 0.0), *map(np.asarray, (margin, successes, trials))
     usual = _scatter(link.accuracy(margin), s, n, margin > 2 * _DEAD)
-    if before is None or not (before >= 0).any(): return replace(link, overdispersion=usual, own_overdispersion=usual)
+    if before is None or not (before >= 0).any():
+        return replace(link, overdispersion=usual, own_overdispersion=usual)
     own = link.accuracy(margin, link.steepness(margin, s, n)[before])
-    return replace(link, overdispersion=usual, own_overdispersion=_scatter(own, s, n, (margin > 2 * _DEAD) & (before >= 0)))
+    return replace(
+        link,
+        overdispersion=usual,
+        own_overdispersion=_scatter(own, s, n, (margin > 2 * _DEAD) & (before >= 0)),
+    )
 
 # %% ../../nbs/law/02_horizon.ipynb #62748827
 @dataclass(frozen=True)
 class Population:
-    "What runs measured before say about a new one."
-    priors: dict # kind -> task -> Prior; both have an entry ANY
-    links: dict # kind -> Link
-    runs: int # how many runs it was learned from
+    """What runs measured before say about a new one."""
+
+    priors: dict  # kind -> task -> Prior; both have an entry ANY
+    links: dict  # kind -> Link
+    runs: int  # how many runs it was learned from
 
     def prior(
         self,
-        task: str, # of the run
-        arm: str, # its keep rule
-    ) -> tuple: # Prior, Link
-        "What is known of a run of this task and keep rule before its first round."
+        task: str,  # of the run
+        arm: str,  # its keep rule
+    ) -> tuple:  # Prior, Link
+        """What is known of a run of this task and keep rule before its first round."""
         kind = KINDS.get(arm, ANY)
         kind = kind if kind in self.priors else ANY
         return self.priors[kind].get(task, self.priors[kind][ANY]), self.links[kind]
 
 # %% ../../nbs/law/02_horizon.ipynb #1a2debee
 def _link_of(part):
-    "The link of one kind, from its rounds after training."
+    """The link of one kind, from its rounds after training."""
     part = part[part["round"] >= 1].sort_values([*RUN, "round"]).reset_index(drop=True)
     follows = part.groupby(RUN)["round"].diff().eq(1)
-    return fit_link(*[part[c].to_numpy() for c in ("margin", "successes", "trials")], np.where(follows, part.index - 1, -1))
+    return fit_link(
+        *[part[c].to_numpy() for c in ("margin", "successes", "trials")],
+        np.where(follows, part.index - 1, -1),
+    )
+
 
 def fit_population(
-    margins: pd.DataFrame, # of all runs to learn from
-) -> Population: # of these runs
+    margins: pd.DataFrame,  # of all runs to learn from
+) -> Population:  # of these runs
     """Learn priors and links from measured runs; kinds with fewer than three runs are left to ANY.
 
-    Raises: LawError when there are fewer than three runs in all."""
+    Raises: LawError when there are fewer than three runs in all.
+    """
     after = margins.assign(kind=margins["arm"].map(KINDS).fillna(ANY))
-    groups = {kind: part for kind, part in after.groupby("kind") if kind != ANY and part.groupby(RUN).ngroups >= 3}
+    groups = {
+        kind: part for kind, part in after.groupby("kind") if kind != ANY and part.groupby(RUN).ngroups >= 3
+    }
     steps = lambda part, name: [(name(run.iloc[0]), *_usable(run)) for _, run in part.groupby(RUN)]
     deviation = lambda part: float(part.loc[part["margin"] > _DEAD, "deviation"].median())
-    priors = {kind: fit_priors(steps(part, lambda row: row["task"]), deviation(part)) for kind, part in groups.items()}
-    priors[ANY] = {ANY: fit_priors(steps(after, lambda row: f"{row['kind']} {row['task']}"), deviation(after))[ANY]}
-    return Population(priors, {kind: _link_of(part) for kind, part in {**groups, ANY: after}.items()}, after.groupby(RUN).ngroups)
+    priors = {
+        kind: fit_priors(steps(part, lambda row: row["task"]), deviation(part))
+        for kind, part in groups.items()
+    }
+    priors[ANY] = {
+        ANY: fit_priors(steps(after, lambda row: f"{row['kind']} {row['task']}"), deviation(after))[ANY]
+    }
+    return Population(
+        priors,
+        {kind: _link_of(part) for kind, part in {**groups, ANY: after}.items()},
+        after.groupby(RUN).ngroups,
+    )
 
 # %% ../../nbs/law/02_horizon.ipynb #81bd52ce
 _DIGITS = 4  # significant digits in the file
 
+
 def _rounded(value):
-    "A nested structure with every float at a few significant digits."
-    if isinstance(value, dict): return {k: _rounded(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)): return [_rounded(v) for v in value]
+    """A nested structure with every float at a few significant digits."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(v) for v in value]
     return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
 
+
 def save_population(
-    population: Population, # to keep
-    path: str, # a JSON file
-) -> Path: # that file
-    "Write a population as JSON, rounded to four digits."
+    population: Population,  # to keep
+    path: str,  # a JSON file
+) -> Path:  # that file
+    """Write a population as JSON, rounded to four digits."""
     path = Path(path)
     path.write_text(json.dumps(_rounded(asdict(population)), indent=1) + "\n")
     return path
 
+
 def _checked(population):
-    "The population; ValueError where one of its numbers is impossible."
+    """The population; ValueError where one of its numbers is impossible."""
     for kind, tasks in {ANY: population.priors[ANY], **population.priors}.items():
         link = population.links[kind]
         for prior in (tasks[ANY], *tasks.values()):
             numbers = np.r_[prior.mean, np.ravel(prior.covariance), prior.noise, prior.deviation]
-            if (np.shape(prior.mean), np.shape(prior.covariance)) != ((2,), (2, 2)) or not np.isfinite(numbers).all() or prior.noise <= 0 \
-                    or prior.deviation < 0 or np.linalg.eigvalsh(prior.covariance).min() <= 0: raise ValueError(f"impossible prior of kind {kind}")
-        if len(link.log_odds) != len(KNOTS) or not np.isfinite(link.log_odds).all() or (np.diff(link.log_odds) < 0).any() \
-                or not (0 < link.overdispersion < 1 and 0 < link.own_overdispersion < 1): raise ValueError(f"impossible link of kind {kind}")
+            if (
+                (np.shape(prior.mean), np.shape(prior.covariance)) != ((2,), (2, 2))
+                or not np.isfinite(numbers).all()
+                or prior.noise <= 0
+                or prior.deviation < 0
+                or np.linalg.eigvalsh(prior.covariance).min() <= 0
+            ):
+                raise ValueError(f"impossible prior of kind {kind}")
+        if (
+            len(link.log_odds) != len(KNOTS)
+            or not np.isfinite(link.log_odds).all()
+            or (np.diff(link.log_odds) < 0).any()
+            or not (0 < link.overdispersion < 1 and 0 < link.own_overdispersion < 1)
+        ):
+            raise ValueError(f"impossible link of kind {kind}")
     return population
 
+
 def load_population(
-    path: str = None, # a JSON file; None: the one that comes with si_nb
-) -> Population: # as it was saved
+    path: str = None,  # a JSON file; None: the one that comes with si_nb
+) -> Population:  # as it was saved
     """Read a population.
 
-    Raises: LawError, one line, for a file that is missing or none."""
+    Raises: LawError, one line, for a file that is missing or none.
+    """
     path = Path(path) if path else results_folder() / "population.json"
     try:
         found = json.loads(path.read_text())
-        nested = lambda p: Prior(tuple(p["mean"]), tuple(map(tuple, p["covariance"])), float(p["noise"]), float(p["deviation"]))
-        priors = {kind: {task: nested(p) for task, p in tasks.items()} for kind, tasks in found["priors"].items()}
-        links = {kind: Link(tuple(link["log_odds"]), float(link["overdispersion"]), float(link["own_overdispersion"])) for kind, link in found["links"].items()}
+        nested = lambda p: Prior(
+            tuple(p["mean"]), tuple(map(tuple, p["covariance"])), float(p["noise"]), float(p["deviation"])
+        )
+        priors = {
+            kind: {task: nested(p) for task, p in tasks.items()} for kind, tasks in found["priors"].items()
+        }
+        links = {
+            kind: Link(
+                tuple(link["log_odds"]), float(link["overdispersion"]), float(link["own_overdispersion"])
+            )
+            for kind, link in found["links"].items()
+        }
         return _checked(Population(priors, links, int(found["runs"])))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LawError(f"{path}: no population of runs ({type(error).__name__}: {error}); make one with fit_population and save_population") from None
+        raise LawError(
+            f"{path}: no population of runs ({type(error).__name__}: {error}); make one with fit_population and save_population"
+        ) from None
 
 # %% ../../nbs/law/02_horizon.ipynb #e667c7c4
 @dataclass(frozen=True)
 class Course:
-    "What the horizon law says of one run: its parameters, and possible courses of the rounds to come."
-    known: Prior # of (c, b) after the rounds seen
-    margin: float # after the last round seen
-    accuracy: np.ndarray # (B, rounds) at the newest length of the rounds to come
-    overdispersion: float # scatter of counts around them
+    """What the horizon law says of one run: its parameters, and possible courses of the rounds to come."""
+
+    known: Prior  # of (c, b) after the rounds seen
+    margin: float  # after the last round seen
+    accuracy: np.ndarray  # (B, rounds) at the newest length of the rounds to come
+    overdispersion: float  # scatter of counts around them
 
 # %% ../../nbs/law/02_horizon.ipynb #6ecb014b
 def _drawn(seen, population, rounds, draws, generator):
-    "What is known of a run and its link; margins to begin with (B,), parameters (B, 2) and chances (rounds, B) of its possible courses."
+    """What is known of a run and its link; margins to begin with (B,), parameters (B, 2) and chances (rounds, B) of its possible courses."""
     last = seen.iloc[-1]
     if not np.isfinite(last["margin"]):
-        raise LawError(f"round {last['round']}: accuracy falls through one half at no measured length; measure longer ones")
+        raise LawError(
+            f"round {last['round']}: accuracy falls through one half at no measured length; measure longer ones"
+        )
     prior, link = population.prior(last["task"], last["arm"])
     known = posterior(prior, *_usable(seen.iloc[:-1]))
     parameters = generator.multivariate_normal(known.mean, known.covariance, size=draws)
     begin = last["margin"] + known.deviation * generator.standard_normal(draws)
     return known, link, begin, parameters, generator.normal(scale=known.scatter, size=(rounds, draws))
 
+
 def courses(
-    runs: list, # margins of each run, rounds 0 to the last one seen
-    population: Population, # of runs measured before
-    rounds: int, # how many more
-    draws: int, # how many possible courses of each run
-    generator: np.random.Generator, # source of chance
-) -> list: # of Course, one per run
+    runs: list,  # margins of each run, rounds 0 to the last one seen
+    population: Population,  # of runs measured before
+    rounds: int,  # how many more
+    draws: int,  # how many possible courses of each run
+    generator: np.random.Generator,  # source of chance
+) -> list:  # of Course, one per run
     """Possible courses of some runs after the rounds seen, walked together.
 
-    Raises: LawError, one line, when the margin of a run's last round is not known."""
+    Raises: LawError, one line, when the margin of a run's last round is not known.
+    """
     drawn = [_drawn(seen, population, rounds, draws, generator) for seen in runs]
     together = [np.concatenate(parts, axis) for parts, axis in zip(zip(*[d[2:] for d in drawn]), (0, 0, 1))]
     paths, found = np.split(_walked(*together), len(runs)), []
@@ -325,23 +419,25 @@ def courses(
         found.append(Course(known, float(last["margin"]), link.accuracy(path, steepness), scatter))
     return found
 
+
 def course(
-    seen: pd.DataFrame, # margins of one run, rounds 0 to the last one seen
-    population: Population, # of runs measured before
-    rounds: int, # how many more
-    draws: int, # how many possible courses
-    generator: np.random.Generator, # source of chance
-) -> Course: # of the rounds to come
+    seen: pd.DataFrame,  # margins of one run, rounds 0 to the last one seen
+    population: Population,  # of runs measured before
+    rounds: int,  # how many more
+    draws: int,  # how many possible courses
+    generator: np.random.Generator,  # source of chance
+) -> Course:  # of the rounds to come
     """Possible courses of a run after the rounds seen.
 
-    Raises: LawError, one line, when the margin of the last round is not known."""
+    Raises: LawError, one line, when the margin of the last round is not known.
+    """
     return courses([seen], population, rounds, draws, generator)[0]
 
 # %% ../../nbs/law/02_horizon.ipynb #db493c4a
 def rounds_left(
-    margin: float, # lengths, after the last round
-    parameters: tuple, # (c, b)
-) -> float: # whole rounds until the margin is below zero; inf: never
-    "How many more rounds the law gives a run, without scatter."
+    margin: float,  # lengths, after the last round
+    parameters: tuple,  # (c, b)
+) -> float:  # whole rounds until the margin is below zero; inf: never
+    """How many more rounds the law gives a run, without scatter."""
     path = simulate_margins(margin, np.atleast_2d(parameters), 0.0, int(FOREVER), np.random.default_rng(0))[0]
     return float(np.argmax(path < 0) + 1) if (path < 0).any() else np.inf

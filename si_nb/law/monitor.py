@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from .forecasters import LEVEL, Forecast, check_choice, check_threshold, collapse_round, forecast
+from .report import reproduction_number
 from .round_curves import LawError
 from ..record.table import RUN, TableError, check_table, is_number, printable, trajectory
-from .report import reproduction_number
 
 # %% ../../nbs/law/07_monitor.ipynb #a76271ab
 def _check(within, threshold, law):
-    "Refuse what could never work before the first round."
+    """Refuse what could never work before the first round."""
     if not is_number(within, Integral) or within < 1:
         raise LawError(f"a collapse within {printable(repr(within))} rounds; give a whole number, 1 or more")
     check_threshold(threshold)
@@ -27,9 +27,10 @@ def _check(within, threshold, law):
 
 
 def _one_run(rows):
-    "Rows of a table, checked; TableError where they are not of one run and arm."
+    """Rows of a table, checked; TableError where they are not of one run and arm."""
     table = check_table(rows, "rows")
-    if table.groupby(RUN).ngroups > 1: raise TableError("rows of several runs or arms; give each a monitor of its own")
+    if table.groupby(RUN).ngroups > 1:
+        raise TableError("rows of several runs or arms; give each a monitor of its own")
     return table
 
 # %% ../../nbs/law/07_monitor.ipynb #6283bc0d
@@ -37,98 +38,117 @@ RESAMPLES = 500  # possible courses behind a forecast
 
 
 def _is_silent(table):
-    "Whether there is nothing but a base model whose newest length is not known."
+    """Whether there is nothing but a base model whose newest length is not known."""
     return table["round"].max() < 1 and not table["quantity"].eq("accuracy_select").any()
 
 
 def forecast_so_far(
-    table: pd.DataFrame, # measurement table of one run and arm, up to now
-    threshold: float = 0.5, # accuracy below which a run has collapsed, in (0, 1]
-    law: str = "best", # best, average, or the name of a forecaster
-) -> Forecast: # None when the counts carry no law
+    table: pd.DataFrame,  # measurement table of one run and arm, up to now
+    threshold: float = 0.5,  # accuracy below which a run has collapsed, in (0, 1]
+    law: str = "best",  # best, average, or the name of a forecaster
+) -> Forecast:  # None when the counts carry no law
     """What the rounds so far say about the later ones; the same counts always say the same.
 
-    Raises: TableError when a round lacks its accuracy, and for what is no table of one run; LawError for a setting that cannot work."""
+    Raises: TableError when a round lacks its accuracy, and for what is no table of one run; LawError for a setting that cannot work.
+    """
     check_threshold(threshold)
     check_choice(law)
     table = _one_run(table)
-    if _is_silent(table): return None
+    if _is_silent(table):
+        return None
     series, newest = trajectory(table), int(table["round"].max())
-    for choice in ("horizon", "best") if law == "best" else (law,):  # the best is the horizon law where it can speak; the curves take longer
+    for choice in (
+        ("horizon", "best") if law == "best" else (law,)
+    ):  # the best is the horizon law where it can speak; the curves take longer
         generator = np.random.default_rng([abs(int(table["seed"].iloc[0])), newest])
-        try: return forecast(series, newest, threshold, choice, RESAMPLES, generator, table)
-        except LawError: continue
+        try:
+            return forecast(series, newest, threshold, choice, RESAMPLES, generator, table)
+        except LawError:
+            continue
     return None
 
 # %% ../../nbs/law/07_monitor.ipynb #ac3e6b74
 def reason_to_stop(
-    table: pd.DataFrame, # measurement table of one run and arm, up to now
-    within: int, # stop when the collapse is forecast at most so many rounds after the newest one
-    threshold: float = 0.5, # accuracy below which a run has collapsed
-    law: str = "best", # best, average, or the name of a forecaster
-) -> str: # one line; None: go on
+    table: pd.DataFrame,  # measurement table of one run and arm, up to now
+    within: int,  # stop when the collapse is forecast at most so many rounds after the newest one
+    threshold: float = 0.5,  # accuracy below which a run has collapsed
+    law: str = "best",  # best, average, or the name of a forecaster
+) -> str:  # one line; None: go on
     """Why a run should stop: it has collapsed, or its collapse is forecast within the given number of rounds.
 
-    Raises: TableError and LawError as `forecast_so_far` does."""
+    Raises: TableError and LawError as `forecast_so_far` does.
+    """
     _check(within, threshold, law)
     table = _one_run(table)
-    measured = [] if _is_silent(table) else collapse_round(trajectory(table), threshold)["collapse_round"].dropna()
-    if len(measured): return f"collapsed below {threshold:g} at round {measured.iloc[0]}"
+    measured = (
+        [] if _is_silent(table) else collapse_round(trajectory(table), threshold)["collapse_round"].dropna()
+    )
+    if len(measured):
+        return f"collapsed below {threshold:g} at round {measured.iloc[0]}"
     found = forecast_so_far(table, threshold, law)
-    if found is None or found.collapse_round is None or found.collapse_round - found.until_round > within: return None
+    if found is None or found.collapse_round is None or found.collapse_round - found.until_round > within:
+        return None
     high = "never" if found.high is None else found.high
     return f"collapse below {threshold:g} forecast at round {found.collapse_round} ({LEVEL:.0%} interval {found.low} to {high}) by {found.law}"
 
 # %% ../../nbs/law/07_monitor.ipynb #66706e1d
 class SustainabilityMonitor:
-    "Watches the counts of one run of one arm, and says when its collapse is near."
+    """Watches the counts of one run of one arm, and says when its collapse is near."""
+
     def __init__(
         self,
-        within: int = 2, # stop when the collapse is forecast at most so many rounds after the newest one
-        threshold: float = 0.5, # accuracy below which a run has collapsed
-        law: str = "best", # best, average, or the name of a forecaster
+        within: int = 2,  # stop when the collapse is forecast at most so many rounds after the newest one
+        threshold: float = 0.5,  # accuracy below which a run has collapsed
+        law: str = "best",  # best, average, or the name of a forecaster
     ):
-        "Nothing is known yet. Raises: LawError, one line, for a setting that cannot work."
+        """Nothing is known yet. Raises: LawError, one line, for a setting that cannot work."""
         _check(within, threshold, law)
         self.within, self.threshold, self.law, self.table = within, threshold, law, None
 
     def add(
         self,
-        rows: pd.DataFrame, # of a measurement table, or of round, successes, trials; a dict or a list of dicts will do
-    ) -> "SustainabilityMonitor": # this one
+        rows: pd.DataFrame,  # of a measurement table, or of round, successes, trials; a dict or a list of dicts will do
+    ) -> "SustainabilityMonitor":  # this one
         """Take in what was measured, a round or more at a time.
 
-        Raises: TableError, one line, for rows that are none, are there already, or belong to another run or arm."""
+        Raises: TableError, one line, for rows that are none, are there already, or belong to another run or arm.
+        """
         new = check_table(rows, "rows")
         self.table = _one_run(new if self.table is None else pd.concat([self.table, new]))
         return self
 
-    def forecast(self) -> Forecast: # None when the counts carry no law
-        "What the rounds so far say about the later ones."
+    def forecast(self) -> Forecast:  # None when the counts carry no law
+        """What the rounds so far say about the later ones."""
         return None if self.table is None else forecast_so_far(self.table, self.threshold, self.law)
 
-    def reproduction_number(self) -> dict: # value, low, high; None each when the counts cannot say
-        "How many later errors one error brings about, so far."
+    def reproduction_number(self) -> dict:  # value, low, high; None each when the counts cannot say
+        """How many later errors one error brings about, so far."""
         known = self.table is not None and not _is_silent(self.table)
         return reproduction_number(self.table) if known else dict(value=None, low=None, high=None)
 
-    def should_stop(self) -> str: # one line why; None: go on
-        "Whether the run has collapsed, or its collapse is forecast within the given number of rounds."
-        return None if self.table is None else reason_to_stop(self.table, self.within, self.threshold, self.law)
+    def should_stop(self) -> str:  # one line why; None: go on
+        """Whether the run has collapsed, or its collapse is forecast within the given number of rounds."""
+        return (
+            None if self.table is None else reason_to_stop(self.table, self.within, self.threshold, self.law)
+        )
 
 # %% ../../nbs/law/07_monitor.ipynb #f464a913
 def stop_before_collapse(
-    within: int, # stop an arm when its collapse is forecast at most so many rounds after its newest one
-    threshold: float = 0.5, # accuracy below which a run has collapsed
-    law: str = "best", # best, average, or the name of a forecaster
-) -> Callable: # measurement table -> {arm: one line why it should stop}
+    within: int,  # stop an arm when its collapse is forecast at most so many rounds after its newest one
+    threshold: float = 0.5,  # accuracy below which a run has collapsed
+    law: str = "best",  # best, average, or the name of a forecaster
+) -> Callable:  # measurement table -> {arm: one line why it should stop}
     """What `run_experiment` takes as `after_round`: a monitor for every arm.
 
-    Raises: LawError as `SustainabilityMonitor` does."""
+    Raises: LawError as `SustainabilityMonitor` does.
+    """
     _check(within, threshold, law)
 
     def after_round(table):
-        lines = {arm: reason_to_stop(rows, within, threshold, law) for arm, rows in check_table(table).groupby("arm")}
+        lines = {
+            arm: reason_to_stop(rows, within, threshold, law)
+            for arm, rows in check_table(table).groupby("arm")
+        }
         return {arm: line for arm, line in lines.items() if line}
 
     return after_round

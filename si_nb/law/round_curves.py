@@ -11,14 +11,14 @@ __all__ = ['SCALES', 'SMALLEST_HAZARD', 'LARGEST_HAZARD', 'REGIMES', 'FOREVER', 
 
 # %% ../../nbs/law/01_round_curves.ipynb #5cf85da5
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
 import pandas as pd
 from scipy.special import betaln, expit, gammaln, hyp2f1, logit
 
-from ..record.table import RUN, OneLineError, binomial_interval, printable, trajectory
+from ..record.table import RUN, OneLineError, binomial_interval, printable
 
 # %% ../../nbs/law/01_round_curves.ipynb #3d52786a
 SCALES = {  # scale -> (to the search coordinate, back)
@@ -30,38 +30,43 @@ SCALES = {  # scale -> (to the search coordinate, back)
 # %% ../../nbs/law/01_round_curves.ipynb #0d2d5030
 @dataclass(frozen=True)
 class Parameter:
-    "One parameter of a law: its unit, where it may lie, and where a search begins."
-    name: str # as in the formula
-    unit: str # per round, rounds, or a plain number
-    low: float # smallest value allowed
-    high: float # largest value allowed
-    starts: tuple # first guesses for a search
-    scale: str = "log" # the search moves on this scale, a key of SCALES
+    """One parameter of a law: its unit, where it may lie, and where a search begins."""
+
+    name: str  # as in the formula
+    unit: str  # per round, rounds, or a plain number
+    low: float  # smallest value allowed
+    high: float  # largest value allowed
+    starts: tuple  # first guesses for a search
+    scale: str = "log"  # the search moves on this scale, a key of SCALES
 
 # %% ../../nbs/law/01_round_curves.ipynb #ef402839
 SMALLEST_HAZARD, LARGEST_HAZARD = 1e-12, 700.0
 
+
 @dataclass(frozen=True)
 class Law:
-    "A formula for the cumulated hazard H(r) = -ln a_r, with its parameters."
-    name: str # key in the registry
-    formula: str # H(r), or a(r), as a reader would write it
-    parameters: tuple # of Parameter
-    hazard: Callable # (rounds, *parameters) -> H, broadcasting
-    regimes: tuple # what it can express: keys of REGIMES
-    crossing: Callable = None # (H, *parameters) -> round at which H is reached, inf for never; None: by bisection
-    last_rounds: int = None # fit only to that many last rounds; None: to all
+    """A formula for the cumulated hazard H(r) = -ln a_r, with its parameters."""
 
-    def __call__(self, rounds, parameters): # (P,) or (B, P) and (..., k) -> H, (..., P)
+    name: str  # key in the registry
+    formula: str  # H(r), or a(r), as a reader would write it
+    parameters: tuple  # of Parameter
+    hazard: Callable  # (rounds, *parameters) -> H, broadcasting
+    regimes: tuple  # what it can express: keys of REGIMES
+    crossing: Callable = (
+        None  # (H, *parameters) -> round at which H is reached, inf for never; None: by bisection
+    )
+    last_rounds: int = None  # fit only to that many last rounds; None: to all
+
+    def __call__(self, rounds, parameters):  # (P,) or (B, P) and (..., k) -> H, (..., P)
         columns = np.moveaxis(np.asarray(parameters, float), -1, 0)[..., None]
         return np.clip(self.hazard(np.asarray(rounds, float), *columns), SMALLEST_HAZARD, LARGEST_HAZARD)
 
     def accuracy(
         self,
-        rounds: np.ndarray, # (P,) or (B, P)
-        parameters: np.ndarray, # (..., k)
-    ) -> np.ndarray: # a_r, (..., P)
-        "The accuracy that the law expects."
+        rounds: np.ndarray,  # (P,) or (B, P)
+        parameters: np.ndarray,  # (..., k)
+    ) -> np.ndarray:  # a_r, (..., P)
+        """The accuracy that the law expects."""
         return np.exp(-self(rounds, parameters))
 
 # %% ../../nbs/law/01_round_curves.ipynb #eb479cdc
@@ -74,10 +79,11 @@ REGIMES = {
 }
 
 # %% ../../nbs/law/01_round_curves.ipynb #f7e6a86d
-FOREVER = 1000.0 # rounds
+FOREVER = 1000.0  # rounds
+
 
 def _bisected(law, hazard, parameters):
-    "Round at which the law reaches `hazard`, by bisection between 0 and FOREVER; inf where it does not."
+    """Round at which the law reaches `hazard`, by bisection between 0 and FOREVER; inf where it does not."""
     low, high = np.zeros(len(parameters)), np.full(len(parameters), FOREVER)
     grid = np.unique(np.r_[0.0, np.geomspace(0.1, FOREVER, 400)])
     hazard = np.broadcast_to(hazard, len(parameters))
@@ -92,68 +98,106 @@ def _bisected(law, hazard, parameters):
 
 # %% ../../nbs/law/01_round_curves.ipynb #b28bd27e
 def crossing_round(
-    law: Law, # a law
-    parameters: np.ndarray, # (k,) or (B, k) float
-    threshold: float = 0.5, # accuracy, in (0, 1); a number, or (B,) one for each
-) -> np.ndarray: # () or (B,) float, rounds; inf: never, or beyond FOREVER
-    "The real-valued round at which a law's accuracy falls to the threshold."
+    law: Law,  # a law
+    parameters: np.ndarray,  # (k,) or (B, k) float
+    threshold: float = 0.5,  # accuracy, in (0, 1); a number, or (B,) one for each
+) -> np.ndarray:  # () or (B,) float, rounds; inf: never, or beyond FOREVER
+    """The real-valued round at which a law's accuracy falls to the threshold."""
     parameters, hazard = np.asarray(parameters, float), -np.log(threshold)
-    if law.crossing is None: found = _bisected(law, hazard, np.atleast_2d(parameters)).reshape(parameters.shape[:-1])
+    if law.crossing is None:
+        found = _bisected(law, hazard, np.atleast_2d(parameters)).reshape(parameters.shape[:-1])
     else:
-        with np.errstate(all="ignore"): found = law.crossing(hazard, *np.moveaxis(parameters, -1, 0))
+        with np.errstate(all="ignore"):
+            found = law.crossing(hazard, *np.moveaxis(parameters, -1, 0))
     return np.where(found <= FOREVER, np.maximum(found, 0), np.inf)
 
 # %% ../../nbs/law/01_round_curves.ipynb #31794c97
 def first_round_below(
-    crossing: np.ndarray, # real-valued rounds, inf for never
-) -> np.ndarray: # same shape, whole numbers as float64; inf for never
-    "The first whole round, from 1 on, that lies beyond a crossing."
+    crossing: np.ndarray,  # real-valued rounds, inf for never
+) -> np.ndarray:  # same shape, whole numbers as float64; inf for never
+    """The first whole round, from 1 on, that lies beyond a crossing."""
     return np.floor(crossing) + 1
 
 # %% ../../nbs/law/01_round_curves.ipynb #8e062c92
 LAWS = {}  # name -> Law; a new law is one more entry
 LAWS["constant_hazard"] = Law(
-    "constant_hazard", "H = h r",
+    "constant_hazard",
+    "H = h r",
     (Parameter("h", "per round", 1e-9, 10, (0.001, 0.01, 0.1, 1.0)),),
-    lambda r, h: h * r, ("decay",), lambda H, h: H / h)
+    lambda r, h: h * r,
+    ("decay",),
+    lambda H, h: H / h,
+)
 
 # %% ../../nbs/law/01_round_curves.ipynb #68996881
 LAWS["weibull"] = Law(
-    "weibull", "H = (r / s)^k",
-    (Parameter("s", "rounds", 1e-2, 1e6, (2.0, 5.0, 15.0, 60.0, 1000.0)), Parameter("k", "1", 0.05, 12, (0.5, 1.0, 2.0, 4.0))),
-    lambda r, s, k: (r / s) ** k, ("decay", "runaway", "slowing"), lambda H, s, k: s * H ** (1 / k))
+    "weibull",
+    "H = (r / s)^k",
+    (
+        Parameter("s", "rounds", 1e-2, 1e6, (2.0, 5.0, 15.0, 60.0, 1000.0)),
+        Parameter("k", "1", 0.05, 12, (0.5, 1.0, 2.0, 4.0)),
+    ),
+    lambda r, s, k: (r / s) ** k,
+    ("decay", "runaway", "slowing"),
+    lambda H, s, k: s * H ** (1 / k),
+)
 
 # %% ../../nbs/law/01_round_curves.ipynb #23daa207
 def _growth(x):
-    "(exp(x) - 1) / x, smooth through 0."
+    """(exp(x) - 1) / x, smooth through 0."""
     small = np.abs(x) < 1e-6
-    return np.where(small, 1 + x / 2, np.expm1(np.clip(x, -LARGEST_HAZARD, LARGEST_HAZARD)) / np.where(small, 1, x))
+    return np.where(
+        small, 1 + x / 2, np.expm1(np.clip(x, -LARGEST_HAZARD, LARGEST_HAZARD)) / np.where(small, 1, x)
+    )
+
 
 LAWS["gompertz"] = Law(
-    "gompertz", "H = (h / c)(exp(c r) - 1)",
-    (Parameter("h", "per round", 1e-9, 10, (0.001, 0.01, 0.1, 0.5)), Parameter("c", "per round", -5, 5, (-0.5, -0.1, 0.1, 0.5, 1.0), "linear")),
-    lambda r, h, c: h * r * _growth(c * r), ("decay", "runaway", "plateau"),
-    lambda H, h, c: np.where(c * H / h > -1, np.log1p(np.maximum(c * H / h, -1)) / np.where(c == 0, 1, c), np.inf) + np.where(c == 0, H / h, 0))
+    "gompertz",
+    "H = (h / c)(exp(c r) - 1)",
+    (
+        Parameter("h", "per round", 1e-9, 10, (0.001, 0.01, 0.1, 0.5)),
+        Parameter("c", "per round", -5, 5, (-0.5, -0.1, 0.1, 0.5, 1.0), "linear"),
+    ),
+    lambda r, h, c: h * r * _growth(c * r),
+    ("decay", "runaway", "plateau"),
+    lambda H, h, c: (
+        np.where(c * H / h > -1, np.log1p(np.maximum(c * H / h, -1)) / np.where(c == 0, 1, c), np.inf)
+        + np.where(c == 0, H / h, 0)
+    ),
+)
 
 # %% ../../nbs/law/01_round_curves.ipynb #b39fd599
 def _floor_crossing(H, level, start, rate):
-    "Round at which the accuracy falls to exp(-H): never above the floor, at once when it starts below."
+    """Round at which the accuracy falls to exp(-H): never above the floor, at once when it starts below."""
     threshold = np.exp(-H)
-    return np.where(start <= threshold, 0.0, np.where(level >= threshold, np.inf, np.log((start - level) / (threshold - level)) / rate))
+    return np.where(
+        start <= threshold,
+        0.0,
+        np.where(level >= threshold, np.inf, np.log((start - level) / (threshold - level)) / rate),
+    )
+
 
 LAWS["exponential_floor"] = Law(
-    "exponential_floor", "a = A_inf + (A_0 - A_inf) exp(-b r)",
-    (Parameter("A_inf", "share", 1e-6, 1 - 1e-6, (0.05, 0.5, 0.9), "logit"), Parameter("A_0", "share", 1e-6, 1 - 1e-6, (0.9, 0.99, 0.9999), "logit"),
-     Parameter("b", "per round", 1e-4, 10, (0.03, 0.2, 1.0))),
-    lambda r, level, start, rate: -np.log(level + (start - level) * np.exp(-rate * r)), ("decay", "slowing", "plateau", "improving"), _floor_crossing)
+    "exponential_floor",
+    "a = A_inf + (A_0 - A_inf) exp(-b r)",
+    (
+        Parameter("A_inf", "share", 1e-6, 1 - 1e-6, (0.05, 0.5, 0.9), "logit"),
+        Parameter("A_0", "share", 1e-6, 1 - 1e-6, (0.9, 0.99, 0.9999), "logit"),
+        Parameter("b", "per round", 1e-4, 10, (0.03, 0.2, 1.0)),
+    ),
+    lambda r, level, start, rate: -np.log(level + (start - level) * np.exp(-rate * r)),
+    ("decay", "slowing", "plateau", "improving"),
+    _floor_crossing,
+)
 
 # %% ../../nbs/law/01_round_curves.ipynb #a34d75f2
 _KNOTS = np.geomspace(1e-9, LARGEST_HAZARD, 45)
 _WIDTH, (_NODES, _WEIGHTS) = np.log(_KNOTS[1] / _KNOTS[0]), np.polynomial.legendre.leggauss(2)
 _BETWEEN = (_KNOTS[:-1, None] * np.exp(_WIDTH / 2 * (1 + _NODES))).ravel()
 
+
 def _generalised_growth(rounds, h, c, p):
-    "H at `rounds`: the rounds at which H reaches its knots by Gauss quadrature in ln H, and Hermite's cubic between them."
+    """H at `rounds`: the rounds at which H reaches its knots by Gauss quadrature in ln H, and Hermite's cubic between them."""
     pace = lambda H: h + c * H**p
     steps = (_BETWEEN / pace(_BETWEEN)).reshape(*h.shape[:-1], -1, len(_NODES)) @ _WEIGHTS * (_WIDTH / 2)
     times = np.cumsum(np.concatenate([_KNOTS[:1] / pace(_KNOTS[:1]), steps], -1), -1)
@@ -165,90 +209,146 @@ def _generalised_growth(rounds, h, c, p):
 
 # %% ../../nbs/law/01_round_curves.ipynb #88999f8e
 LAWS["generalised_growth"] = Law(
-    "generalised_growth", "dH/dr = h + c H^p",
-    (Parameter("h", "per round", 1e-6, 10, (0.003, 0.05)), Parameter("c", "per round", 1e-6, 10, (0.05, 0.3, 1.0)),
-     Parameter("p", "1", 0.02, 1, (0.4, 0.9), "linear")),
-    _generalised_growth, ("decay", "runaway"),
-    lambda H, h, c, p: H / h * hyp2f1(1.0, 1 / p, 1 + 1 / p, -c * H**p / h))
+    "generalised_growth",
+    "dH/dr = h + c H^p",
+    (
+        Parameter("h", "per round", 1e-6, 10, (0.003, 0.05)),
+        Parameter("c", "per round", 1e-6, 10, (0.05, 0.3, 1.0)),
+        Parameter("p", "1", 0.02, 1, (0.4, 0.9), "linear"),
+    ),
+    _generalised_growth,
+    ("decay", "runaway"),
+    lambda H, h, c, p: H / h * hyp2f1(1.0, 1 / p, 1 + 1 / p, -c * H**p / h),
+)
 
 # %% ../../nbs/law/01_round_curves.ipynb #40d193ad
 def _bass(rounds, p, q):
-    "-ln(1 - F), with 1 - F = E (1 + q/p) / (1 + (q/p) E) written so that small F keep their digits."
+    """-ln(1 - F), with 1 - F = E (1 + q/p) / (1 + (q/p) E) written so that small F keep their digits."""
     E = np.exp(-(p + q) * rounds)
     return (p + q) * rounds - np.log1p(q / p) + np.log1p(q / p * E)
 
+
 LAWS["bass"] = Law(
-    "bass", "1 - a = (1 - E) / (1 + (q / p) E), E = exp(-(p + q) r)",
-    (Parameter("p", "per round", 1e-9, 10, (0.001, 0.01, 0.1)), Parameter("q", "per round", 1e-9, 10, (0.01, 0.3, 1.0, 2.0))),
-    _bass, ("decay", "runaway"), lambda H, p, q: (H + np.log1p((1 - np.exp(-H)) * q / p)) / (p + q))
+    "bass",
+    "1 - a = (1 - E) / (1 + (q / p) E), E = exp(-(p + q) r)",
+    (
+        Parameter("p", "per round", 1e-9, 10, (0.001, 0.01, 0.1)),
+        Parameter("q", "per round", 1e-9, 10, (0.01, 0.3, 1.0, 2.0)),
+    ),
+    _bass,
+    ("decay", "runaway"),
+    lambda H, p, q: (H + np.log1p((1 - np.exp(-H)) * q / p)) / (p + q),
+)
 
 # %% ../../nbs/law/01_round_curves.ipynb #09a3b2dd
 def _geometric(R, n):
-    "1 + R + ... for a real number n of terms, smooth through R = 1."
+    """1 + R + ... for a real number n of terms, smooth through R = 1."""
     log = np.log(R)
     return n * _growth(n * log) / _growth(log)
 
+
 def _affine_hazard(rounds, first, fresh, R):
-    "-ln(1 - eps_r), held at eps_1 before round 1 and cut off below an error share of one."
+    """-ln(1 - eps_r), held at eps_1 before round 1 and cut off below an error share of one."""
     later = np.maximum(rounds - 1, 0)
     return -np.log1p(-np.minimum(first * R**later + fresh * _geometric(R, later), 1 - 1e-12))
 
+
 def _affine_crossing(H, first, fresh, R):
-    "Solve eps_1 R^x + d (R^x - 1) / (R - 1) = 1 - exp(-H) for x = r - 1."
+    """Solve eps_1 R^x + d (R^x - 1) / (R - 1) = 1 - exp(-H) for x = r - 1."""
     target, fixed = -np.expm1(-H), fresh / np.where(R == 1, np.nan, 1 - R)
     ratio = (target - fixed) / (first - fixed)
     rising = np.where(R == 1, (target - first) / fresh, np.log(ratio) / np.log(R))
     return np.where(first >= target, 0.0, np.where(np.isfinite(rising) & (rising >= 0), rising, np.inf) + 1)
 
+
 LAWS["affine_error_map"] = Law(
-    "affine_error_map", "1 - a = eps_1 R^(r-1) + d (R^(r-1) - 1) / (R - 1)",
-    (Parameter("eps_1", "share", 1e-6, 1, (0.003, 0.03, 0.2)), Parameter("d", "per round", 1e-6, 1, (0.001, 0.01, 0.1)),
-     Parameter("R", "per round", 0.01, 5, (0.3, 0.8, 1.3, 2.5))),
+    "affine_error_map",
+    "1 - a = eps_1 R^(r-1) + d (R^(r-1) - 1) / (R - 1)",
+    (
+        Parameter("eps_1", "share", 1e-6, 1, (0.003, 0.03, 0.2)),
+        Parameter("d", "per round", 1e-6, 1, (0.001, 0.01, 0.1)),
+        Parameter("R", "per round", 0.01, 5, (0.3, 0.8, 1.3, 2.5)),
+    ),
     _affine_hazard,
-    ("decay", "runaway", "slowing", "plateau"), _affine_crossing)
+    ("decay", "runaway", "slowing", "plateau"),
+    _affine_crossing,
+)
 
 # %% ../../nbs/law/01_round_curves.ipynb #b835a574
 def _tipping_hazard(rounds, first, fall, growth):
-    "-ln of the accuracy whose logit is z_1 - d (lambda^(r-1) - 1) / (lambda - 1), held at z_1 before round 1."
+    """-ln of the accuracy whose logit is z_1 - d (lambda^(r-1) - 1) / (lambda - 1), held at z_1 before round 1."""
     return np.logaddexp(0, fall * _geometric(growth, np.maximum(rounds - 1, 0)) - first)
 
+
 def _tipping_crossing(H, first, fall, growth):
-    "Solve (lambda^x - 1) / (lambda - 1) = (z_1 - z) / d for x = r - 1, with z = -ln(exp(H) - 1)."
+    """Solve (lambda^x - 1) / (lambda - 1) = (z_1 - z) / d for x = r - 1, with z = -ln(exp(H) - 1)."""
     steps = (first + np.log(np.expm1(H))) / fall
     log = np.log(growth)
-    later = np.where(np.abs(log) < 1e-6, steps, np.log1p(np.maximum(steps * np.expm1(log), -1)) / np.where(log == 0, 1, log))
+    later = np.where(
+        np.abs(log) < 1e-6,
+        steps,
+        np.log1p(np.maximum(steps * np.expm1(log), -1)) / np.where(log == 0, 1, log),
+    )
     return np.where(steps * fall <= 0, 0.0, np.where((fall > 0) & np.isfinite(later), later, np.inf) + 1)
 
+
 LAWS["tipping_point"] = Law(
-    "tipping_point", "logit a = z_1 - d (lambda^(r-1) - 1) / (lambda - 1)",
-    (Parameter("z_1", "logits", -12, 12, (1.0, 3.0, 6.0), "linear"), Parameter("d", "logits per round", -5, 8, (-0.1, 0.1, 1.0), "linear"),
-     Parameter("lambda", "per round", 0.05, 5, (0.6, 1.0, 1.6))),
-    _tipping_hazard, ("runaway", "plateau", "improving"), _tipping_crossing)
+    "tipping_point",
+    "logit a = z_1 - d (lambda^(r-1) - 1) / (lambda - 1)",
+    (
+        Parameter("z_1", "logits", -12, 12, (1.0, 3.0, 6.0), "linear"),
+        Parameter("d", "logits per round", -5, 8, (-0.1, 0.1, 1.0), "linear"),
+        Parameter("lambda", "per round", 0.05, 5, (0.6, 1.0, 1.6)),
+    ),
+    _tipping_hazard,
+    ("runaway", "plateau", "improving"),
+    _tipping_crossing,
+)
 
 # %% ../../nbs/law/01_round_curves.ipynb #b8faa621
 RIVALS = {}  # name -> Law
 RIVALS["last_value"] = Law(
-    "last_value", "a = last a", (Parameter("a", "share", 1e-6, 1 - 1e-6, (0.5, 0.9, 0.99), "logit"),),
-    lambda r, a: -np.log(a) + 0 * r, ("plateau",), lambda H, a: np.where(-np.log(a) > H, 0.0, np.inf), last_rounds=1)
+    "last_value",
+    "a = last a",
+    (Parameter("a", "share", 1e-6, 1 - 1e-6, (0.5, 0.9, 0.99), "logit"),),
+    lambda r, a: -np.log(a) + 0 * r,
+    ("plateau",),
+    lambda H, a: np.where(-np.log(a) > H, 0.0, np.inf),
+    last_rounds=1,
+)
 RIVALS["linear_trend"] = Law(
-    "linear_trend", "a = A - b r",
-    (Parameter("A", "share", 1e-3, 2, (0.9, 1.0, 1.2), "linear"), Parameter("b", "per round", -1, 1, (0.0, 0.03, 0.1), "linear")),
-    lambda r, A, b: -np.log(np.clip(A - b * r, 1e-9, 1 - 1e-9)), ("decay", "improving"),
-    lambda H, A, b: np.where(A <= np.exp(-H), 0.0, np.where(b > 0, (A - np.exp(-H)) / b, np.inf)))
+    "linear_trend",
+    "a = A - b r",
+    (
+        Parameter("A", "share", 1e-3, 2, (0.9, 1.0, 1.2), "linear"),
+        Parameter("b", "per round", -1, 1, (0.0, 0.03, 0.1), "linear"),
+    ),
+    lambda r, A, b: -np.log(np.clip(A - b * r, 1e-9, 1 - 1e-9)),
+    ("decay", "improving"),
+    lambda H, A, b: np.where(np.exp(-H) >= A, 0.0, np.where(b > 0, (A - np.exp(-H)) / b, np.inf)),
+)
 RIVALS["logit_line"] = Law(
-    "logit_line", "logit a = A - b r",
-    (Parameter("A", "1", -20, 20, (1.0, 4.0, 7.0), "linear"), Parameter("b", "per round", -5, 5, (0.0, 0.3, 1.0), "linear")),
-    lambda r, A, b: np.logaddexp(0, b * r - A), ("runaway", "improving"),
-    lambda H, A, b: np.where(A + np.log(np.expm1(H)) <= 0, 0.0, np.where(b > 0, (A + np.log(np.expm1(H))) / b, np.inf)))
+    "logit_line",
+    "logit a = A - b r",
+    (
+        Parameter("A", "1", -20, 20, (1.0, 4.0, 7.0), "linear"),
+        Parameter("b", "per round", -5, 5, (0.0, 0.3, 1.0), "linear"),
+    ),
+    lambda r, A, b: np.logaddexp(0, b * r - A),
+    ("runaway", "improving"),
+    lambda H, A, b: np.where(
+        A + np.log(np.expm1(H)) <= 0, 0.0, np.where(b > 0, (A + np.log(np.expm1(H))) / b, np.inf)
+    ),
+)
 
 # %% ../../nbs/law/01_round_curves.ipynb #8795be27
 def beta_binomial(
-    rates: np.ndarray, # expected shares in [0, 1]
-    trials: np.ndarray, # counts, broadcasting against rates
-    overdispersion: float, # intra-class correlation rho in [0, 1)
-    generator: np.random.Generator, # source of chance
-) -> np.ndarray: # successes, int64
-    "Counts that scatter around given rates; plain binomial at rho = 0."
+    rates: np.ndarray,  # expected shares in [0, 1]
+    trials: np.ndarray,  # counts, broadcasting against rates
+    overdispersion: float,  # intra-class correlation rho in [0, 1)
+    generator: np.random.Generator,  # source of chance
+) -> np.ndarray:  # successes, int64
+    """Counts that scatter around given rates; plain binomial at rho = 0."""
     rates, trials = np.broadcast_arrays(np.clip(rates, 1e-12, 1 - 1e-12), trials)
     if overdispersion > 0:
         size = 1 / overdispersion - 1
@@ -257,124 +357,182 @@ def beta_binomial(
 
 # %% ../../nbs/law/01_round_curves.ipynb #e7a445c5
 def simulate_run(
-    law: Law, # the truth
-    parameters: np.ndarray, # (k,) float
-    rounds: int, # how many after the base model
-    trials: int, # per round
-    generator: np.random.Generator, # source of chance
-    overdispersion: float = 0.0, # intra-class correlation rho
-    run_id: str = "simulated", # name of the run
-    arm: str = "simulated", # name of its arm
-    seed: int = 0, # written into the table
-) -> pd.DataFrame: # a trajectory: run columns, round, length, successes, trials
-    "The trajectory of an invented run that follows a law; length n_r is r."
+    law: Law,  # the truth
+    parameters: np.ndarray,  # (k,) float
+    rounds: int,  # how many after the base model
+    trials: int,  # per round
+    generator: np.random.Generator,  # source of chance
+    overdispersion: float = 0.0,  # intra-class correlation rho
+    run_id: str = "simulated",  # name of the run
+    arm: str = "simulated",  # name of its arm
+    seed: int = 0,  # written into the table
+) -> pd.DataFrame:  # a trajectory: run columns, round, length, successes, trials
+    """The trajectory of an invented run that follows a law; length n_r is r."""
     r = np.arange(1, rounds + 1)
     counts = beta_binomial(law.accuracy(r, parameters), trials, overdispersion, generator)
-    return pd.DataFrame(dict(run_id=run_id, task="simulated", arm=arm, seed=seed, round=r, length=r, successes=counts, trials=trials))
+    return pd.DataFrame(
+        dict(
+            run_id=run_id,
+            task="simulated",
+            arm=arm,
+            seed=seed,
+            round=r,
+            length=r,
+            successes=counts,
+            trials=trials,
+        )
+    )
 
 # %% ../../nbs/law/01_round_curves.ipynb #d6243dc4
 class LawError(OneLineError):
-    "Counts from which no law can be fitted; the message is one line with the reason and the remedy."
+    """Counts from which no law can be fitted; the message is one line with the reason and the remedy."""
 
 # %% ../../nbs/law/01_round_curves.ipynb #913d8fd0
 @dataclass(frozen=True)
 class Observed:
-    "Counts of one arm, one entry per run and round, as float64 arrays of one length."
-    rounds: np.ndarray # r, from 1
-    successes: np.ndarray # right answers at the newest length
-    trials: np.ndarray # problems
-    runs: np.ndarray # number of the run, from 0
+    """Counts of one arm, one entry per run and round, as float64 arrays of one length."""
+
+    rounds: np.ndarray  # r, from 1
+    successes: np.ndarray  # right answers at the newest length
+    trials: np.ndarray  # problems
+    runs: np.ndarray  # number of the run, from 0
 
     @property
     def number_of_rounds(self) -> int:
-        "How many different rounds there are."
+        """How many different rounds there are."""
         return len(np.unique(self.rounds))
 
 # %% ../../nbs/law/01_round_curves.ipynb #ef694113
 def _check_run(name, run):
-    "Refuse a run with repeated or missing rounds, or rounds without trials."
+    """Refuse a run with repeated or missing rounds, or rounds without trials."""
     rounds = run["round"].to_numpy()
-    if len(np.unique(rounds)) < len(rounds): raise LawError(f"{name}: round {run['round'][run['round'].duplicated()].iloc[0]} appears twice; give each round once")
+    if len(np.unique(rounds)) < len(rounds):
+        raise LawError(
+            f"{name}: round {run['round'][run['round'].duplicated()].iloc[0]} appears twice; give each round once"
+        )
     missing = sorted(set(range(1, rounds.max() + 1)) - set(rounds))
-    if missing: raise LawError(f"{name}: round {missing[0]} is missing; a law needs every round from 1 to {rounds.max()}")
+    if missing:
+        raise LawError(
+            f"{name}: round {missing[0]} is missing; a law needs every round from 1 to {rounds.max()}"
+        )
     empty = run["round"][run["trials"] == 0]
-    if len(empty): raise LawError(f"{name}: round {empty.iloc[0]} has no trials; measure it, or stop before it with until_round")
+    if len(empty):
+        raise LawError(
+            f"{name}: round {empty.iloc[0]} has no trials; measure it, or stop before it with until_round"
+        )
+
 
 def observed(
-    trajectory: pd.DataFrame, # as `si_nb.record.table.trajectory` makes it: one arm, one or more runs
-    until_round: int = None, # leave later rounds out; None: use all
-) -> Observed: # what a law may be fitted to
+    trajectory: pd.DataFrame,  # as `si_nb.record.table.trajectory` makes it: one arm, one or more runs
+    until_round: int = None,  # leave later rounds out; None: use all
+) -> Observed:  # what a law may be fitted to
     """The counts of rounds 1..until_round, checked.
 
-    Raises: LawError, one line, for gaps, repeats, no trials, no errors at all, nothing right at all."""
+    Raises: LawError, one line, for gaps, repeats, no trials, no errors at all, nothing right at all.
+    """
     seen = trajectory[trajectory["round"] >= 1]
-    if until_round is not None: seen = seen[seen["round"] <= until_round]
-    if seen.empty: raise LawError(f"no round between 1 and {until_round}; until_round must be at least 1" if until_round is not None else "no round after the base model")
+    if until_round is not None:
+        seen = seen[seen["round"] <= until_round]
+    if seen.empty:
+        raise LawError(
+            f"no round between 1 and {until_round}; until_round must be at least 1"
+            if until_round is not None
+            else "no round after the base model"
+        )
     groups = list(seen.groupby(RUN, sort=True))
-    for key, run in groups: _check_run(f"run {printable(key[0])} ({printable(key[2])}, seed {key[3]})", run)
+    for key, run in groups:
+        _check_run(f"run {printable(key[0])} ({printable(key[2])}, seed {key[3]})", run)
     seen = pd.concat([run.assign(run=i) for i, (_, run) in enumerate(groups)])
     right, tried = seen["successes"].sum(), seen["trials"].sum()
     if right == tried:
         bound = binomial_interval(right, tried, 0.9)[0]
-        raise LawError(f"no error in {tried} trials: no sign of collapse and no law to fit (error share below {1 - bound:.2g} at 95%)")
-    if right == 0: raise LawError(f"not one right answer in {tried} trials: the run had collapsed by its first round, there is nothing to forecast")
-    return Observed(*[seen[c].to_numpy(float) for c in ("round", "successes", "trials")], seen["run"].to_numpy())
+        raise LawError(
+            f"no error in {tried} trials: no sign of collapse and no law to fit (error share below {1 - bound:.2g} at 95%)"
+        )
+    if right == 0:
+        raise LawError(
+            f"not one right answer in {tried} trials: the run had collapsed by its first round, there is nothing to forecast"
+        )
+    return Observed(
+        *[seen[c].to_numpy(float) for c in ("round", "successes", "trials")], seen["run"].to_numpy()
+    )
 
 # %% ../../nbs/law/01_round_curves.ipynb #7c2968e2
 def log_likelihood(
-    hazard: np.ndarray, # H at every point
-    successes: np.ndarray, # counts, same shape
-    trials: np.ndarray, # counts, same shape
-    overdispersion: np.ndarray = 0.0, # intra-class correlation rho, broadcasting: 0 everywhere (binomial), or above 0 everywhere
-) -> np.ndarray: # per point, with the binomial coefficient
-    "Beta-binomial log-likelihood of counts at cumulated hazards."
+    hazard: np.ndarray,  # H at every point
+    successes: np.ndarray,  # counts, same shape
+    trials: np.ndarray,  # counts, same shape
+    overdispersion: np.ndarray = 0.0,  # intra-class correlation rho, broadcasting: 0 everywhere (binomial), or above 0 everywhere
+) -> np.ndarray:  # per point, with the binomial coefficient
+    """Beta-binomial log-likelihood of counts at cumulated hazards."""
     wrong, missed = trials - successes, -np.expm1(-hazard)
     coefficient = gammaln(trials + 1) - gammaln(successes + 1) - gammaln(wrong + 1)
-    if np.max(overdispersion) == 0: return coefficient - successes * hazard + wrong * np.log(missed)
+    if np.max(overdispersion) == 0:
+        return coefficient - successes * hazard + wrong * np.log(missed)
     size = 1 / np.asarray(overdispersion, float) - 1
     right, missed = size * np.exp(-hazard), size * missed
     return coefficient + betaln(successes + right, wrong + missed) - betaln(right, missed)
 
 # %% ../../nbs/law/01_round_curves.ipynb #f58cc477
 def _coordinates(law):
-    "The maps from parameters (..., k) to search coordinates and back; columns beyond those of the law stay as they are."
+    """The maps from parameters (..., k) to search coordinates and back; columns beyond those of the law stay as they are."""
     scales = [SCALES[p.scale] for p in law.parameters]
+
     def moved(x, way):
-        return np.concatenate([np.stack([s[way](x[..., i]) for i, s in enumerate(scales)], -1), x[..., len(scales):]], -1)
+        return np.concatenate(
+            [np.stack([s[way](x[..., i]) for i, s in enumerate(scales)], -1), x[..., len(scales) :]], -1
+        )
+
     return [lambda x, way=way: moved(x, way) for way in (0, 1)]
 
+
 def _multiplied(hazard, effects, runs):
-    "Hazards (..., P) times the multiplier of the run that each point belongs to; unchanged where there are no run effects."
-    if effects.shape[-1] == 0: return hazard
+    """Hazards (..., P) times the multiplier of the run that each point belongs to; unchanged where there are no run effects."""
+    if effects.shape[-1] == 0:
+        return hazard
     return np.minimum(np.maximum(hazard * np.exp(effects)[..., runs], SMALLEST_HAZARD), LARGEST_HAZARD)
 
+
 def _jacobian(law, work, back, rounds, runs):
-    "H (B, P) and its derivative (B, P, k + R) in search coordinates; the rounds are given as their different values and each point's place among them."
+    """H (B, P) and its derivative (B, P, k + R) in search coordinates; the rounds are given as their different values and each point's place among them."""
     k, step, (places, place) = len(law.parameters), 1e-6, rounds
     curves = law(places, back(work[:, :k] + step * np.eye(k + 1, k, -1)[:, None]))
     slopes = np.moveaxis(curves[1:] - curves[0], 0, -1)[:, place] / step
     effects, hazard = work[:, k:], curves[0][:, place]
-    if effects.shape[1] == 0: return hazard, slopes
+    if effects.shape[1] == 0:
+        return hazard, slopes
     multiplied = _multiplied(hazard, effects, runs)
-    inside = np.where((multiplied > SMALLEST_HAZARD) & (multiplied < LARGEST_HAZARD), multiplied, 0.0)[..., None]
-    return multiplied, np.concatenate([slopes * (inside / hazard[..., None]), inside * np.eye(effects.shape[1])[runs]], -1)
+    inside = np.where((multiplied > SMALLEST_HAZARD) & (multiplied < LARGEST_HAZARD), multiplied, 0.0)[
+        ..., None
+    ]
+    return multiplied, np.concatenate(
+        [slopes * (inside / hazard[..., None]), inside * np.eye(effects.shape[1])[runs]], -1
+    )
+
 
 def _scoring(law, work, back, rounds, runs, successes, trials, weights):
-    "Weighted log-likelihood (B,), its slope (B, k + R) and expected curvature (B, k + R, k + R) in search coordinates."
+    """Weighted log-likelihood (B,), its slope (B, k + R) and expected curvature (B, k + R, k + R) in search coordinates."""
     hazard, jacobian = _jacobian(law, work, back, rounds, runs)
     wrong, odds = trials - successes, 1 / np.expm1(hazard)
     value = (weights * (wrong * np.log(-np.expm1(-hazard)) - successes * hazard)).sum(-1)
     slope = weights * (wrong * odds - successes)
-    return value, np.einsum("bp,bpk->bk", slope, jacobian), np.swapaxes(jacobian * (weights * trials * odds)[..., None], 1, 2) @ jacobian
+    return (
+        value,
+        np.einsum("bp,bpk->bk", slope, jacobian),
+        np.swapaxes(jacobian * (weights * trials * odds)[..., None], 1, 2) @ jacobian,
+    )
+
 
 def _step(slope, curvature, damping, held):
-    "Damped scoring step, the gain in log-likelihood that it promises, and the gain that an undamped one promises."
+    """Damped scoring step, the gain in log-likelihood that it promises, and the gain that an undamped one promises."""
     slope = np.where(held, 0.0, slope)
     free = ~held[:, :, None] & ~held[:, None, :]
     identity = np.eye(slope.shape[1])
     diagonal = np.einsum("bkk->bk", curvature)[:, None, :] * identity
     added = np.stack([damping, np.full_like(damping, 1e-9)])[..., None, None]
-    damped, whole = np.linalg.solve(np.where(free, curvature + added * diagonal + 1e-10 * identity, identity), slope[..., None])[..., 0]
+    damped, whole = np.linalg.solve(
+        np.where(free, curvature + added * diagonal + 1e-10 * identity, identity), slope[..., None]
+    )[..., 0]
     step = np.minimum(np.maximum(damped, -1.5), 1.5)
     promised = (step * slope).sum(-1) - ((step[:, None] @ curvature)[:, 0] * step).sum(-1) / 2
     return step, promised, (slope * whole).sum(-1) / 2
@@ -382,246 +540,368 @@ def _step(slope, curvature, damping, held):
 # %% ../../nbs/law/01_round_curves.ipynb #19e7b65f
 _FIRST_ITERATIONS, _MOST_ITERATIONS, _REFIT_ITERATIONS, _PROMISED_GAIN = 20, 150, 50, 1e-6
 _PATIENCE, _LEAST_GAIN = 10, 1e-3  # iterations that must gain this much together
-_CHANGES = np.array([8.0, 3.0, 1.0, 0.2])  # of the damping: after a step that lost, gained little, some, or most of what it promised
+_CHANGES = np.array(
+    [8.0, 3.0, 1.0, 0.2]
+)  # of the damping: after a step that lost, gained little, some, or most of what it promised
 _LARGEST_EFFECT = 6.0  # of a run, on the logarithm of its hazard: a factor of 400
 
+
 def fit_batch(
-    law: Law, # to fit
-    rounds: np.ndarray, # (P,) float
-    successes: np.ndarray, # (B, P) float
-    trials: np.ndarray, # (P,) float
-    weights: np.ndarray, # (B, P) or (P,) float, multiplies each point's log-likelihood
-    starts: np.ndarray, # (B, k) float, parameters to begin from; (B, k + R) with the run effects u
-    precision: np.ndarray = 0.0, # (k + R,) inverse variance of a normal prior around 0, in search coordinates; 0: no prior
-    runs: np.ndarray = None, # (P,) number of each point's run, from 0; None: there are no run effects
-    iterations: int = _MOST_ITERATIONS, # steps tried, at most
-) -> tuple: # parameters (B, k + R), weighted log-likelihood (B,) plus log prior without constants, converged (B,) bool
-    "Maximum-likelihood fits of many data sets at once, by damped Fisher scoring within the bounds."
+    law: Law,  # to fit
+    rounds: np.ndarray,  # (P,) float
+    successes: np.ndarray,  # (B, P) float
+    trials: np.ndarray,  # (P,) float
+    weights: np.ndarray,  # (B, P) or (P,) float, multiplies each point's log-likelihood
+    starts: np.ndarray,  # (B, k) float, parameters to begin from; (B, k + R) with the run effects u
+    precision: np.ndarray = 0.0,  # (k + R,) inverse variance of a normal prior around 0, in search coordinates; 0: no prior
+    runs: np.ndarray = None,  # (P,) number of each point's run, from 0; None: there are no run effects
+    iterations: int = _MOST_ITERATIONS,  # steps tried, at most
+) -> tuple:  # parameters (B, k + R), weighted log-likelihood (B,) plus log prior without constants, converged (B,) bool
+    """Maximum-likelihood fits of many data sets at once, by damped Fisher scoring within the bounds."""
     forward, back = _coordinates(law)
     k, ends = len(law.parameters), np.full(starts.shape[1] - len(law.parameters), _LARGEST_EFFECT)
-    bounds = [np.r_[[getattr(p, end) for p in law.parameters], sign * ends] for end, sign in (("low", -1), ("high", 1))]
+    bounds = [
+        np.r_[[getattr(p, end) for p in law.parameters], sign * ends]
+        for end, sign in (("low", -1), ("high", 1))
+    ]
     low, high = map(forward, bounds)
     work = np.clip(forward(starts), low, high)
     weights, trials = np.broadcast_to(weights, successes.shape), np.broadcast_to(trials, successes.shape)
     precision, different = np.broadcast_to(precision, work.shape[1:]), np.unique(rounds, return_inverse=True)
+
     def evaluated(at, i):
-        value, slope, curvature = _scoring(law, at, back, different, runs, successes[i], trials[i], weights[i])
+        value, slope, curvature = _scoring(
+            law, at, back, different, runs, successes[i], trials[i], weights[i]
+        )
         return [value - at**2 @ precision / 2, slope - at * precision, curvature + np.diag(precision)]
+
     best, slope, curvature = evaluated(work, slice(None))
     damping, done, before = np.full(len(work), 1e-2), np.zeros(len(work), bool), best.copy()
     for iteration in range(1, iterations + 1):
         i = np.flatnonzero(~done)
-        if len(i) == 0: break
+        if len(i) == 0:
+            break
         held = ((work[i] <= low) & (slope[i] <= 0)) | ((work[i] >= high) & (slope[i] >= 0))
         step, promised, most = _step(slope[i], curvature[i], damping[i], held)
         tried = np.minimum(np.maximum(work[i] + step, low), high)
         found = evaluated(tried, i)
         gain = found[0] - best[i]
         better = gain > 0
-        for kept, new in zip((work, best, slope, curvature), (tried, *found)): kept[i[better]] = new[better]
+        for kept, new in zip((work, best, slope, curvature), (tried, *found)):
+            kept[i[better]] = new[better]
         trust = np.where(better, 1 + (gain > 0.1 * promised) + (gain > 0.5 * promised), 0)
         damping[i] = np.minimum(np.maximum(damping[i] * _CHANGES[trust], 1e-9), 1e12)
         done[i] = (most < _PROMISED_GAIN) | (damping[i] >= 1e12) | held.all(-1)
-        if iteration % _PATIENCE == 0: done, before = done | (best - before < _LEAST_GAIN), best.copy()
+        if iteration % _PATIENCE == 0:
+            done, before = done | (best - before < _LEAST_GAIN), best.copy()
     return np.clip(back(work), *bounds), best, done
 
 # %% ../../nbs/law/01_round_curves.ipynb #6ca118b4
 def corrected_akaike(
-    log_likelihood: float, # at the maximum
-    parameters: int, # k
-    sample_size: float, # n, effective number of independent trials
-) -> float: # AICc; inf when n <= k + 1
-    "Akaike's criterion with the small-sample correction of Hurvich & Tsai (1989)."
+    log_likelihood: float,  # at the maximum
+    parameters: int,  # k
+    sample_size: float,  # n, effective number of independent trials
+) -> float:  # AICc; inf when n <= k + 1
+    """Akaike's criterion with the small-sample correction of Hurvich & Tsai (1989)."""
     spare = sample_size - parameters - 1
-    return -2 * log_likelihood + 2 * parameters + 2 * parameters * (parameters + 1) / spare if spare > 0 else np.inf
+    return (
+        -2 * log_likelihood + 2 * parameters + 2 * parameters * (parameters + 1) / spare
+        if spare > 0
+        else np.inf
+    )
 
 # %% ../../nbs/law/01_round_curves.ipynb #3405dbe3
 @dataclass(frozen=True)
 class Fit:
-    "A law fitted to the counts of one arm."
-    law: Law # what was fitted
-    parameters: np.ndarray # (k,) at the maximum; of the typical run where there are run effects
-    log_likelihood: float # beta-binomial at the given overdispersion, with constants; run effects integrated out
-    aicc: float # of that likelihood; inf when there are too few trials to rank it
-    points: int # rounds of all runs that were used
-    converged: bool # did the best start converge?
-    weight: float = 0.0 # Akaike weight among the laws fitted together
-    run_spread: float = 0.0 # standard deviation s of the run effects; 0: all runs follow one curve
-    run_effects: np.ndarray = None # (R,) log multiplier u of the hazard of every run; None at run_spread 0
+    """A law fitted to the counts of one arm."""
+
+    law: Law  # what was fitted
+    parameters: np.ndarray  # (k,) at the maximum; of the typical run where there are run effects
+    log_likelihood: (
+        float  # beta-binomial at the given overdispersion, with constants; run effects integrated out
+    )
+    aicc: float  # of that likelihood; inf when there are too few trials to rank it
+    points: int  # rounds of all runs that were used
+    converged: bool  # did the best start converge?
+    weight: float = 0.0  # Akaike weight among the laws fitted together
+    run_spread: float = 0.0  # standard deviation s of the run effects; 0: all runs follow one curve
+    run_effects: np.ndarray = None  # (R,) log multiplier u of the hazard of every run; None at run_spread 0
 
     @property
     def everything(self) -> np.ndarray:
-        "Parameters and run effects, (k + R,), to begin another fit from."
+        """Parameters and run effects, (k + R,), to begin another fit from."""
         return self.parameters if self.run_effects is None else np.r_[self.parameters, self.run_effects]
 
 # %% ../../nbs/law/01_round_curves.ipynb #3e310662
 def _point_weights(data, overdispersion):
-    "One over the factor by which the beta-binomial variance exceeds the binomial one."
+    """One over the factor by which the beta-binomial variance exceeds the binomial one."""
     return 1 / (1 + (data.trials - 1) * overdispersion)
 
+
 def _used(law, data):
-    "The points a law is fitted to: all, or those of its last rounds."
-    last = data.rounds > data.rounds.max() - law.last_rounds if law.last_rounds else np.ones(len(data.rounds), bool)
+    """The points a law is fitted to: all, or those of its last rounds."""
+    last = (
+        data.rounds > data.rounds.max() - law.last_rounds
+        if law.last_rounds
+        else np.ones(len(data.rounds), bool)
+    )
     return Observed(data.rounds[last], data.successes[last], data.trials[last], data.runs[last])
 
+
 def _information(hazard, data, overdispersion):
-    "What every point says about the logarithm of its hazard (expected curvature)."
+    """What every point says about the logarithm of its hazard (expected curvature)."""
     return _point_weights(data, overdispersion) * data.trials * hazard**2 / np.expm1(hazard)
 
+
 def _marginal(hazard, data, overdispersion, effects, spread):
-    "Beta-binomial log-likelihood with the run effects integrated out (Laplace's approximation)."
+    """Beta-binomial log-likelihood with the run effects integrated out (Laplace's approximation)."""
     value = log_likelihood(hazard, data.successes, data.trials, overdispersion).sum()
-    if effects is None: return float(value)
+    if effects is None:
+        return float(value)
     known = np.bincount(data.runs, _information(hazard, data, overdispersion))
     return float(value - ((effects / spread) ** 2 + np.log1p(spread**2 * known)).sum() / 2)
 
 # %% ../../nbs/law/01_round_curves.ipynb #7793030e
 def _precision(law, data, spread):
-    "Inverse prior variances of the parameters, none of them a law's own, and of the run effects, if there are any."
+    """Inverse prior variances of the parameters, none of them a law's own, and of the run effects, if there are any."""
     runs = int(data.runs.max()) + 1 if spread > 0 and data.runs.max() > 0 else 0
     return np.r_[np.zeros(len(law.parameters)), np.full(runs, spread and 1 / spread**2)]
 
+
 def fit_law(
-    law: Law, # to fit
-    data: Observed, # counts of one arm
-    overdispersion: float = 0.0, # intra-class correlation rho of the counts
-    start: np.ndarray = None, # (k,) parameters to begin from, or (k + R,) with run effects; None: every point of the law's grid
-    run_spread: float = 0.0, # standard deviation s of the run effects; 0: all runs follow one curve
-) -> Fit: # the best of all starting points
+    law: Law,  # to fit
+    data: Observed,  # counts of one arm
+    overdispersion: float = 0.0,  # intra-class correlation rho of the counts
+    start: np.ndarray = None,  # (k,) parameters to begin from, or (k + R,) with run effects; None: every point of the law's grid
+    run_spread: float = 0.0,  # standard deviation s of the run effects; 0: all runs follow one curve
+) -> Fit:  # the best of all starting points
     """Fit one law by maximum likelihood; of the grid's starting points, the best four go on to the end.
 
-    Raises: LawError when there are fewer rounds than parameters."""
+    Raises: LawError when there are fewer rounds than parameters.
+    """
     k, data = len(law.parameters), _used(law, data)
-    if data.number_of_rounds < k: raise LawError(f"{law.name} has {k} parameters and there are only {data.number_of_rounds} rounds; measure more rounds")
+    if data.number_of_rounds < k:
+        raise LawError(
+            f"{law.name} has {k} parameters and there are only {data.number_of_rounds} rounds; measure more rounds"
+        )
     precision = _precision(law, data, run_spread)
     starts = np.array(list(product(*[p.starts for p in law.parameters])) if start is None else [start])
-    starts, weights = np.pad(starts, ((0, 0), (0, len(precision) - starts.shape[1]))), _point_weights(data, overdispersion)
+    starts, weights = (
+        np.pad(starts, ((0, 0), (0, len(precision) - starts.shape[1]))),
+        _point_weights(data, overdispersion),
+    )
+
     def fitted(starts, iterations):
         successes = np.tile(data.successes, (len(starts), 1))
-        return fit_batch(law, data.rounds, successes, data.trials, weights, starts, precision, data.runs, iterations)
+        return fit_batch(
+            law, data.rounds, successes, data.trials, weights, starts, precision, data.runs, iterations
+        )
+
     if len(starts) > 4:
         tried, value, _ = fitted(starts, _FIRST_ITERATIONS)
         starts = tried[np.argsort(-value, kind="stable")[:4]]
     parameters, value, converged = fitted(starts, _MOST_ITERATIONS)
     best = parameters[value.argmax()]
     effects = best[k:] if len(best) > k else None
-    likelihood = _marginal(_multiplied(law(data.rounds, best[:k]), best[k:], data.runs), data, overdispersion, effects, run_spread)
+    likelihood = _marginal(
+        _multiplied(law(data.rounds, best[:k]), best[k:], data.runs),
+        data,
+        overdispersion,
+        effects,
+        run_spread,
+    )
     aicc = corrected_akaike(likelihood, k, (weights * data.trials).sum())
-    return Fit(law, best[:k], likelihood, float(aicc), len(data.rounds), bool(converged[value >= value.max() - 1e-3].any()),
-               run_spread=run_spread if effects is not None else 0.0, run_effects=effects)
+    return Fit(
+        law,
+        best[:k],
+        likelihood,
+        float(aicc),
+        len(data.rounds),
+        bool(converged[value >= value.max() - 1e-3].any()),
+        run_spread=run_spread if effects is not None else 0.0,
+        run_effects=effects,
+    )
 
 # %% ../../nbs/law/01_round_curves.ipynb #6f3dfaf0
 PRIOR_OVERDISPERSION, PRIOR_POINTS = 0.003, 2.0
 _OVERDISPERSIONS = np.geomspace(1e-5, 0.5, 300)
 
+
 def estimate_overdispersion(
-    fit: Fit, # of a law
-    data: Observed, # what it was fitted to
-) -> float: # intra-class correlation rho, to 4%
-    "Posterior median under the restricted beta-binomial likelihood of a fit and a prior guess of PRIOR_OVERDISPERSION."
+    fit: Fit,  # of a law
+    data: Observed,  # what it was fitted to
+) -> float:  # intra-class correlation rho, to 4%
+    """Posterior median under the restricted beta-binomial likelihood of a fit and a prior guess of PRIOR_OVERDISPERSION."""
     data, effects = _used(fit.law, data), np.zeros(0) if fit.run_effects is None else fit.run_effects
     hazard = _multiplied(fit.law(data.rounds, fit.parameters), effects, data.runs)
     value = log_likelihood(hazard, data.successes, data.trials, _OVERDISPERSIONS[:, None]).sum(-1)
     factor, guess = [1 + (data.trials.mean() - 1) * rho for rho in (_OVERDISPERSIONS, PRIOR_OVERDISPERSION)]
     k = len(fit.parameters)
-    if fit.run_spread: k += (1 - _effect_variances(fit, data, PRIOR_OVERDISPERSION) / fit.run_spread**2).sum()
+    if fit.run_spread:
+        k += (1 - _effect_variances(fit, data, PRIOR_OVERDISPERSION) / fit.run_spread**2).sum()
     value += k / 2 * np.log(factor) - PRIOR_POINTS / 2 * (np.log(factor) + guess / factor)
     share = np.cumsum(np.exp(value - value.max()) * np.gradient(np.log(factor)))
     return float(_OVERDISPERSIONS[np.searchsorted(share, share[-1] / 2)])
 
+
 def _effect_variances(fit, data, overdispersion):
-    "Posterior variance (R,) of every run effect, the parameters being estimated beside them."
+    """Posterior variance (R,) of every run effect, the parameters being estimated beside them."""
     forward, back = _coordinates(fit.law)
     at = forward(np.r_[fit.parameters, fit.run_effects])[None]
-    *_, curvature = _scoring(fit.law, at, back, np.unique(data.rounds, return_inverse=True), data.runs, data.successes, data.trials, _point_weights(data, overdispersion))
+    *_, curvature = _scoring(
+        fit.law,
+        at,
+        back,
+        np.unique(data.rounds, return_inverse=True),
+        data.runs,
+        data.successes,
+        data.trials,
+        _point_weights(data, overdispersion),
+    )
     precision = _precision(fit.law, data, fit.run_spread)
-    return np.diag(np.linalg.pinv(curvature[0] + np.diag(precision), hermitian=True))[len(fit.parameters):]
+    return np.diag(np.linalg.pinv(curvature[0] + np.diag(precision), hermitian=True))[len(fit.parameters) :]
 
 # %% ../../nbs/law/01_round_curves.ipynb #dea113a7
 PRIOR_RUN_SPREAD, PRIOR_RUNS = 0.7, 1.0
 _UPDATES = 25
 
+
 def estimate_dispersion(
-    fit: Fit, # of a law, with run effects if there are several runs
-    data: Observed, # what it was fitted to
-) -> tuple: # rho and s, two floats; s is 0 for a single run
-    "Overdispersion of rounds and spread of runs, by turns until both stand still."
+    fit: Fit,  # of a law, with run effects if there are several runs
+    data: Observed,  # what it was fitted to
+) -> tuple:  # rho and s, two floats; s is 0 for a single run
+    """Overdispersion of rounds and spread of runs, by turns until both stand still."""
     rho = estimate_overdispersion(fit, data)
-    if not fit.run_spread: return rho, 0.0
+    if not fit.run_spread:
+        return rho, 0.0
     for _ in range(_UPDATES):
         fit = fit_law(fit.law, data, rho, fit.everything, fit.run_spread)
         squares = (fit.run_effects**2 + _effect_variances(fit, _used(fit.law, data), rho)).sum()
         spread = np.sqrt((squares + PRIOR_RUNS * PRIOR_RUN_SPREAD**2) / (len(fit.run_effects) + PRIOR_RUNS))
-        old, rho, fit = (rho, fit.run_spread), estimate_overdispersion(fit, data), replace(fit, run_spread=float(spread))
-        if np.allclose((rho, spread), old, rtol=0.01): break
+        old, rho, fit = (
+            (rho, fit.run_spread),
+            estimate_overdispersion(fit, data),
+            replace(fit, run_spread=float(spread)),
+        )
+        if np.allclose((rho, spread), old, rtol=0.01):
+            break
     return rho, float(spread)
 
 # %% ../../nbs/law/01_round_curves.ipynb #29c70e2f
 @dataclass(frozen=True)
 class Fits:
-    "All laws fitted to one arm."
-    fits: dict # law name -> Fit, best AICc first, laws of the last rounds alone last
-    left_out: dict # law name -> why it was not fitted
-    overdispersion: float # rho, common to all
-    data: Observed # what they were fitted to
-    run_spread: float = 0.0 # s, common to all; 0 for a single run
+    """All laws fitted to one arm."""
+
+    fits: dict  # law name -> Fit, best AICc first, laws of the last rounds alone last
+    left_out: dict  # law name -> why it was not fitted
+    overdispersion: float  # rho, common to all
+    data: Observed  # what they were fitted to
+    run_spread: float = 0.0  # s, common to all; 0 for a single run
 
     @property
     def best(self) -> Fit:
-        "The fit with the lowest AICc."
+        """The fit with the lowest AICc."""
         return next(iter(self.fits.values()))
 
     def table(self) -> pd.DataFrame:
-        "One row per law, best first."
-        rows = [dict(law=f.law.name, **{"parameters": ", ".join(f"{p.name}={x:.4g}" for p, x in zip(f.law.parameters, f.parameters))},
-                     log_likelihood=f.log_likelihood, aicc=f.aicc, weight=f.weight, converged=f.converged) for f in self.fits.values()]
+        """One row per law, best first."""
+        rows = [
+            dict(
+                law=f.law.name,
+                **{
+                    "parameters": ", ".join(
+                        f"{p.name}={x:.4g}" for p, x in zip(f.law.parameters, f.parameters)
+                    )
+                },
+                log_likelihood=f.log_likelihood,
+                aicc=f.aicc,
+                weight=f.weight,
+                converged=f.converged,
+            )
+            for f in self.fits.values()
+        ]
         return pd.DataFrame(rows)
 
 # %% ../../nbs/law/01_round_curves.ipynb #cfd64e54
 def _rank(fit):
-    "Place of a fit among others: laws of all rounds first, then by AICc."
+    """Place of a fit among others: laws of all rounds first, then by AICc."""
     return fit.law.last_rounds is not None, fit.aicc, len(fit.parameters)
 
+
 def _weights(ranked):
-    "Akaike weights of ranked fits; 0 for what was not fitted to the counts of the first."
-    if not np.isfinite(ranked[0].aicc): return np.eye(len(ranked))[0]
+    """Akaike weights of ranked fits; 0 for what was not fitted to the counts of the first."""
+    if not np.isfinite(ranked[0].aicc):
+        return np.eye(len(ranked))[0]
     relative = np.array([f.aicc - ranked[0].aicc if f.points == ranked[0].points else np.inf for f in ranked])
     return np.exp(-relative / 2) / np.exp(-relative / 2).sum()
 
+
 def fit_laws(
-    trajectory: pd.DataFrame, # one arm: one or more runs, whose log-likelihoods are added
-    until_round: int = None, # leave later rounds out
-    laws: dict = None, # name -> Law; None: LAWS
-) -> Fits: # every law that the rounds can carry, best first
+    trajectory: pd.DataFrame,  # one arm: one or more runs, whose log-likelihoods are added
+    until_round: int = None,  # leave later rounds out
+    laws: dict = None,  # name -> Law; None: LAWS
+) -> Fits:  # every law that the rounds can carry, best first
     """Fit all laws to one arm and compare them by AICc.
 
-    Raises: LawError for counts that carry no law at all, in one line."""
+    Raises: LawError for counts that carry no law at all, in one line.
+    """
     laws, data = LAWS if laws is None else laws, observed(trajectory, until_round)
     possible = {n: law for n, law in laws.items() if len(law.parameters) <= data.number_of_rounds}
-    left_out = {n: f"{len(law.parameters)} parameters, {data.number_of_rounds} rounds" for n, law in laws.items() if n not in possible}
-    if not possible: raise LawError(f"fewer rounds ({data.number_of_rounds}) than parameters for every law: " + ", ".join(left_out))
+    left_out = {
+        n: f"{len(law.parameters)} parameters, {data.number_of_rounds} rounds"
+        for n, law in laws.items()
+        if n not in possible
+    }
+    if not possible:
+        raise LawError(
+            f"fewer rounds ({data.number_of_rounds}) than parameters for every law: " + ", ".join(left_out)
+        )
     spread = PRIOR_RUN_SPREAD if data.runs.max() > 0 else 0.0
     first = [fit_law(law, data, PRIOR_OVERDISPERSION, run_spread=spread) for law in possible.values()]
     rho, spread = estimate_dispersion(min(first, key=_rank), data)
-    fits = [replace(again := fit_law(f.law, data, rho, f.everything, spread), converged=again.converged and f.converged) for f in first]
+    fits = [
+        replace(
+            again := fit_law(f.law, data, rho, f.everything, spread),
+            converged=again.converged and f.converged,
+        )
+        for f in first
+    ]
     fits = sorted(fits, key=_rank)
-    return Fits({f.law.name: replace(f, weight=float(w)) for f, w in zip(fits, _weights(fits))}, left_out, rho, data, spread)
+    return Fits(
+        {f.law.name: replace(f, weight=float(w)) for f, w in zip(fits, _weights(fits))},
+        left_out,
+        rho,
+        data,
+        spread,
+    )
 
 # %% ../../nbs/law/01_round_curves.ipynb #50e9e584
 def bootstrap(
-    fit: Fit, # of one law
-    data: Observed, # what it was fitted to
-    overdispersion: float, # intra-class correlation rho
-    resamples: int, # how many refits, B
-    generator: np.random.Generator, # source of chance
-) -> tuple: # parameters (B, k), converged (B,) bool
-    "Refit a law to counts redrawn from its own curve, with new run effects where there are several runs."
+    fit: Fit,  # of one law
+    data: Observed,  # what it was fitted to
+    overdispersion: float,  # intra-class correlation rho
+    resamples: int,  # how many refits, B
+    generator: np.random.Generator,  # source of chance
+) -> tuple:  # parameters (B, k), converged (B,) bool
+    """Refit a law to counts redrawn from its own curve, with new run effects where there are several runs."""
     data, precision = _used(fit.law, data), _precision(fit.law, data, fit.run_spread)
     effects = fit.run_spread * generator.standard_normal((resamples, int(data.runs.max()) + 1))
     rate = np.exp(-fit.law(data.rounds, fit.parameters) * np.exp(effects[:, data.runs]))
     k = len(fit.parameters)
     added = k / len(data.rounds)
-    counts = beta_binomial((rate * data.trials + added / 2) / (data.trials + added), data.trials, overdispersion, generator).astype(float)
+    counts = beta_binomial(
+        (rate * data.trials + added / 2) / (data.trials + added), data.trials, overdispersion, generator
+    ).astype(float)
     start = np.pad(np.tile(fit.parameters, (resamples, 1)), ((0, 0), (0, len(precision) - k)))
-    parameters, _, converged = fit_batch(fit.law, data.rounds, counts, data.trials, _point_weights(data, overdispersion), start, precision, data.runs, _REFIT_ITERATIONS)
+    parameters, _, converged = fit_batch(
+        fit.law,
+        data.rounds,
+        counts,
+        data.trials,
+        _point_weights(data, overdispersion),
+        start,
+        precision,
+        data.runs,
+        _REFIT_ITERATIONS,
+    )
     return parameters[:, :k], converged
