@@ -82,9 +82,8 @@ def check_whole(
     Raises: LawError, one line.
     """
     if not is_number(value, Integral) or not least <= value <= most:
-        raise LawError(
-            f"{name} is {printable(repr(value))}; it must be a whole number, at least {least} and at most {most:,}"
-        )
+        asked = f"it must be a whole number, at least {least} and at most {most:,}"
+        raise LawError(f"{name} is {printable(repr(value))}; {asked}")
 
 # %% ../../nbs/law/03_forecasters.ipynb #3447734f
 def _rounds_below(series, threshold):
@@ -273,7 +272,7 @@ def look_back(
 ) -> Seen:  # nothing after the origin
     """What is known of an arm at an origin.
 
-    Raises: LawError, one line: several arms, a bad origin or threshold; TableError for what is no trajectory or table.
+    Raises: LawError, one line: several arms, a bad origin or threshold; TableError for what is no table.
     """
     series = check_trajectory(series)
     if until_round is not None:
@@ -286,9 +285,11 @@ def look_back(
     if table is not None and not isinstance(table, Readings):
         rows = check_table(table)[lambda rows: rows["round"] <= origin]
         table = Readings(rows.merge(series[RUN].drop_duplicates(), on=RUN))
-    known = collapse_round(series, threshold) if origin else None
-    alone = known is not None and len(known) == 1 and known["censored"].iloc[0]
-    earliest = int(known["at_least"].iloc[0]) if alone else 1
+    earliest = 1
+    if origin:
+        known = collapse_round(series, threshold)
+        if len(known) == 1 and known["censored"].iloc[0]:
+            earliest = int(known["at_least"].iloc[0])
     population = population or load_population()
     kind = (kinds or {}).get(arm) or population.kinds.get(arm)
     return Seen(series, table, origin, threshold, earliest, population, kind, settings or {})
@@ -342,7 +343,7 @@ def shortest_interval(
     rounds: np.ndarray,  # (B,) sample of collapse rounds; inf: never
     level: float,  # probability inside, at least
 ) -> tuple:  # low, high; inf: never
-    """The shortest interval that holds a share of a sample of whole rounds; of equally short ones the fullest."""
+    """The shortest interval that holds a share of whole rounds; of equally short ones the fullest."""
     values, counts = np.unique(rounds, return_counts=True)
     below, place = np.r_[0, np.cumsum(counts)], np.where(np.isinf(values), 2 * FOREVER, values)
     ends = np.searchsorted(below, below[:-1] + level * len(rounds) * (1 - 1e-12)) - 1
@@ -370,7 +371,7 @@ _FEWEST_REFITS, _REFITTED_POINTS = 200, 12_000  # refits of a law; points in all
 
 
 def _refits(fit, data, overdispersion, draws, generator):
-    """Refits (F, k) and whether they converged; parameters (B, k) and effects (B,) of the courses from them."""
+    """Refits (F, k) and whether they converged; parameters (B, k) and effects (B,) of the courses."""
     count = min(draws, max(_FEWEST_REFITS, _REFITTED_POINTS // len(data.rounds)))
     refits, converged = bootstrap(fit, data, overdispersion, count, generator)
     effects = np.exp(fit.run_spread * generator.standard_normal(draws))  # 1 for a single run
@@ -406,7 +407,7 @@ def _rounds_left(seen):
 
 
 def _collapses(paths, series, threshold):
-    """Collapse round of every path (B, rounds after those of a run); inf for never. A measured collapse stands."""
+    """Collapse round of every path (B, rounds after a run's); inf for never. A measured collapse stands."""
     known, last = collapse_round(series, threshold), series.iloc[-1]
     if not known["censored"].any():
         return np.full(len(paths), float(known["collapse_round"].iloc[0]))
@@ -450,6 +451,8 @@ def horizon_courses(
 
     Raises: LawError when no margin can be read at the origin.
     """
+    if seen.readings is None:
+        raise LawError(NEEDS["lengths"])
     try:
         read = seen.readings.margins.assign(kind=seen.kind)
     except (TableError, CurveError) as error:
@@ -471,7 +474,7 @@ SMALLEST_SPREAD = 0.01  # of the wrong share over the rounds, below which no slo
 
 @dataclass(frozen=True)
 class Budget:
-    """Factors of the error budget, drawn from what their counts allow; (B, steps) by round, (B,) otherwise."""
+    """Factors of the error budget, drawn from what their counts allow."""
 
     tau: np.ndarray  # (B, T) survival of the step to the next length
     phi: np.ndarray  # (B,) kept share of right labels
@@ -481,7 +484,7 @@ class Budget:
 
 # %% ../../nbs/law/03_forecasters.ipynb #f58f81fd
 def _slope(wrong, error):
-    """Least-squares slope (B,) of error (B, T) against the wrong share (B, T), no less than 0; None without spread."""
+    """Least-squares slope (B,) of error (B, T) against wrong share, no less than 0; None without spread."""
     centred = wrong - wrong.mean(1, keepdims=True)
     if wrong.shape[1] < 3 or np.ptp(wrong.mean(0)) < SMALLEST_SPREAD:
         return None
@@ -525,8 +528,13 @@ def budget_courses(
     draws: int,  # B
     generator: np.random.Generator,  # source of chance
 ) -> Courses:  # of the error budget
-    """Courses of the error budget carried on with constant factors."""
-    factors = budget_factors(seen.readings, seen.origin, draws, generator)
+    """Courses of the error budget carried on with constant factors.
+
+    Raises: LawError when no labels were counted.
+    """
+    factors = budget_factors(seen.readings, seen.origin, draws, generator) if seen.readings else None
+    if factors is None:
+        raise LawError(NEEDS["labels"])
     tau, kappa = factors.tau.mean(1), np.ones(draws) if factors.kappa is None else factors.kappa
     last = seen.series[seen.series["round"] == seen.origin][["successes", "trials"]].sum()
     accuracy = generator.beta(last["successes"] + 0.5, last["trials"] - last["successes"] + 0.5, size=draws)
@@ -609,7 +617,7 @@ def _check_courses(name, made, rounds):
 
 
 def _ask_one(name, seen, rounds, draws, generator):
-    """Courses of one forecaster; LawError when it cannot speak, and for whatever goes wrong in a user's own."""
+    """Courses of one forecaster; LawError when it cannot speak, or a user's own fails."""
     forecaster = FORECASTERS[name]
     for need in forecaster.needs:
         if not seen.has(need):
@@ -635,7 +643,7 @@ def ask(
     generator: np.random.Generator,  # source of chance
 ) -> tuple[dict, dict, Fits | None]:  # name -> Courses; name -> why there are none; Fits of the curves
     """Ask forecasters, curves last and those that fit best first; those that cannot speak say why."""
-    curves = {name: FORECASTERS[name].curve for name in names if FORECASTERS[name].curve}
+    curves = {name: curve for name in names if (curve := FORECASTERS[name].curve)}
     seen, found, refused = replace(seen, curves=curves), {}, {}
     fits = seen._together[0] if curves and seen.has("rounds") else None
     fitted = list(fits.fits) if fits else []
@@ -795,7 +803,7 @@ def _warnings(names, seen):
 
 # %% ../../nbs/law/03_forecasters.ipynb #4aac5921
 def forecast(
-    series: pd.DataFrame,  # trajectory of one arm, one or more runs; rounds after until_round are not looked at
+    series: pd.DataFrame,  # trajectory of one arm, one or more runs
     until_round: int | None = None,  # see rounds up to this one; None: all
     threshold: float = 0.5,  # accuracy below which a run has collapsed, in (0, 1]
     law: str = "best",  # best, average, or the name of a forecaster
@@ -808,7 +816,7 @@ def forecast(
 ) -> Forecast:  # collapse round with interval, predicted accuracies
     """Forecast the collapse of one arm from its first rounds.
 
-    Raises: LawError, one line: unknown law, bad threshold or origin, several arms, or counts that carry no law;
+    Raises: LawError, one line: unknown law, bad threshold or origin, several arms, counts that carry no law;
     TableError as `look_back` does.
     """
     check_whole("resamples", resamples, 1, MOST_RESAMPLES)

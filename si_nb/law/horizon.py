@@ -27,8 +27,10 @@ from ..record.table import RUN, results_folder, trajectory
 # %% ../../nbs/law/02_horizon.ipynb #a2087a53
 def margins(
     table: pd.DataFrame,  # measurement table with accuracies at several lengths
-) -> pd.DataFrame:  # run columns, round, length, horizon, deviation, margin, flag, speed (of the step to the next round), successes, trials
+) -> pd.DataFrame:  # run columns, round, length, horizon, deviation, margin, flag, speed, successes, trials
     """Margin and speed of every round, with the counts at the newest length.
+
+    The speed is that of the step to the next round.
 
     Raises: TableError as `trajectory` does.
     """
@@ -39,11 +41,8 @@ def margins(
 
 # %% ../../nbs/law/02_horizon.ipynb #48f2f2d9
 PARAMETERS = {"c": "lengths per round", "b": "per round"}  # cruising speed; drag
-_DEAD, _SLOWEST, _FASTEST = (
-    -0.5,
-    -1.0,
-    1.6,
-)  # margin below which nothing is learned from a run; speeds beyond these are cut
+_DEAD = -0.5  # margin below which nothing is learned from a run
+_SLOWEST, _FASTEST = -1.0, 1.6  # speeds beyond these are cut
 
 
 def design(
@@ -68,7 +67,7 @@ class Prior:
 
     @property
     def scatter(self) -> float:
-        """Standard deviation of a true speed: measured, less the error of the two horizons that it is read from."""
+        """Standard deviation of a true speed: as measured, less the error of the two horizons behind it."""
         return float(np.sqrt(max(self.noise**2 - 2 * self.deviation**2, (self.noise / 2) ** 2)))
 
 # %% ../../nbs/law/02_horizon.ipynb #03b794f4
@@ -91,14 +90,13 @@ def posterior(
 
 # %% ../../nbs/law/02_horizon.ipynb #4ea89d43
 _GUESS = np.log([0.22, 0.22, 0.22, 0.22, 0.2])  # spreads of c and b over tasks, over runs; of a round
-_FIRM = np.array(
-    [0.7, 0.7, 0.7, 0.7, 0.5]
-)  # how firm those guesses are: standard deviations of their logarithms
+_FIRM = np.array([0.7, 0.7, 0.7, 0.7, 0.5])  # of those guesses: standard deviations of their logarithms
 
 
 def _by_group(steps, mean, run_spread, noise):
     """Log-likelihood of all runs about `mean`, and per group the precision and score of its own deviation."""
-    found, value = {}, 0.0
+    found: dict[str, tuple[Any, Any]] = {}
+    value = 0.0
     for group, X, y in steps:
         factor = np.linalg.cholesky(X @ np.diag(run_spread**2) @ X.T + noise**2 * np.eye(len(y)))
         A, e = np.linalg.solve(factor, X), np.linalg.solve(factor, y - X @ mean)
@@ -146,7 +144,7 @@ def fit_priors(
 
 # %% ../../nbs/law/02_horizon.ipynb #a6ac9a49
 def simulate_margins(
-    margin: np.ndarray,  # to begin with, a number or (B,)
+    margin: np.ndarray | float,  # to begin with, a number or (B,)
     parameters: np.ndarray,  # (B, 2) of (c, b)
     scatter: float,  # standard deviation of a true speed
     rounds: int,  # how many
@@ -157,12 +155,9 @@ def simulate_margins(
 
 
 def _walked(margin, parameters, chances):
-    """Margins (B, rounds) after each round, from what chance adds to its speed (rounds, B); the law of `design` without its array."""
-    margin, (c, b), path = (
-        np.broadcast_to(np.asarray(margin, float), len(parameters)),
-        np.asarray(parameters).T,
-        np.empty(chances.shape),
-    )
+    """Margins (B, rounds) after each round, from what chance adds to its speed (rounds, B)."""
+    margin, path = np.broadcast_to(np.asarray(margin, float), len(parameters)), np.empty(chances.shape)
+    c, b = np.asarray(parameters).T
     for i, chance in enumerate(chances):
         speed = c + np.minimum(np.maximum(margin, _DEAD) - 1, 0) * b + chance
         margin = path[i] = margin - 1 + np.minimum(np.maximum(speed, _SLOWEST), _FASTEST)
@@ -183,7 +178,7 @@ class Link:
     def accuracy(
         self,
         margin: np.ndarray,  # any shape, lengths
-        steepness: float = 1.0,  # of a run's own curve
+        steepness: np.ndarray | float = 1.0,  # of a run's own curve
     ) -> np.ndarray:  # same shape
         """Accuracy expected at a margin; constant beyond the outermost knots."""
         return expit(steepness * np.interp(margin, KNOTS, self.log_odds))
@@ -194,18 +189,20 @@ class Link:
         successes: np.ndarray,  # (...) counts at the newest length
         trials: np.ndarray,  # (...) counts
     ) -> np.ndarray:  # (...) factor on the log-odds
-        """How much steeper than its kind a run's own curve is; one at a margin of zero, where nothing can be seen."""
-        usual, found = (
-            np.interp(margin, KNOTS, self.log_odds),
-            logit((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1)),
-        )
+        """How much steeper than its kind a run's own curve is; one where the margin is zero."""
+        usual = np.interp(margin, KNOTS, self.log_odds)
+        found = logit((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1))
         return 1 + (found - usual) * usual / (usual**2 + 1)
 
 # %% ../../nbs/law/02_horizon.ipynb #1a4df7f0
 def _scatter(rate, successes, trials, use):
     """Beta-binomial correlation of counts about rates, by maximum likelihood."""
     rate, s, n = np.clip(rate, 1e-6, 1 - 1e-6)[use], successes[use], trials[use]
-    minus = lambda x: -betabinom.logpmf(s, n, rate * (np.exp(-x) - 1), (1 - rate) * (np.exp(-x) - 1)).sum()
+
+    def minus(x):
+        size = np.exp(-x) - 1
+        return -betabinom.logpmf(s, n, rate * size, (1 - rate) * size).sum()
+
     return float(np.exp(minimize_scalar(minus, bounds=(-9, -1), method="bounded").x))
 
 
@@ -213,29 +210,28 @@ def fit_link(
     margin: np.ndarray,  # (P,) lengths
     successes: np.ndarray,  # (P,) counts at the newest length
     trials: np.ndarray,  # (P,) counts
-    before: np.ndarray = None,  # (P,) place of the same run's round before, -1 where there is none; None: nowhere
+    before: np.ndarray
+    | None = None,  # (P,) place of the run's round before, -1: there is none; None: nowhere
 ) -> Link:  # through zero
-    """Log-odds at the knots by least squares with a weak pull towards a straight line, then the scatter by maximum likelihood, of rounds alive."""
+    """Log-odds at the knots by least squares with a weak pull towards a straight line.
+
+    Then the scatter of rounds alive, by maximum likelihood.
+    """
     knots = np.array(KNOTS)
     hats = np.stack([np.interp(margin, knots, unit) for unit in np.eye(len(knots))], -1)
     observed = logit((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1))
     pull, free = 0.3 * np.eye(len(knots)), knots != 0
-    solved = np.linalg.solve(
-        (hats.T @ hats + pull)[np.ix_(free, free)], (hats.T @ observed + pull @ (1.5 * knots))[free]
-    )
+    squares, products = hats.T @ hats + pull, hats.T @ observed + pull @ (1.5 * knots)
     values = np.zeros(len(knots))
-    values[free] = solved
+    values[free] = np.linalg.solve(squares[np.ix_(free, free)], products[free])
     values = np.where(knots < 0, np.minimum.accumulate(values[::-1])[::-1], np.maximum.accumulate(values))
     link, margin, s, n = Link(tuple(values), 0.0, 0.0), *map(np.asarray, (margin, successes, trials))
     usual = _scatter(link.accuracy(margin), s, n, margin > 2 * _DEAD)
     if before is None or not (before >= 0).any():
         return replace(link, overdispersion=usual, own_overdispersion=usual)
     own = link.accuracy(margin, link.steepness(margin, s, n)[before])
-    return replace(
-        link,
-        overdispersion=usual,
-        own_overdispersion=_scatter(own, s, n, (margin > 2 * _DEAD) & (before >= 0)),
-    )
+    scatter = _scatter(own, s, n, (margin > 2 * _DEAD) & (before >= 0))
+    return replace(link, overdispersion=usual, own_overdispersion=scatter)
 
 # %% ../../nbs/law/02_horizon.ipynb #62748827
 @dataclass(frozen=True)
@@ -282,8 +278,8 @@ def _link_of(part):
     """The link of one kind, from its rounds after training."""
     part = part[part["round"] >= 1].sort_values([*RUN, "round"]).reset_index(drop=True)
     follows = part.groupby(RUN)["round"].diff().eq(1)
-    counts = (part[column].to_numpy() for column in ("margin", "successes", "trials"))
-    return fit_link(*counts, np.where(follows, part.index - 1, -1))
+    margin, successes, trials = (part[column].to_numpy() for column in ("margin", "successes", "trials"))
+    return fit_link(margin, successes, trials, np.where(follows, part.index - 1, -1))
 
 
 def _priors_of(part, group):
@@ -422,12 +418,11 @@ class Course:
 
 # %% ../../nbs/law/02_horizon.ipynb #6ecb014b
 def _drawn(seen, population, rounds, draws, generator):
-    """What is known of a run and its link; margins to begin with (B,), parameters (B, 2) and chances (rounds, B) of its possible courses."""
+    """Of a run: prior and link; margins to begin with (B,), parameters (B, 2), chances (rounds, B)."""
     last = seen.iloc[-1]
     if not np.isfinite(last["margin"]):
-        raise LawError(
-            f"round {last['round']}: accuracy falls through one half at no measured length; measure longer ones"
-        )
+        nowhere = "accuracy falls through one half at no measured length"
+        raise LawError(f"round {last['round']}: {nowhere}; measure longer ones")
     prior, link = population.prior(last["task"], last.get("kind", population.kinds.get(last["arm"])))
     known = posterior(prior, *_usable(seen.iloc[:-1]))
     parameters = generator.multivariate_normal(known.mean, known.covariance, size=draws)
@@ -441,15 +436,16 @@ def courses(
     rounds: int,  # how many more
     draws: int,  # how many possible courses of each run
     generator: np.random.Generator,  # source of chance
-) -> list:  # of Course, one per run
+) -> list[Course]:  # one per run
     """Possible courses of some runs after the rounds seen, walked together.
 
     Raises: LawError, one line, when the margin of a run's last round is not known.
     """
     drawn = [_drawn(seen, population, rounds, draws, generator) for seen in runs]
-    together = [np.concatenate(parts, axis) for parts, axis in zip(zip(*[d[2:] for d in drawn]), (0, 0, 1))]
-    paths, found = np.split(_walked(*together), len(runs)), []
-    for seen, (known, link, *_), path in zip(runs, drawn, paths):
+    _, _, begin, parameters, chances = zip(*drawn, strict=True)
+    walked = _walked(np.concatenate(begin), np.concatenate(parameters), np.concatenate(chances, 1))
+    paths, found = np.split(walked, len(runs)), []
+    for seen, (known, link, *_), path in zip(runs, drawn, paths, strict=True):
         last, trained = seen.iloc[-1], seen["round"].iloc[-1] >= 1
         steepness = link.steepness(last["margin"], last["successes"], last["trials"]) if trained else 1.0
         scatter = link.own_overdispersion if trained else link.overdispersion

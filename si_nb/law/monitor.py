@@ -50,7 +50,7 @@ def _is_silent(table):
 
 
 def _choices(law):
-    """What to ask for, in order: whoever alone has the best rank goes first, since asking all takes longer."""
+    """What to ask for, in order: whoever alone has the best rank goes first, since all take longer."""
     first = ranked()[0]
     return (*first, law) if law == "best" and len(first) == 1 else (law,)
 
@@ -135,11 +135,11 @@ class SustainabilityMonitor:
 
     def add(
         self,
-        rows: Any,  # of a measurement table, or of round, successes, trials; a dict or a list of dicts will do
+        rows: Any,  # of a measurement table, or of round, successes, trials; a dict will do
     ) -> "SustainabilityMonitor":  # this one
         """Take in what was measured, a round or more at a time.
 
-        Raises: TableError, one line, for rows that are none, are there already, or belong to another run or arm.
+        Raises: TableError, one line, for rows that are none, are there already, or are of another run.
         """
         new = check_table(rows, "rows")
         self.table = _one_run(new if self.table is None else pd.concat([self.table, new]))

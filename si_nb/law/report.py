@@ -72,7 +72,7 @@ def reproduction_by_round(
     draws: int = RESAMPLES,  # posterior draws
     generator: np.random.Generator | None = None,  # source of chance; None: default_rng(0)
 ) -> pd.DataFrame:  # run columns, round, value, low, high (LEVEL interval)
-    """R of every round with kappa = 1: survival of the step into the round, times psi over phi of its filter."""
+    """R of every round with kappa = 1: survival of the step into it, times psi over phi of its filter."""
     generator, parts = np.random.default_rng(0) if generator is None else generator, ["successes", "trials"]
     wide = error_budget(table).pivot(index=[*RUN, "round"], columns="quantity", values=parts)
     before = wide.xs("accuracy", axis=1, level="quantity").groupby(RUN).shift(1)
@@ -221,7 +221,7 @@ def _differences(runs, settings):
 
 
 def _subjects(series, settings):
-    """Name and trajectory of what each fit is of: a cell of runs that differ in the seed alone, or a single run."""
+    """Name and trajectory of each fit: of runs that differ in the seed alone, or of a single run."""
     runs = series[RUN].drop_duplicates()
     runs = runs.assign(cell=_differences(runs, settings))
     twice = runs.duplicated(["task", "arm", "cell", "seed"], keep=False)
@@ -344,8 +344,8 @@ _DIGITS = {"log_likelihood": ".1f", "aicc": ".1f", "weight": ".3f", "average_wei
 def _laws_table(report):
     """The forecasters of one arm as a rich table."""
     who = f"{report['runs']} runs" if report["runs"] > 1 else printable(report["measured"][0]["run_id"])
-    title = f"{printable(report['task'])}, arm {printable(report['arm'])}: {who}, "
-    title = Text(title + _rounds_seen(report["until_round"]), style="table.title")
+    arm = f"{printable(report['task'])}, arm {printable(report['arm'])}"
+    title = Text(f"{arm}: {who}, {_rounds_seen(report['until_round'])}", style="table.title")
     shown = Table(title=title, title_justify="left")
     for column in ("law", f"parameters ({LEVEL:.0%} interval)"):
         shown.add_column(column, overflow="fold")

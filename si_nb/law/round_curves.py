@@ -12,6 +12,7 @@ __all__ = ['SCALES', 'SMALLEST_HAZARD', 'LARGEST_HAZARD', 'REGIMES', 'FOREVER', 
 # %% ../../nbs/law/01_round_curves.ipynb #5cf85da5
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -58,7 +59,12 @@ class Law:
     last_rounds: int | None = None  # fit only to that many last rounds; None: to all
     rival: bool = False  # without insight: what a law must beat
 
-    def __call__(self, rounds, parameters):  # (P,) or (B, P) and (..., k) -> H, (..., P)
+    def __call__(
+        self,
+        rounds: np.ndarray,  # (P,) or (B, P)
+        parameters: np.ndarray,  # (..., k)
+    ) -> np.ndarray:  # H, (..., P)
+        """The cumulated hazard, kept where its exponential is a number."""
         columns = np.moveaxis(np.asarray(parameters, float), -1, 0)[..., None]
         return np.clip(self.hazard(np.asarray(rounds, float), *columns), SMALLEST_HAZARD, LARGEST_HAZARD)
 
@@ -198,8 +204,11 @@ _BETWEEN = (_KNOTS[:-1, None] * np.exp(_WIDTH / 2 * (1 + _NODES))).ravel()
 
 
 def _generalised_growth(rounds, h, c, p):
-    """H at `rounds`: the rounds at which H reaches its knots by Gauss quadrature in ln H, and Hermite's cubic between them."""
-    pace = lambda H: h + c * H**p
+    """H at `rounds`: where H reaches its knots by Gauss quadrature in ln H, and cubics between them."""
+
+    def pace(H):
+        return h + c * H**p
+
     steps = (_BETWEEN / pace(_BETWEEN)).reshape(*h.shape[:-1], -1, len(_NODES)) @ _WEIGHTS * (_WIDTH / 2)
     times = np.cumsum(np.concatenate([_KNOTS[:1] / pace(_KNOTS[:1]), steps], -1), -1)
     place = np.clip((times[..., None] <= rounds[..., None, :]).sum(-2) - 1, 0, len(_KNOTS) - 2)
@@ -277,7 +286,7 @@ ROUND_CURVES["affine_error_map"] = Law(
 
 # %% ../../nbs/law/01_round_curves.ipynb #b835a574
 def _tipping_hazard(rounds, first, fall, growth):
-    """-ln of the accuracy whose logit is z_1 - d (lambda^(r-1) - 1) / (lambda - 1), held at z_1 before round 1."""
+    """-ln of the accuracy whose logit is z_1 - d (lambda^(r-1) - 1) / (lambda - 1), z_1 before round 1."""
     return np.logaddexp(0, fall * _geometric(growth, np.maximum(rounds - 1, 0)) - first)
 
 
@@ -347,16 +356,16 @@ ROUND_CURVES["logit_line"] = Law(
 # %% ../../nbs/law/01_round_curves.ipynb #8795be27
 def beta_binomial(
     rates: np.ndarray,  # expected shares in [0, 1]
-    trials: np.ndarray,  # counts, broadcasting against rates
+    trials: np.ndarray | int,  # counts, broadcasting against rates
     overdispersion: float,  # intra-class correlation rho in [0, 1)
     generator: np.random.Generator,  # source of chance
 ) -> np.ndarray:  # successes, int64
     """Counts that scatter around given rates; plain binomial at rho = 0."""
-    rates, trials = np.broadcast_arrays(np.clip(rates, 1e-12, 1 - 1e-12), trials)
+    rates, counts = np.broadcast_arrays(np.clip(rates, 1e-12, 1 - 1e-12), trials)
     if overdispersion > 0:
         size = 1 / overdispersion - 1
         rates = np.clip(generator.beta(rates * size, (1 - rates) * size), 0, 1)
-    return generator.binomial(trials.astype(np.int64), rates)
+    return generator.binomial(counts.astype(np.int64), rates)
 
 # %% ../../nbs/law/01_round_curves.ipynb #e7a445c5
 def simulate_run(
@@ -373,18 +382,8 @@ def simulate_run(
     """The trajectory of an invented run that follows a law; length n_r is r."""
     r = np.arange(1, rounds + 1)
     counts = beta_binomial(law.accuracy(r, parameters), trials, overdispersion, generator)
-    return pd.DataFrame(
-        dict(
-            run_id=run_id,
-            task="simulated",
-            arm=arm,
-            seed=seed,
-            round=r,
-            length=r,
-            successes=counts,
-            trials=trials,
-        )
-    )
+    names = dict(run_id=run_id, task="simulated", arm=arm, seed=seed)
+    return pd.DataFrame(dict(names, round=r, length=r, successes=counts, trials=trials))
 
 # %% ../../nbs/law/01_round_curves.ipynb #d6243dc4
 class LawError(OneLineError):
@@ -410,9 +409,8 @@ def _check_run(name, run):
     """Refuse a run with repeated or missing rounds, or rounds without trials."""
     rounds = run["round"].to_numpy()
     if len(np.unique(rounds)) < len(rounds):
-        raise LawError(
-            f"{name}: round {run['round'][run['round'].duplicated()].iloc[0]} appears twice; give each round once"
-        )
+        twice = run["round"][run["round"].duplicated()].iloc[0]
+        raise LawError(f"{name}: round {twice} appears twice; give each round once")
     missing = sorted(set(range(1, rounds.max() + 1)) - set(rounds))
     if missing:
         raise LawError(
@@ -427,45 +425,39 @@ def _check_run(name, run):
 
 def observed(
     trajectory: pd.DataFrame,  # as `si_nb.record.table.trajectory` makes it: one arm, one or more runs
-    until_round: int = None,  # leave later rounds out; None: use all
+    until_round: int | None = None,  # leave later rounds out; None: use all
 ) -> Observed:  # what a law may be fitted to
     """The counts of rounds 1..until_round, checked.
 
     Raises: LawError, one line, for gaps, repeats, no trials, no errors at all, nothing right at all.
     """
     seen = trajectory[trajectory["round"] >= 1]
+    if seen.empty:
+        raise LawError("no round after the base model")
     if until_round is not None:
         seen = seen[seen["round"] <= until_round]
     if seen.empty:
-        raise LawError(
-            f"no round between 1 and {until_round}; until_round must be at least 1"
-            if until_round is not None
-            else "no round after the base model"
-        )
+        raise LawError(f"no round between 1 and {until_round}; until_round must be at least 1")
     groups = list(seen.groupby(RUN, sort=True))
     for key, run in groups:
         _check_run(f"run {printable(key[0])} ({printable(key[2])}, seed {key[3]})", run)
     seen = pd.concat([run.assign(run=i) for i, (_, run) in enumerate(groups)])
     right, tried = seen["successes"].sum(), seen["trials"].sum()
     if right == tried:
-        bound = binomial_interval(right, tried, 0.9)[0]
-        raise LawError(
-            f"no error in {tried} trials: no sign of collapse and no law to fit (error share below {1 - bound:.2g} at 95%)"
-        )
+        bound = f"error share below {1 - binomial_interval(right, tried, 0.9)[0]:.2g} at 95%"
+        raise LawError(f"no error in {tried} trials: no sign of collapse and no law to fit ({bound})")
     if right == 0:
-        raise LawError(
-            f"not one right answer in {tried} trials: the run had collapsed by its first round, there is nothing to forecast"
-        )
-    return Observed(
-        *[seen[c].to_numpy(float) for c in ("round", "successes", "trials")], seen["run"].to_numpy()
-    )
+        late = "the run had collapsed by its first round, there is nothing to forecast"
+        raise LawError(f"not one right answer in {tried} trials: {late}")
+    rounds, successes, trials = (seen[c].to_numpy(float) for c in ("round", "successes", "trials"))
+    return Observed(rounds, successes, trials, seen["run"].to_numpy())
 
 # %% ../../nbs/law/01_round_curves.ipynb #7c2968e2
 def log_likelihood(
     hazard: np.ndarray,  # H at every point
     successes: np.ndarray,  # counts, same shape
     trials: np.ndarray,  # counts, same shape
-    overdispersion: np.ndarray = 0.0,  # intra-class correlation rho, broadcasting: 0 everywhere (binomial), or above 0 everywhere
+    overdispersion: np.ndarray | float = 0.0,  # correlation rho, broadcasting; 0 everywhere: binomial
 ) -> np.ndarray:  # per point, with the binomial coefficient
     """Beta-binomial log-likelihood of counts at cumulated hazards."""
     wrong, missed = trials - successes, -np.expm1(-hazard)
@@ -478,26 +470,25 @@ def log_likelihood(
 
 # %% ../../nbs/law/01_round_curves.ipynb #f58cc477
 def _coordinates(law):
-    """The maps from parameters (..., k) to search coordinates and back; columns beyond those of the law stay as they are."""
+    """Maps from parameters (..., k) to search coordinates and back; columns beyond the law's own stay."""
     scales = [SCALES[p.scale] for p in law.parameters]
 
-    def moved(x, way):
-        return np.concatenate(
-            [np.stack([s[way](x[..., i]) for i, s in enumerate(scales)], -1), x[..., len(scales) :]], -1
-        )
+    def moved(way, x):
+        own = np.stack([scale[way](x[..., i]) for i, scale in enumerate(scales)], -1)
+        return np.concatenate([own, x[..., len(scales) :]], -1)
 
-    return [lambda x, way=way: moved(x, way) for way in (0, 1)]
+    return [partial(moved, way) for way in (0, 1)]
 
 
 def _multiplied(hazard, effects, runs):
-    """Hazards (..., P) times the multiplier of the run that each point belongs to; unchanged where there are no run effects."""
+    """Hazards (..., P) times the multiplier of each point's run; unchanged where there are no run effects."""
     if effects.shape[-1] == 0:
         return hazard
     return np.minimum(np.maximum(hazard * np.exp(effects)[..., runs], SMALLEST_HAZARD), LARGEST_HAZARD)
 
 
 def _jacobian(law, work, back, rounds, runs):
-    """H (B, P) and its derivative (B, P, k + R) in search coordinates; the rounds are given as their different values and each point's place among them."""
+    """H (B, P) and its derivative (B, P, k + R); rounds: their values, and the place of each point."""
     k, step, (places, place) = len(law.parameters), 1e-6, rounds
     curves = law(places, back(work[:, :k] + step * np.eye(k + 1, k, -1)[:, None]))
     slopes = np.moveaxis(curves[1:] - curves[0], 0, -1)[:, place] / step
@@ -505,16 +496,14 @@ def _jacobian(law, work, back, rounds, runs):
     if effects.shape[1] == 0:
         return hazard, slopes
     multiplied = _multiplied(hazard, effects, runs)
-    inside = np.where((multiplied > SMALLEST_HAZARD) & (multiplied < LARGEST_HAZARD), multiplied, 0.0)[
-        ..., None
-    ]
-    return multiplied, np.concatenate(
-        [slopes * (inside / hazard[..., None]), inside * np.eye(effects.shape[1])[runs]], -1
-    )
+    within = (multiplied > SMALLEST_HAZARD) & (multiplied < LARGEST_HAZARD)
+    inside = np.where(within, multiplied, 0.0)[..., None]
+    by_run = inside * np.eye(effects.shape[1])[runs]
+    return multiplied, np.concatenate([slopes * (inside / hazard[..., None]), by_run], -1)
 
 
 def _scoring(law, work, back, rounds, runs, successes, trials, weights):
-    """Weighted log-likelihood (B,), its slope (B, k + R) and expected curvature (B, k + R, k + R) in search coordinates."""
+    """Weighted log-likelihood (B,), its slope (B, k + R), expected curvature (B, k + R, k + R)."""
     hazard, jacobian = _jacobian(law, work, back, rounds, runs)
     wrong, odds = trials - successes, 1 / np.expm1(hazard)
     value = (weights * (wrong * np.log(-np.expm1(-hazard)) - successes * hazard)).sum(-1)
@@ -527,15 +516,14 @@ def _scoring(law, work, back, rounds, runs, successes, trials, weights):
 
 
 def _step(slope, curvature, damping, held):
-    """Damped scoring step, the gain in log-likelihood that it promises, and the gain that an undamped one promises."""
+    """Damped scoring step, the gain in log-likelihood that it promises, and what an undamped one promises."""
     slope = np.where(held, 0.0, slope)
     free = ~held[:, :, None] & ~held[:, None, :]
     identity = np.eye(slope.shape[1])
     diagonal = np.einsum("bkk->bk", curvature)[:, None, :] * identity
     added = np.stack([damping, np.full_like(damping, 1e-9)])[..., None, None]
-    damped, whole = np.linalg.solve(
-        np.where(free, curvature + added * diagonal + 1e-10 * identity, identity), slope[..., None]
-    )[..., 0]
+    steeper = np.where(free, curvature + added * diagonal + 1e-10 * identity, identity)
+    damped, whole = np.linalg.solve(steeper, slope[..., None])[..., 0]
     step = np.minimum(np.maximum(damped, -1.5), 1.5)
     promised = (step * slope).sum(-1) - ((step[:, None] @ curvature)[:, 0] * step).sum(-1) / 2
     return step, promised, (slope * whole).sum(-1) / 2
@@ -543,10 +531,15 @@ def _step(slope, curvature, damping, held):
 # %% ../../nbs/law/01_round_curves.ipynb #19e7b65f
 _FIRST_ITERATIONS, _MOST_ITERATIONS, _REFIT_ITERATIONS, _PROMISED_GAIN = 20, 150, 50, 1e-6
 _PATIENCE, _LEAST_GAIN = 10, 1e-3  # iterations that must gain this much together
-_CHANGES = np.array(
-    [8.0, 3.0, 1.0, 0.2]
-)  # of the damping: after a step that lost, gained little, some, or most of what it promised
+_CHANGES = np.array([8.0, 3.0, 1.0, 0.2])  # of the damping: after a loss, a small, a fair, the promised gain
 _LARGEST_EFFECT = 6.0  # of a run, on the logarithm of its hazard: a factor of 400
+
+
+def _bounds(law, columns):
+    """Smallest and largest values of the parameters, and of the run effects beyond them."""
+    ends = np.full(columns - len(law.parameters), _LARGEST_EFFECT)
+    low, high = ([getattr(p, end) for p in law.parameters] for end in ("low", "high"))
+    return np.r_[low, -ends], np.r_[high, ends]
 
 
 def fit_batch(
@@ -556,17 +549,17 @@ def fit_batch(
     trials: np.ndarray,  # (P,) float
     weights: np.ndarray,  # (B, P) or (P,) float, multiplies each point's log-likelihood
     starts: np.ndarray,  # (B, k) float, parameters to begin from; (B, k + R) with the run effects u
-    precision: np.ndarray = 0.0,  # (k + R,) inverse variance of a normal prior around 0, in search coordinates; 0: no prior
-    runs: np.ndarray = None,  # (P,) number of each point's run, from 0; None: there are no run effects
+    precision: np.ndarray | float = 0.0,  # (k + R,) inverse variance of a normal prior around 0; 0: none
+    runs: np.ndarray | None = None,  # (P,) number of each point's run, from 0; None: there are no run effects
     iterations: int = _MOST_ITERATIONS,  # steps tried, at most
-) -> tuple:  # parameters (B, k + R), weighted log-likelihood (B,) plus log prior without constants, converged (B,) bool
-    """Maximum-likelihood fits of many data sets at once, by damped Fisher scoring within the bounds."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # parameters (B, k + R), value (B,), converged (B,) bool
+    """Maximum-likelihood fits of many data sets at once, by damped Fisher scoring within the bounds.
+
+    The prior is one of search coordinates. The value is the weighted log-likelihood plus the log prior,
+    without constants.
+    """
     forward, back = _coordinates(law)
-    k, ends = len(law.parameters), np.full(starts.shape[1] - len(law.parameters), _LARGEST_EFFECT)
-    bounds = [
-        np.r_[[getattr(p, end) for p in law.parameters], sign * ends]
-        for end, sign in (("low", -1), ("high", 1))
-    ]
+    bounds = _bounds(law, starts.shape[1])
     low, high = map(forward, bounds)
     work = np.clip(forward(starts), low, high)
     weights, trials = np.broadcast_to(weights, successes.shape), np.broadcast_to(trials, successes.shape)
@@ -590,7 +583,7 @@ def fit_batch(
         found = evaluated(tried, i)
         gain = found[0] - best[i]
         better = gain > 0
-        for kept, new in zip((work, best, slope, curvature), (tried, *found)):
+        for kept, new in zip((work, best, slope, curvature), (tried, *found), strict=True):
             kept[i[better]] = new[better]
         trust = np.where(better, 1 + (gain > 0.1 * promised) + (gain > 0.5 * promised), 0)
         damping[i] = np.minimum(np.maximum(damping[i] * _CHANGES[trust], 1e-9), 1e12)
@@ -607,11 +600,9 @@ def corrected_akaike(
 ) -> float:  # AICc; inf when n <= k + 1
     """Akaike's criterion with the small-sample correction of Hurvich & Tsai (1989)."""
     spare = sample_size - parameters - 1
-    return (
-        -2 * log_likelihood + 2 * parameters + 2 * parameters * (parameters + 1) / spare
-        if spare > 0
-        else np.inf
-    )
+    if spare <= 0:
+        return np.inf
+    return -2 * log_likelihood + 2 * parameters + 2 * parameters * (parameters + 1) / spare
 
 # %% ../../nbs/law/01_round_curves.ipynb #3405dbe3
 @dataclass(frozen=True)
@@ -620,15 +611,13 @@ class Fit:
 
     law: Law  # what was fitted
     parameters: np.ndarray  # (k,) at the maximum; of the typical run where there are run effects
-    log_likelihood: (
-        float  # beta-binomial at the given overdispersion, with constants; run effects integrated out
-    )
+    log_likelihood: float  # beta-binomial with its constants, at rho; run effects integrated out
     aicc: float  # of that likelihood; inf when there are too few trials to rank it
     points: int  # rounds of all runs that were used
     converged: bool  # did the best start converge?
     weight: float = 0.0  # Akaike weight among the laws fitted together
     run_spread: float = 0.0  # standard deviation s of the run effects; 0: all runs follow one curve
-    run_effects: np.ndarray = None  # (R,) log multiplier u of the hazard of every run; None at run_spread 0
+    run_effects: np.ndarray | None = None  # (R,) log multiplier u of every run's hazard; None at run_spread 0
 
     @property
     def everything(self) -> np.ndarray:
@@ -643,11 +632,9 @@ def _point_weights(data, overdispersion):
 
 def _used(law, data):
     """The points a law is fitted to: all, or those of its last rounds."""
-    last = (
-        data.rounds > data.rounds.max() - law.last_rounds
-        if law.last_rounds
-        else np.ones(len(data.rounds), bool)
-    )
+    if not law.last_rounds:
+        return data
+    last = data.rounds > data.rounds.max() - law.last_rounds
     return Observed(data.rounds[last], data.successes[last], data.trials[last], data.runs[last])
 
 
@@ -666,7 +653,7 @@ def _marginal(hazard, data, overdispersion, effects, spread):
 
 # %% ../../nbs/law/01_round_curves.ipynb #7793030e
 def _precision(law, data, spread):
-    """Inverse prior variances of the parameters, none of them a law's own, and of the run effects, if there are any."""
+    """Inverse prior variances: 0 for each parameter, and those of the run effects, if there are any."""
     runs = int(data.runs.max()) + 1 if spread > 0 and data.runs.max() > 0 else 0
     return np.r_[np.zeros(len(law.parameters)), np.full(runs, spread and 1 / spread**2)]
 
@@ -675,7 +662,8 @@ def fit_law(
     law: Law,  # to fit
     data: Observed,  # counts of one arm
     overdispersion: float = 0.0,  # intra-class correlation rho of the counts
-    start: np.ndarray = None,  # (k,) parameters to begin from, or (k + R,) with run effects; None: every point of the law's grid
+    start: np.ndarray
+    | None = None,  # (k,), or (k + R,) with run effects, to begin from; None: the law's grid
     run_spread: float = 0.0,  # standard deviation s of the run effects; 0: all runs follow one curve
 ) -> Fit:  # the best of all starting points
     """Fit one law by maximum likelihood; of the grid's starting points, the best four go on to the end.
@@ -684,21 +672,15 @@ def fit_law(
     """
     k, data = len(law.parameters), _used(law, data)
     if data.number_of_rounds < k:
-        raise LawError(
-            f"{law.name} has {k} parameters and there are only {data.number_of_rounds} rounds; measure more rounds"
-        )
-    precision = _precision(law, data, run_spread)
+        short = f"{law.name} has {k} parameters and there are only {data.number_of_rounds} rounds"
+        raise LawError(f"{short}; measure more rounds")
+    precision, weights = _precision(law, data, run_spread), _point_weights(data, overdispersion)
     starts = np.array(list(product(*[p.starts for p in law.parameters])) if start is None else [start])
-    starts, weights = (
-        np.pad(starts, ((0, 0), (0, len(precision) - starts.shape[1]))),
-        _point_weights(data, overdispersion),
-    )
+    starts = np.pad(starts, ((0, 0), (0, len(precision) - starts.shape[1])))
 
     def fitted(starts, iterations):
-        successes = np.tile(data.successes, (len(starts), 1))
-        return fit_batch(
-            law, data.rounds, successes, data.trials, weights, starts, precision, data.runs, iterations
-        )
+        successes, more = np.tile(data.successes, (len(starts), 1)), (precision, data.runs, iterations)
+        return fit_batch(law, data.rounds, successes, data.trials, weights, starts, *more)
 
     if len(starts) > 4:
         tried, value, _ = fitted(starts, _FIRST_ITERATIONS)
@@ -706,24 +688,12 @@ def fit_law(
     parameters, value, converged = fitted(starts, _MOST_ITERATIONS)
     best = parameters[value.argmax()]
     effects = best[k:] if len(best) > k else None
-    likelihood = _marginal(
-        _multiplied(law(data.rounds, best[:k]), best[k:], data.runs),
-        data,
-        overdispersion,
-        effects,
-        run_spread,
-    )
-    aicc = corrected_akaike(likelihood, k, (weights * data.trials).sum())
-    return Fit(
-        law,
-        best[:k],
-        likelihood,
-        float(aicc),
-        len(data.rounds),
-        bool(converged[value >= value.max() - 1e-3].any()),
-        run_spread=run_spread if effects is not None else 0.0,
-        run_effects=effects,
-    )
+    hazard = _multiplied(law(data.rounds, best[:k]), best[k:], data.runs)
+    likelihood = _marginal(hazard, data, overdispersion, effects, run_spread)
+    aicc = float(corrected_akaike(likelihood, k, (weights * data.trials).sum()))
+    sure = bool(converged[value >= value.max() - 1e-3].any())
+    spread = run_spread if effects is not None else 0.0
+    return Fit(law, best[:k], likelihood, aicc, len(data.rounds), sure, 0.0, spread, effects)
 
 # %% ../../nbs/law/01_round_curves.ipynb #6f3dfaf0
 PRIOR_OVERDISPERSION, PRIOR_POINTS = 0.003, 2.0
@@ -734,7 +704,7 @@ def estimate_overdispersion(
     fit: Fit,  # of a law
     data: Observed,  # what it was fitted to
 ) -> float:  # intra-class correlation rho, to 4%
-    """Posterior median under the restricted beta-binomial likelihood of a fit and a prior guess of PRIOR_OVERDISPERSION."""
+    """Posterior median under the restricted likelihood of a fit and a prior guess of PRIOR_OVERDISPERSION."""
     data, effects = _used(fit.law, data), np.zeros(0) if fit.run_effects is None else fit.run_effects
     hazard = _multiplied(fit.law(data.rounds, fit.parameters), effects, data.runs)
     value = log_likelihood(hazard, data.successes, data.trials, _OVERDISPERSIONS[:, None]).sum(-1)
@@ -751,16 +721,8 @@ def _effect_variances(fit, data, overdispersion):
     """Posterior variance (R,) of every run effect, the parameters being estimated beside them."""
     forward, back = _coordinates(fit.law)
     at = forward(np.r_[fit.parameters, fit.run_effects])[None]
-    *_, curvature = _scoring(
-        fit.law,
-        at,
-        back,
-        np.unique(data.rounds, return_inverse=True),
-        data.runs,
-        data.successes,
-        data.trials,
-        _point_weights(data, overdispersion),
-    )
+    rounds, weights = np.unique(data.rounds, return_inverse=True), _point_weights(data, overdispersion)
+    *_, curvature = _scoring(fit.law, at, back, rounds, data.runs, data.successes, data.trials, weights)
     precision = _precision(fit.law, data, fit.run_spread)
     return np.diag(np.linalg.pinv(curvature[0] + np.diag(precision), hermitian=True))[len(fit.parameters) :]
 
@@ -772,20 +734,18 @@ _UPDATES = 25
 def estimate_dispersion(
     fit: Fit,  # of a law, with run effects if there are several runs
     data: Observed,  # what it was fitted to
-) -> tuple:  # rho and s, two floats; s is 0 for a single run
+) -> tuple[float, float]:  # rho and s; s is 0 for a single run
     """Overdispersion of rounds and spread of runs, by turns until both stand still."""
-    rho = estimate_overdispersion(fit, data)
+    rho, runs = estimate_overdispersion(fit, data), len(fit.everything) - len(fit.parameters)
     if not fit.run_spread:
         return rho, 0.0
     for _ in range(_UPDATES):
         fit = fit_law(fit.law, data, rho, fit.everything, fit.run_spread)
-        squares = (fit.run_effects**2 + _effect_variances(fit, _used(fit.law, data), rho)).sum()
-        spread = np.sqrt((squares + PRIOR_RUNS * PRIOR_RUN_SPREAD**2) / (len(fit.run_effects) + PRIOR_RUNS))
-        old, rho, fit = (
-            (rho, fit.run_spread),
-            estimate_overdispersion(fit, data),
-            replace(fit, run_spread=float(spread)),
-        )
+        effects = fit.everything[len(fit.parameters) :]
+        squares = (effects**2 + _effect_variances(fit, _used(fit.law, data), rho)).sum()
+        spread = np.sqrt((squares + PRIOR_RUNS * PRIOR_RUN_SPREAD**2) / (runs + PRIOR_RUNS))
+        old, rho = (rho, fit.run_spread), estimate_overdispersion(fit, data)
+        fit = replace(fit, run_spread=float(spread))
         if np.allclose((rho, spread), old, rtol=0.01):
             break
     return rho, float(spread)
@@ -795,8 +755,8 @@ def estimate_dispersion(
 class Fits:
     """All laws fitted to one arm."""
 
-    fits: dict  # law name -> Fit, best AICc first, laws of the last rounds alone last
-    left_out: dict  # law name -> why it was not fitted
+    fits: dict[str, Fit]  # law name -> Fit, best AICc first, laws of the last rounds alone last
+    left_out: dict[str, str]  # law name -> why it was not fitted
     overdispersion: float  # rho, common to all
     data: Observed  # what they were fitted to
     run_spread: float = 0.0  # s, common to all; 0 for a single run
@@ -808,21 +768,12 @@ class Fits:
 
     def table(self) -> pd.DataFrame:
         """One row per law, best first."""
-        rows = [
-            dict(
-                law=f.law.name,
-                **{
-                    "parameters": ", ".join(
-                        f"{p.name}={x:.4g}" for p, x in zip(f.law.parameters, f.parameters)
-                    )
-                },
-                log_likelihood=f.log_likelihood,
-                aicc=f.aicc,
-                weight=f.weight,
-                converged=f.converged,
-            )
-            for f in self.fits.values()
-        ]
+        rows = []
+        for name, fit in self.fits.items():
+            pairs = zip(fit.law.parameters, fit.parameters, strict=True)
+            shown = ", ".join(f"{parameter.name}={value:.4g}" for parameter, value in pairs)
+            likely = dict(log_likelihood=fit.log_likelihood, aicc=fit.aicc, weight=fit.weight)
+            rows.append(dict(law=name, parameters=shown, **likely, converged=fit.converged))
         return pd.DataFrame(rows)
 
 # %% ../../nbs/law/01_round_curves.ipynb #cfd64e54
@@ -852,33 +803,24 @@ def fit_laws(
         laws = {name: law for name, law in ROUND_CURVES.items() if not law.rival}
     data = observed(trajectory, until_round)
     possible = {n: law for n, law in laws.items() if len(law.parameters) <= data.number_of_rounds}
+    seen = f"{data.number_of_rounds} rounds"
     left_out = {
-        n: f"{len(law.parameters)} parameters, {data.number_of_rounds} rounds"
-        for n, law in laws.items()
-        if n not in possible
+        n: f"{len(law.parameters)} parameters, {seen}" for n, law in laws.items() if n not in possible
     }
     if not possible:
-        raise LawError(
-            f"fewer rounds ({data.number_of_rounds}) than parameters for every law: " + ", ".join(left_out)
-        )
+        names = ", ".join(left_out)
+        raise LawError(f"fewer rounds ({data.number_of_rounds}) than parameters for every law: {names}")
     spread = PRIOR_RUN_SPREAD if data.runs.max() > 0 else 0.0
     first = [fit_law(law, data, PRIOR_OVERDISPERSION, run_spread=spread) for law in possible.values()]
     rho, spread = estimate_dispersion(min(first, key=_rank), data)
-    fits = [
-        replace(
-            again := fit_law(f.law, data, rho, f.everything, spread),
-            converged=again.converged and f.converged,
-        )
-        for f in first
-    ]
+    fits = []
+    for fit in first:
+        again = fit_law(fit.law, data, rho, fit.everything, spread)
+        fits.append(replace(again, converged=again.converged and fit.converged))
     fits = sorted(fits, key=_rank)
-    return Fits(
-        {f.law.name: replace(f, weight=float(w)) for f, w in zip(fits, _weights(fits))},
-        left_out,
-        rho,
-        data,
-        spread,
-    )
+    pairs = zip(fits, _weights(fits), strict=True)
+    ranked = {fit.law.name: replace(fit, weight=float(weight)) for fit, weight in pairs}
+    return Fits(ranked, left_out, rho, data, spread)
 
 # %% ../../nbs/law/01_round_curves.ipynb #50e9e584
 def bootstrap(
@@ -887,26 +829,16 @@ def bootstrap(
     overdispersion: float,  # intra-class correlation rho
     resamples: int,  # how many refits, B
     generator: np.random.Generator,  # source of chance
-) -> tuple:  # parameters (B, k), converged (B,) bool
+) -> tuple[np.ndarray, np.ndarray]:  # parameters (B, k), converged (B,) bool
     """Refit a law to counts redrawn from its own curve, with new run effects where there are several runs."""
     data, precision = _used(fit.law, data), _precision(fit.law, data, fit.run_spread)
     effects = fit.run_spread * generator.standard_normal((resamples, int(data.runs.max()) + 1))
     rate = np.exp(-fit.law(data.rounds, fit.parameters) * np.exp(effects[:, data.runs]))
-    k = len(fit.parameters)
+    k, weights = len(fit.parameters), _point_weights(data, overdispersion)
     added = k / len(data.rounds)
-    counts = beta_binomial(
-        (rate * data.trials + added / 2) / (data.trials + added), data.trials, overdispersion, generator
-    ).astype(float)
+    moved = (rate * data.trials + added / 2) / (data.trials + added)
+    counts = beta_binomial(moved, data.trials, overdispersion, generator).astype(float)
     start = np.pad(np.tile(fit.parameters, (resamples, 1)), ((0, 0), (0, len(precision) - k)))
-    parameters, _, converged = fit_batch(
-        fit.law,
-        data.rounds,
-        counts,
-        data.trials,
-        _point_weights(data, overdispersion),
-        start,
-        precision,
-        data.runs,
-        _REFIT_ITERATIONS,
-    )
-    return parameters[:, :k], converged
+    points = (data.rounds, counts, data.trials, weights)
+    found = fit_batch(fit.law, *points, start, precision, data.runs, _REFIT_ITERATIONS)
+    return found[0][:, :k], found[2]

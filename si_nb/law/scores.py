@@ -33,7 +33,7 @@ def ranked_probability_score(
     draws: np.ndarray,  # (B, Q) sample of the forecast
     outcome: np.ndarray,  # (Q,) what came out
 ) -> np.ndarray:  # (Q,) same unit as the outcome; smaller is better
-    """Continuous ranked probability score of a sample, E|X - y| - E|X - X'| / 2. Gneiting & Raftery (2007)."""
+    """Continuous ranked probability score, E|X - y| - E|X - X'| / 2. Gneiting & Raftery (2007)."""
     ordered, size = np.sort(draws, 0), len(draws)
     position = (2 * np.arange(1, size + 1) - size - 1)[:, None]
     return np.abs(draws - outcome).mean(0) - (position * ordered).sum(0) / size**2
