@@ -206,7 +206,7 @@ def make_parser(
         _add_cost(commands)
     _add_sweep(commands)
     law = _add_table_command(commands, "law", "fit laws to measured tables and forecast the collapse")
-    law.add_argument("--law", default="best", help="best, average, horizon, error_budget, or the name of a curve such as weibull (default: best)")
+    law.add_argument("--law", default="best", help="best, average, horizon, error_budget, a curve such as weibull, or a plugin's (default: best)")
     law.add_argument("--json", action="store_true", help="print JSON")
     figures = _add_table_command(commands, "figures", "draw the figures of measured tables")
     figures.add_argument("--out", type=folder_name, default="figures", help="folder for the pictures (default: figures)")
@@ -230,12 +230,19 @@ def forecast_origin(
     return max(3, 2 * rounds // 5)
 
 # %% ../nbs/cli.ipynb #7bbf4859
+def _kinds():
+    """The kind of every keep rule, those of plugins included; the law wing takes it as plain values."""
+    from si_nb.loop.voting import KEEP_RULES
+
+    return {name: rule.kind for name, rule in KEEP_RULES.items()}
+
+
 def law_command(
     args: argparse.Namespace,  # paths, until_round, threshold, law, json
 ) -> None:
     """Fit laws to tables and print them."""
     table, settings = read_table(*args.paths), read_settings(*args.paths)
-    report = law_report(table, args.until_round, args.threshold, args.law, settings=settings)
+    report = law_report(table, args.until_round, args.threshold, args.law, settings=settings, kinds=_kinds())
     print(json.dumps(report, indent=1)) if args.json else print_report(report)
 
 # %% ../nbs/cli.ipynb #f2e92b7b
@@ -244,7 +251,7 @@ def figures_command(
 ) -> None:
     """Draw the figures of tables."""
     table, settings = read_table(*args.paths), read_settings(*args.paths)
-    report = law_report(table, args.until_round, args.threshold, settings=settings)
+    report = law_report(table, args.until_round, args.threshold, settings=settings, kinds=_kinds())
     _draw(table, report, Path(args.out), args.threshold)
 
 
@@ -269,7 +276,8 @@ def _report_run(table, until_round, threshold, folder):
     if table.empty:
         return
     try:
-        report = law_report(table, until_round, threshold)
+        settings = read_settings(folder.measurements)
+        report = law_report(table, until_round, threshold, settings=settings, kinds=_kinds())
     except LawError as error:
         print(f"no law: {error}")
     print_report(report)
@@ -286,7 +294,7 @@ def _after_round(args):
     """What the loop asks between two rounds; None if no arm is to stop early."""
     if args.stop_before_collapse is None:
         return None
-    return stop_before_collapse(args.stop_before_collapse, args.threshold)
+    return stop_before_collapse(args.stop_before_collapse, args.threshold, kinds=_kinds())
 
 
 def run_command(

@@ -217,7 +217,7 @@ def test_a_hopeless_run_is_stopped(tmp_path, capsys):
 def test_arms_that_end_apart_are_reported(ends, monkeypatch, run_dir, tmp_path, capsys):
     """Arms of different length, even one that never began, have their report and figures; without the flag such a run is refused."""
 
-    def stop_before_collapse(within, threshold):
+    def stop_before_collapse(within, threshold, kinds):
         return lambda table: {
             arm: "enough" for arm, rows in table.groupby("arm") if rows["round"].max() >= ends[arm]
         }

@@ -23,11 +23,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from si_nb.law.conditions import complete
 from si_nb.law.forecasters import collapse_round, forecast
-from si_nb.law.horizon import KINDS, course, fit_population, margins
+from si_nb.law.horizon import course, fit_population, margins
 from si_nb.law.learning import BASE, CONDITION, fit_law, read_runs, transitions
 from si_nb.law.prediction import collapse_rounds, courses
 from si_nb.law.round_curves import LawError
 from si_nb.law.states import states
+from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import error_budget, trajectory
 
 SWEEPS = ("sweep", "long", "copy", "reverse_addition", "conditions")
@@ -70,6 +71,7 @@ def features(fate):
     return found.assign(ratio=fate["ratio"], steep=fate["steep"])
 
 
+KINDS = {name: rule.kind for name, rule in KEEP_RULES.items()}
 CATEGORIES = {"kind": {"unvoted", "voted", "oracle"}, "task": {"copy", "reverse", "reverse_addition"}}
 
 
