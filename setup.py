@@ -29,7 +29,8 @@ setup(
         *(f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)),
     ],
     packages=find_packages(include=["si_nb", "si_nb.*"], exclude=["si_nb.benchmarks", "si_nb.results*"]),
-    # si_nb/results is a link to results/: the measured tables are found beside the code in a checkout and in a wheel alike
+    # si_nb/results is a link to results/: the measured tables are found beside the code in a checkout and in
+    # a wheel alike
     package_data={
         "si_nb": [
             "results/**/*.csv",

@@ -1,4 +1,6 @@
-"""What all tests share: the markers' rules, the checkout, the notebooks, and the wheel built from the checkout."""
+"""What all tests share: the markers' rules, the checkout, the notebooks,
+and the wheel built from the checkout.
+"""
 
 import configparser
 import json
@@ -89,7 +91,9 @@ def _has_cuda(item):
 
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory):
-    """Folder with the sdist and the wheel made from it, built from a copy so that the checkout stays as it was."""
+    """Folder with the sdist and the wheel made from it,
+    built from a copy so that the checkout stays as it was.
+    """
     copy, built = tmp_path_factory.mktemp("checkout") / "si_nb", tmp_path_factory.mktemp("dist")
     not_source = shutil.ignore_patterns(
         ".git",

@@ -16,7 +16,8 @@ from test_house import repository_files
 SETTINGS = read_settings()
 OWNER, NAME = SETTINGS["git_url"].split("/")[-2:]
 PLACES = re.compile(
-    r"(?:github\.com|colab\.research\.google\.com/github|mybinder\.org/v2/gh|raw\.githubusercontent\.com)/([\w-]+/[\w.-]+)"
+    r"(?:github\.com|colab\.research\.google\.com/github|mybinder\.org/v2/gh|"
+    r"raw\.githubusercontent\.com)/([\w-]+/[\w.-]+)"
 )
 
 

@@ -27,21 +27,27 @@ def text(room):
 
 
 def test_arrows_are_read_rightly():
-    """The arrows that the next tests judge include some that are known to be there, through others and in functions too."""
+    """The arrows that the next tests judge include some that are known to be there,
+    through others and in functions too.
+    """
     assert "problems.tokenizer" in imported_rooms("model.trainer")
     assert {"problems.tasks", "problems.tokenizer"} <= reached("loop.evaluate")
     assert any(room.startswith("loop.") for room in imported_rooms("cli"))  # inside functions
 
 
 def test_no_arrow_leads_where_none_may():
-    """Problems and record know no other wing, the model no loop, the law neither; nobody knows the command line."""
+    """Problems and record know no other wing, the model no loop, the law neither;
+    nobody knows the command line.
+    """
     assert forbidden_arrows() == []
     assert MAY_IMPORT["law"] == {"record"} and not MAY_IMPORT["problems"] and not MAY_IMPORT["record"]
     assert not any("cli" in allowed for allowed in MAY_IMPORT.values())
 
 
 def test_every_room_belongs_to_a_wing():
-    """No module lies outside of the wings but the house itself and the benchmarks, which are not part of the wheel."""
+    """No module lies outside of the wings but the house itself and the benchmarks,
+    which are not part of the wheel.
+    """
     outside = {path.name for path in (ROOT / "si_nb").glob("*.py")} - {
         "__init__.py",
         "__main__.py",
@@ -74,7 +80,9 @@ def test_one_room_speaks_to_the_tracker(room):
 
 @pytest.mark.parametrize("room", [room for room in LAW if room != "law.figures"])
 def test_tables_are_read_and_fitted_without_torch(room, tmp_path):
-    """Where torch is not installed the law still works, and who reads tables does not wait for plotting or tracking to load."""
+    """Where torch is not installed the law still works,
+    and who reads tables does not wait for plotting or tracking to load.
+    """
     for absent in ("torch", "wandb"):  # found first, and not importable
         (tmp_path / f"{absent}.py").write_text(
             f"raise ModuleNotFoundError('No module named {absent}', name='{absent}')"

@@ -1,5 +1,7 @@
-"""Bad input made from the parser and the schema themselves: every flag, setting, column and part of a grid with every class of bad
-value. Whatever is given, the answer is one line and exit code 2 with nothing written, or the value is in fact fine.
+"""Bad input made from the parser and the schema themselves:
+every flag, setting, column and part of a grid with every class of bad
+value. Whatever is given, the answer is one line and exit code 2 with nothing written,
+or the value is in fact fine.
 """
 
 import contextlib
@@ -36,15 +38,18 @@ HANG, BUSY, MEMORY = (
     2 * 2**30,
 )  # seconds of work, seconds on a busy machine, and further bytes that an answer may take
 NUMBERS = {
-    "negative": "-3", "zero": "0", "2**70": str(2**70), "-2**70": str(-(2**70)), "trillion": "1e12", "nan": "nan", "inf": "inf",
+    "negative": "-3", "zero": "0", "2**70": str(2**70), "-2**70": str(-(2**70)), "trillion": "1e12",
+    "nan": "nan", "inf": "inf",
     "1e400": "1e400", "fraction": "0.5", "5,000 digits": "9" * 5_000,
 }  # fmt: skip
 TEXTS = {
-    "empty": "", "text": "nonsense", "non-ASCII": "größe²𝟛", "odd digits": "cpu:²", "line break": "a\nb", "markup": "[/x][bold]",
+    "empty": "", "text": "nonsense", "non-ASCII": "größe²𝟛", "odd digits": "cpu:²", "line break": "a\nb",
+    "markup": "[/x][bold]",
     "control characters": "a\x1b]0;t\x07\x1b[2Jb", "not UTF-8": "a\udcffb", "5,000 characters": "x" * 5_000,
 }  # fmt: skip
 PLACES = {
-    "missing": "missing", "folder": "folder", "FIFO": "fifo", "/dev/zero": "/dev/zero", "dangling link": "dangling", "unreadable": "unreadable",
+    "missing": "missing", "folder": "folder", "FIFO": "fifo", "/dev/zero": "/dev/zero",
+    "dangling link": "dangling", "unreadable": "unreadable",
     "binary file": "binary", "/": "/", "inside a file": "binary/x", "inside /proc": "/proc/si_nb/x",
 }  # fmt: skip
 FREE_TEXT = ("wandb_project", "wandb_name")  # flags that take any text
@@ -60,10 +65,13 @@ TABLE += [
 ]
 GRID = {
     "preset": "tiny", "settings": {"task": "copy"}, "slurm": {"slurm_partition": "gpu"},
-    "group": [{"name": "filters", "seeds": [0, 1], "settings": {"voters": 3}, "grid": {"num_samples": [50, 100]}}],
+    "group": [
+        {"name": "filters", "seeds": [0, 1], "settings": {"voters": 3}, "grid": {"num_samples": [50, 100]}}
+    ],
 }  # fmt: skip
 GOOD = {  # a call of each command that passes its checks
-    "run": ["--preset", "tiny", "--run_dir", "run"], "cost": ["--preset", "tiny"], "sweep": ["grid.toml", "--out", "sweep"],
+    "run": ["--preset", "tiny", "--run_dir", "run"], "cost": ["--preset", "tiny"],
+    "sweep": ["grid.toml", "--out", "sweep"],
     "law": ["table.csv"], "figures": ["table.csv", "--out", "figures"], "check": ["recorded"],
 }  # fmt: skip
 
@@ -102,7 +110,9 @@ def table_text(rows):
 
 
 def furnish(folder):
-    """An empty folder with a good table, a good grid, and one of everything that is no good as a file or a folder."""
+    """An empty folder with a good table, a good grid,
+    and one of everything that is no good as a file or a folder.
+    """
     for path in folder.iterdir():
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
     (folder / "folder").mkdir()
@@ -208,12 +218,17 @@ def judge(kind, arguments, place, before, may_be_fine):
     )
     changed = [] if fine else sorted(str(path) for path, _ in listing(place).items() ^ before.items())
     ANSWERS[kind, "fine" if fine else "refused" if refused and not changed else "bad"] += 1
-    what = f"{kind}: si_nb {' '.join(map(repr, arguments))[:200]}: code {code}, said {said[-300:]!r}, printed {printed[-100:]!r}"
+    what = (
+        f"{kind}: si_nb {' '.join(map(repr, arguments))[:200]}: code {code}, said {said[-300:]!r}, "
+        f"printed {printed[-100:]!r}"
+    )
     return [] if (fine or refused) and not changed else [f"{what}, changed {changed[:3]}"]
 
 
 def all_are_answered(calls, place, edit=None):
-    """Judge many calls, (class, arguments, whether they may be fine[, what edit gets]), each in a place as new."""
+    """Judge many calls, (class, arguments, whether they may be fine[, what edit gets]),
+    each in a place as new.
+    """
     problems, before = [], None
     for kind, arguments, may_be_fine, *more in calls:
         if before is None or listing(place).items() ^ before.items():
@@ -263,12 +278,18 @@ def commands():
 
 FLAGS = [(command, action) for command, actions in commands().items() for action in actions]
 SETTINGS = {setting.name: setting for setting in fields(RunConfig)}
-WITHIN = {"least": lambda value, limit: value >= limit, "above": lambda value, limit: value > limit,
-          "most": lambda value, limit: value <= limit, "below": lambda value, limit: value < limit}  # fmt: skip
+WITHIN = {
+    "least": lambda value, limit: value >= limit,
+    "above": lambda value, limit: value > limit,
+    "most": lambda value, limit: value <= limit,
+    "below": lambda value, limit: value < limit,
+}
 
 
 def bounds_of(action):
-    """Bounds of a number, from its type or from the setting that it is made from; None for what is no number."""
+    """Bounds of a number, from its type or from the setting that it is made from;
+    None for what is no number.
+    """
     if hasattr(action.type, "least"):
         return {"least": action.type.least, "most": action.type.most}
     if action.type in (int, float):
@@ -343,16 +364,22 @@ def test_every_number_states_its_range(command, action):
 # --- settings
 
 ODD = {
-    "empty": "", "text": "nonsense", "negative": -3, "zero": 0, "2**70": 2**70, "-2**70": -(2**70), "nan": math.nan, "inf": math.inf, "-inf": -math.inf,
-    "10**400": 10**400, "10**5000": 10**5_000, "trillion": 1e12, "fraction": 0.5, "None": None, "true": True, "list": [1], "empty list": [],
-    "nested": [[]], "table": {"a": 1}, "bytes": b"x", "object": object(), "non-ASCII": "größe", "line break": "a\nb", "control": "\x1b]0;t\x07",
-    "not UTF-8": "\udcff", "5,000 characters": "x" * 5_000, "5,000 values": ["none"] * 5_000, "text of a number": "10",
+    "empty": "", "text": "nonsense", "negative": -3, "zero": 0, "2**70": 2**70, "-2**70": -(2**70),
+    "nan": math.nan, "inf": math.inf, "-inf": -math.inf,
+    "10**400": 10**400, "10**5000": 10**5_000, "trillion": 1e12, "fraction": 0.5, "None": None, "true": True,
+    "list": [1], "empty list": [],
+    "nested": [[]], "table": {"a": 1}, "bytes": b"x", "object": object(), "non-ASCII": "größe",
+    "line break": "a\nb", "control": "\x1b]0;t\x07",
+    "not UTF-8": "\udcff", "5,000 characters": "x" * 5_000, "5,000 values": ["none"] * 5_000,
+    "text of a number": "10",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_settings(name):
-    """Every setting with every class of bad value: a documented line, or a value of its type within its range."""
+    """Every setting with every class of bad value: a documented line,
+    or a value of its type within its range.
+    """
     for kind, value in ODD.items():
         try:
             taken = getattr(make_config("tiny", **{name: value}), name)
@@ -413,7 +440,9 @@ def bad_cells(column):
 
 
 def put_cell(column, text):
-    """The good table with one bad cell; a name or a seed in all rows, since it says which run they belong to."""
+    """The good table with one bad cell; a name or a seed in all rows,
+    since it says which run they belong to.
+    """
     place = COLUMNS.index(column)
     rows = [list(row) for row in TABLE]
     for row in rows if column in NAMES or column == "seed" else rows[-1:]:
@@ -434,9 +463,13 @@ def test_tables_for_law(column, place):
 
 
 FILES = {
-    "empty file": b"", "only a header": table_text([]), "a row too long": table_text([*TABLE[:-1], (*TABLE[-1], 24)]),
-    "a row too short": table_text([*TABLE[:-1], TABLE[-1][:-1]]), "a row twice": table_text([*TABLE, TABLE[0]]), "no last line break": table_text(TABLE)[:-1],
-    "another header": table_text(TABLE).replace(b"round", b"turn"), "NUL": table_text(TABLE).replace(b"copy", b"co\0py"), "UTF-16": table_text(TABLE).decode().encode("utf-16"),
+    "empty file": b"", "only a header": table_text([]),
+    "a row too long": table_text([*TABLE[:-1], (*TABLE[-1], 24)]),
+    "a row too short": table_text([*TABLE[:-1], TABLE[-1][:-1]]),
+    "a row twice": table_text([*TABLE, TABLE[0]]), "no last line break": table_text(TABLE)[:-1],
+    "another header": table_text(TABLE).replace(b"round", b"turn"),
+    "NUL": table_text(TABLE).replace(b"copy", b"co\0py"),
+    "UTF-16": table_text(TABLE).decode().encode("utf-16"),
 }  # fmt: skip
 
 
@@ -456,15 +489,19 @@ def test_files_for_law(place):
 # --- grids
 
 PARTS = {
-    "preset": ("preset",), "settings": ("settings",), "slurm": ("slurm",), "group": ("group",), "a group": ("group", 0), "name": ("group", 0, "name"),
-    "seeds": ("group", 0, "seeds"), "a seed": ("group", 0, "seeds", 0), "a group's settings": ("group", 0, "settings"), "a group's grid": ("group", 0, "grid"),
+    "preset": ("preset",), "settings": ("settings",), "slurm": ("slurm",), "group": ("group",),
+    "a group": ("group", 0), "name": ("group", 0, "name"),
+    "seeds": ("group", 0, "seeds"), "a seed": ("group", 0, "seeds", 0),
+    "a group's settings": ("group", 0, "settings"), "a group's grid": ("group", 0, "grid"),
     "values": ("group", 0, "grid", "num_samples"), "a value": ("group", 0, "grid", "num_samples", 0),
 }  # fmt: skip
 PARTS |= {f"setting {name}": ("settings", name) for name in SETTINGS}
 DEEP = Raw("[" * 100_000 + "]" * 100_000)
 VALUES = {
-    **TEXTS, "negative": -3, "zero": 0, "2**70": 2**70, "-2**70": -(2**70), "5,000 digits": Raw("9" * 5_000), "nan": Raw("nan"), "inf": Raw("inf"),
-    "1e400": Raw("1e400"), "fraction": 0.5, "true": True, "date": Raw("1979-05-27"), "list": ["quick"], "empty list": [], "twice": [1, 1], "nested": [[]],
+    **TEXTS, "negative": -3, "zero": 0, "2**70": 2**70, "-2**70": -(2**70), "5,000 digits": Raw("9" * 5_000),
+    "nan": Raw("nan"), "inf": Raw("inf"),
+    "1e400": Raw("1e400"), "fraction": 0.5, "true": True, "date": Raw("1979-05-27"), "list": ["quick"],
+    "empty list": [], "twice": [1, 1], "nested": [[]],
     "deep": DEEP, "table": {"a": 1}, "empty table": {}, "no value": Raw(""), "list of tables": [{"a": 1}],
 }  # fmt: skip
 
@@ -517,11 +554,15 @@ def test_grids(part, place):
     all_are_answered(calls, place, put_part)
 
 
+THOUSANDS = {name: list(range(1, 1001)) for name in ("num_samples", "max_iters", "si_iter")}
 ABSURD = {
-    "10**9 combinations": {**GRID, "group": [{"name": "x", "grid": {name: list(range(1, 1001)) for name in ("num_samples", "max_iters", "si_iter")}}]},
-    "10**5 groups of one name": {**GRID, "group": [{"name": "x"}] * 10**5}, "no group": {"preset": "tiny"}, "an unknown part": {**GRID, "color": "red"},
-    "an unknown setting": {**GRID, "settings": {"color": "red"}}, "preset in settings": {**GRID, "settings": {"preset": "quick"}},
-    "config_class in settings": {**GRID, "settings": {"self": 1}}, "device of nowhere": {**GRID, "settings": {"device": "abacus"}},
+    "10**9 combinations": {**GRID, "group": [{"name": "x", "grid": THOUSANDS}]},
+    "10**5 groups of one name": {**GRID, "group": [{"name": "x"}] * 10**5}, "no group": {"preset": "tiny"},
+    "an unknown part": {**GRID, "color": "red"},
+    "an unknown setting": {**GRID, "settings": {"color": "red"}},
+    "preset in settings": {**GRID, "settings": {"preset": "quick"}},
+    "config_class in settings": {**GRID, "settings": {"self": 1}},
+    "device of nowhere": {**GRID, "settings": {"device": "abacus"}},
 }  # fmt: skip
 
 

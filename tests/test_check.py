@@ -1,4 +1,6 @@
-"""`si_nb check` finds what is wrong with any file of a run, a sweep or a folder of them, and changes nothing."""
+"""`si_nb check` finds what is wrong with any file of a run, a sweep or a folder of them,
+and changes nothing.
+"""
 
 import json
 import os
@@ -19,8 +21,10 @@ from si_nb.record.storage import DamagedError, read_sealed, write_sealed
 from si_nb.record.table import read_table
 
 SETTINGS = dict(
-    task="copy", si_method=("none", "mv_length"), original_digits=2, si_rounds=3, n_layer=1, n_head=1, n_embd=16, block_size=24, base_samples=100,
-    max_iters=8, decay=2, warmup=1, batch_size=8, si_iter=3, eval_interval=3, eval_samples=6, num_samples=10, voters=2, device="cpu",
+    task="copy", si_method=("none", "mv_length"), original_digits=2, si_rounds=3, n_layer=1, n_head=1,
+    n_embd=16, block_size=24, base_samples=100,
+    max_iters=8, decay=2, warmup=1, batch_size=8, si_iter=3, eval_interval=3, eval_samples=6, num_samples=10,
+    voters=2, device="cpu",
 )  # fmt: skip
 
 
@@ -68,7 +72,9 @@ def content(folder):
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
 def test_all_is_well(state, request, capsys):
-    """A run to which nothing happened passes with exit code 0, whether it is finished or not, and is left as it was."""
+    """A run to which nothing happened passes with exit code 0, whether it is finished or not,
+    and is left as it was.
+    """
     folder = request.getfixturevalue(state)
     before = content(folder)
     assert main(["check", str(folder)]) == 0
@@ -124,7 +130,9 @@ DAMAGES = (flip, cut, empty, delete, sibling, to_folder, to_pipe)
 
 
 def is_harmless(damage, path, target):
-    """A file without a seal is taken as it is, a seal also has what was there before, and what a round has made so far need not be there."""
+    """A file without a seal is taken as it is, a seal also has what was there before,
+    and what a round has made so far need not be there.
+    """
     if path.suffix == ".sha256":
         return damage in (delete, sibling) or damage in (flip, cut) and is_known(target.with_suffix(""))
     going_on = any(part.startswith("stopped") for part in path.parts)
@@ -155,7 +163,9 @@ def look_for(original, path, damage, place):
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])
 def test_damage_does_not_go_unnoticed(state, request, tmp_path):
-    """Every file of a run damaged, one at a time and each time in another way: the finding names it; a seal's damage is that of its file."""
+    """Every file of a run damaged, one at a time and each time in another way: the finding names it;
+    a seal's damage is that of its file.
+    """
     original = request.getfixturevalue(state)
     for number, path in enumerate(sorted(path for path in original.rglob("*") if path.is_file())):
         look_for(original, path, DAMAGES[number % len(DAMAGES)], tmp_path)
@@ -172,7 +182,9 @@ def test_no_damage_goes_unnoticed(state, damage, request, tmp_path):
 
 
 def test_counts_are_held_against_the_labels(finished, tmp_path, capsys):
-    """Labels that are fewer than their header or the table says are found, though their seals are right; so is a changed count in the table."""
+    """Labels that are fewer than their header or the table says are found, though their seals are right;
+    so is a changed count in the table.
+    """
     run = shutil.copytree(finished, tmp_path / "run")
     path = run / "data" / "none_round_001.safetensors"
     tensors, about = load_tensors(path)
@@ -232,7 +244,9 @@ def test_what_a_run_leaves_behind_when_it_is_killed_is_named(finished, tmp_path)
 
 
 def test_weights_and_labels_of_a_finished_run_may_be_gone(finished, tmp_path):
-    """Whole folders that somebody has removed to save room are no damage; in a run that is to go on they are missed."""
+    """Whole folders that somebody has removed to save room are no damage;
+    in a run that is to go on they are missed.
+    """
     run = shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(run / "data"), shutil.rmtree(run / "models")
     assert check_folder(run)[0] == []
@@ -271,7 +285,9 @@ seeds = [0, 1]
 
 
 def test_a_sweep_is_held_against_its_runs(tmp_path, capsys):
-    """A sweep passes; a count changed, a run's rows missing, another run's table, or a damaged base model in it do not."""
+    """A sweep passes; a count changed, a run's rows missing, another run's table,
+    or a damaged base model in it do not.
+    """
     (tmp_path / "grid.toml").write_text(GRID)
     out = tmp_path / "out"
     run_sweep(tmp_path / "grid.toml", out)

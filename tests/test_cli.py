@@ -14,8 +14,24 @@ from si_nb.cli import main
 from si_nb.loop.runs import ConfigError, available_memory, check_memory, make_config
 from si_nb.record.table import read_table
 
-SMALL = ["--preset", "tiny", "--original_digits", "3", "--base_samples", "2000", "--max_iters", "60", "--si_iter", "10", "--eval_samples", "64",
-         "--num_samples", "64", "--si_rounds", "4"]  # fmt: skip
+SMALL = [
+    "--preset",
+    "tiny",
+    "--original_digits",
+    "3",
+    "--base_samples",
+    "2000",
+    "--max_iters",
+    "60",
+    "--si_iter",
+    "10",
+    "--eval_samples",
+    "64",
+    "--num_samples",
+    "64",
+    "--si_rounds",
+    "4",
+]
 COUNTS = {1: 980, 2: 940, 3: 850, 4: 700, 5: 480, 6: 260, 7: 110, 8: 30}
 
 
@@ -195,7 +211,9 @@ def test_run_reports_and_draws(run_dir, capsys):
 
 
 def test_a_hopeless_run_is_stopped(tmp_path, capsys):
-    """Arms that collapse at once do not get their four rounds; the report is made all the same, and again by the same command."""
+    """Arms that collapse at once do not get their four rounds;
+    the report is made all the same, and again by the same command.
+    """
     command = ["run", *SMALL, "--stop_before_collapse", "2", "--run_dir", str(tmp_path / "run")]
     assert main(command) == 0
     first, table = capsys.readouterr(), (tmp_path / "run" / "measurements.csv").read_bytes()
@@ -215,7 +233,9 @@ def test_a_hopeless_run_is_stopped(tmp_path, capsys):
     "ends", [dict(none=1, mv_length=3), dict(none=0, mv_length=3), dict(none=0, mv_length=0)], ids=str
 )
 def test_arms_that_end_apart_are_reported(ends, monkeypatch, run_dir, tmp_path, capsys):
-    """Arms of different length, even one that never began, have their report and figures; without the flag such a run is refused."""
+    """Arms of different length, even one that never began, have their report and figures;
+    without the flag such a run is refused.
+    """
 
     def stop_before_collapse(within, threshold, kinds):
         return lambda table: {
@@ -487,7 +507,9 @@ def test_example_of_sweep_help_is_a_grid(tmp_path, capsys):
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else None,
 )
 def test_mishaps_end_in_one_line(error, line, monkeypatch, counts, capsys):
-    """Whatever a full disk, want of memory or a monstrous file raises where nobody foresaw it: one line, exit code 2; --debug shows where."""
+    """Whatever a full disk, want of memory or a monstrous file raises where nobody foresaw it:
+    one line, exit code 2; --debug shows where.
+    """
     monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments, **settings: (_ for _ in ()).throw(error))
     assert main(["law", str(counts)]) == 2
     assert capsys.readouterr().err == line
@@ -560,7 +582,9 @@ def little_memory(monkeypatch):
     ids=lambda value: value[0].strip("-") if isinstance(value, list) else None,
 )
 def test_want_of_memory_is_seen_before_any_work(flags, named, little_memory, tmp_path, monkeypatch, capsys):
-    """What does not fit is refused by run and by cost, in the same words, which name the setting that takes most; nothing is written."""
+    """What does not fit is refused by run and by cost, in the same words,
+    which name the setting that takes most; nothing is written.
+    """
     monkeypatch.chdir(tmp_path)
     lines = [refused([command, "--preset", "tiny", *flags], capsys) for command in ("run", "cost")]
     assert (

@@ -1,4 +1,6 @@
-"""What a run's table must hold: what the loop writes is complete, and no row can go, come or change sides unnoticed."""
+"""What a run's table must hold: what the loop writes is complete, and no row can go,
+come or change sides unnoticed.
+"""
 
 import itertools
 import random
@@ -12,8 +14,10 @@ from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import TableError, check_table, read_table
 
 SMALL = dict(
-    task="copy", si_method=tuple(KEEP_RULES), original_digits=2, si_rounds=2, n_layer=1, n_head=1, n_embd=16, block_size=40, base_samples=200,
-    max_iters=5, batch_size=16, si_iter=2, num_samples=12, eval_samples=9, voters=2, vote_threshold=0.5, vote_iter_growth=0, device="cpu",
+    task="copy", si_method=tuple(KEEP_RULES), original_digits=2, si_rounds=2, n_layer=1, n_head=1, n_embd=16,
+    block_size=40, base_samples=200,
+    max_iters=5, batch_size=16, si_iter=2, num_samples=12, eval_samples=9, voters=2, vote_threshold=0.5,
+    vote_iter_growth=0, device="cpu",
 )  # fmt: skip
 VARIANTS = {
     "every arm": {},
@@ -42,7 +46,9 @@ def test_what_a_run_writes_is_complete(changes, tmp_path):
 
 @pytest.mark.parametrize("reached", [2, 3, 5], ids="up to {}".format)
 def test_accelerated_lengths_are_read_from_the_table(reached, tmp_path, monkeypatch):
-    """An arm that takes in several lengths in a round is complete, whatever the lengths were, and evaluated beyond them."""
+    """An arm that takes in several lengths in a round is complete, whatever the lengths were,
+    and evaluated beyond them.
+    """
 
     def longer(experiment, voters, newest, number):
         return list(range(newest + 1, newest + (reached if number == 1 else 1) + 1))
@@ -72,7 +78,9 @@ def test_no_row_can_be_missing(run):
 
 
 def test_no_row_can_be_another(run):
-    """A row about something else, in any column, is named: it is missing where it was, or has no place where it is."""
+    """A row about something else, in any column, is named:
+    it is missing where it was, or has no place where it is.
+    """
     table, *asked = run
     others = dict(
         run_id="x", task="reverse", arm="none", seed=9, voter=1, round=1, length=3, quantity="label_kept"

@@ -1,4 +1,6 @@
-"""The law of conditions: identities it rests on, limits it must reduce to, parameters found again in invented runs, and what `predict` says."""
+"""The law of conditions: identities it rests on, limits it must reduce to,
+parameters found again in invented runs, and what `predict` says.
+"""
 
 import json
 import subprocess
@@ -52,13 +54,17 @@ def walked(settings, parameters=PLAIN, horizon=10.4, steepness=30.0, length=8, r
 
 
 def test_prices_add_up_to_a_ratio_of_lengths():
-    """The price of a digit is what ln(h / n) loses: over a life it is the logarithm of the ratio of lengths."""
+    """The price of a digit is what ln(h / n) loses:
+    over a life it is the logarithm of the ratio of lengths.
+    """
     for low, high in ((3, 5), (8, 40), (10, 1_000)):
         assert np.isclose(price(np.arange(low, high)).sum(), np.log(high / low))
 
 
 def test_states_are_found_where_they_were_put():
-    """Horizon and steepness come back from counts, and their standard errors are about the scatter of repeats."""
+    """Horizon and steepness come back from counts, and their standard errors are about the scatter of
+    repeats.
+    """
     lengths, generator = np.arange(4.0, 30), np.random.default_rng(0)
     rate = expit(15 * np.log(12 / lengths))
     repeats = fit_states(
@@ -92,7 +98,9 @@ def test_the_critical_line_parts_what_lasts_from_what_dies(speed):
 
 
 def test_without_a_filter_dirty_labels_freeze_the_horizon_and_clean_ones_do_not():
-    """The same loop without a filter: a model whose labels are wrong stays where it is, one whose labels are right runs on."""
+    """The same loop without a filter: a model whose labels are wrong stays where it is,
+    one whose labels are right runs on.
+    """
     dirty, clean = (
         walked({"si_method": "none"}, horizon=8.2),
         walked({"si_method": "none"}, horizon=12.0, steepness=80.0),
@@ -102,7 +110,9 @@ def test_without_a_filter_dirty_labels_freeze_the_horizon_and_clean_ones_do_not(
 
 
 def test_a_strict_vote_starves():
-    """When voters are seldom right, the share on which all must agree is too small for the labels wanted, and the gain with it."""
+    """When voters are seldom right, the share on which all must agree is too small for the labels wanted,
+    and the gain with it.
+    """
     weak = {"horizon": 7.6, "length": 8, "steepness": 15.0, "parameters": {**PLAIN, "labels": 0.3}}
     strict, loose = [
         walked({"voters": 5, "vote_threshold": threshold}, rounds=1, **weak) for threshold in (1.0, 0.6)
@@ -237,7 +247,9 @@ def test_a_setting_beyond_what_was_seen_is_named_with_its_distance():
 
 
 def test_first_rounds_move_the_forecast():
-    """A run that gained more than its settings promised is given a longer life than settings alone give it."""
+    """A run that gained more than its settings promised is given a longer life than settings alone give
+    it.
+    """
     fast = replace(
         NOISY, values={**VALUES, "log_gain": VALUES["log_gain"] + 0.5}, spreads=dict.fromkeys(SPREADS, 0.0)
     )
@@ -292,7 +304,10 @@ def test_a_damaged_file_is_no_law(tmp_path, damage):
 
 def test_neither_torch_nor_the_loop_is_imported():
     """A forecast from settings needs no model."""
-    code = "import sys, si_nb.law.prediction; print([name for name in sys.modules if name == 'torch' or name.startswith(('si_nb.loop', 'si_nb.model'))])"
+    code = (
+        "import sys, si_nb.law.prediction; print([name for name in sys.modules if name == 'torch' or "
+        "name.startswith(('si_nb.loop', 'si_nb.model'))])"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,4 +1,6 @@
-"""What a run will cost: the plan against what runs do, and estimates that mean something. Nothing here asserts a duration."""
+"""What a run will cost: the plan against what runs do, and estimates that mean something.
+Nothing here asserts a duration.
+"""
 
 import json
 import subprocess
@@ -206,7 +208,9 @@ def peak_of(job):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_estimated_memory_is_a_lower_bound_of_what_is_taken(task):
-    """What is refused for want of memory would really have taken that much: data as measured, weights as counted; no less than a third of it."""
+    """What is refused for want of memory would really have taken that much:
+    data as measured, weights as counted; no less than a third of it.
+    """
     config, rng = (
         config_of(task=task, base_samples=50_000, eval_samples=5_000, original_digits=8, block_size=60),
         np.random.default_rng(0),
@@ -224,12 +228,15 @@ def test_estimated_memory_is_a_lower_bound_of_what_is_taken(task):
 
 
 def test_everything_goes_on_where_there_is_no_resource():
-    """Without the module that Windows lacks, cost and bench can be imported, and say that memory is unknown."""
+    """Without the module that Windows lacks, cost and bench can be imported,
+    and say that memory is unknown.
+    """
     program = """import sys
 sys.modules["resource"] = None
 import pandas, si_nb.benchmarks.benchmark, si_nb.cli
 from si_nb.loop.cost import Estimate, cost_report, peak_memory, print_cost
-unknown = Estimate(pandas.DataFrame({"least": [1.0], "seconds": [2.0], "most": [3.0]}, index=["start"]), peak_memory(), 0)
+times = pandas.DataFrame({"least": [1.0], "seconds": [2.0], "most": [3.0]}, index=["start"])
+unknown = Estimate(times, peak_memory(), 0)
 assert cost_report(unknown)["memory"] is None
 print_cost(unknown)
 try:

@@ -233,7 +233,7 @@ def registered():
 
 
 def test_a_registered_forecaster_is_known_everywhere_at_once(registered):
-    """Forecast, report, scores and the choices see it without being imported again; rank 0 makes it the best."""
+    """Forecast, report, scores and choices see it without a new import; rank 0 makes it the best."""
     registered(F.Forecaster("still", "a' = 0.6", ("rounds",), still, rank=0))
     found = F.forecast(series_of(COLLAPSING), 3, resamples=20)
     assert found.law == "still" and found.collapse_round is None and "weibull" in found.asked
@@ -320,7 +320,7 @@ register_forecaster(Forecaster("decay", "a' = a exp(-30 / N)", ("rounds", "setti
 
 
 def test_a_law_from_a_users_file(tmp_path):
-    """`si_nb law --plugin` forecasts with it, hands it the settings of the run, and refuses a bad name by listing it."""
+    """`si_nb law --plugin` forecasts with it, hands it the run's settings, and refuses a bad name."""
     (tmp_path / "mine.py").write_text(LAW_PLUGIN)
     command = [
         "-m",
@@ -372,7 +372,9 @@ def test_the_kind_of_a_users_keep_rule_comes_with_the_rule(tmp_path):
     """The command line tells the law wing, so a rule from a plugin is forecast as others of its kind."""
     (tmp_path / "rule.py").write_text(
         "from si_nb.loop.voting import KeepRule, register_keep_rule\n"
-        "register_keep_rule(KeepRule('mine', 'unvoted', lambda proposal, lengths, threshold: proposal.votes > 0))\n"
+        "register_keep_rule(\n"
+        "    KeepRule('mine', 'unvoted', lambda proposal, lengths, threshold: proposal.votes > 0)\n"
+        ")\n"
     )
     table = read_table(results_folder() / "copy").query("seed == 0 and arm == 'none'")
     table.to_csv(tmp_path / "none.csv", index=False)

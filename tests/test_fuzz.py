@@ -1,4 +1,6 @@
-"""Whatever is in a file or a setting, reading it ends in something checked or in one documented line; it never crashes or hangs."""
+"""Whatever is in a file or a setting, reading it ends in something checked or in one documented line;
+it never crashes or hangs.
+"""
 
 import json
 import math
@@ -68,7 +70,9 @@ def place(tmp_path_factory):
 
 
 def say_one_line(action, *expected):
-    """The result of an action, or None if it raises one of the expected errors, with a message of one line."""
+    """The result of an action, or None if it raises one of the expected errors,
+    with a message of one line.
+    """
     try:
         return action()
     except expected as error:
@@ -162,7 +166,9 @@ def test_any_cells_under_a_true_header(place, header, text, ended):
 @settings(fuzz, max_examples=150)
 @given(st.integers(0, 2**32))
 def test_any_mutated_table(place, seed):
-    """The same for a true table in which a few bytes are changed; what is accepted has no fewer complete rows than lines."""
+    """The same for a true table in which a few bytes are changed;
+    what is accepted has no fewer complete rows than lines.
+    """
     content = mutate(TABLE, seed)
     table = read_any(place, content)
     assert table is None or len(table) <= content.count(b"\n") + content.count(b"\r")
@@ -179,27 +185,71 @@ COUNTS = pd.DataFrame(dict(round=[1, 2, 3, 4], successes=[95, 80, 50, 20], trial
 SERIES = trajectory(COUNTS)
 REPORT = law_report(COUNTS, law="weibull", resamples=20)
 no_tables = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.binary(max_size=3), json_values, st.just(object()),
-    st.sampled_from([np.arange(3), np.zeros((2, 3)), pd.Series([1]), pd.DataFrame(), COUNTS.T, COUNTS.set_index("round"), COUNTS.astype(complex),
-                     pd.concat([COUNTS, COUNTS], axis=1), COUNTS.assign(extra=1), COUNTS.set_axis([0, 1, 2], axis=1), COUNTS.assign(trials=math.inf),
-                     COUNTS.assign(successes=True), COUNTS.assign(round=pd.NaT), COUNTS.assign(round=[[1]] * 4), COUNTS.assign(trials=2.0**70)]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.binary(max_size=3),
+    json_values,
+    st.just(object()),
+    st.sampled_from(
+        [
+            np.arange(3),
+            np.zeros((2, 3)),
+            pd.Series([1]),
+            pd.DataFrame(),
+            COUNTS.T,
+            COUNTS.set_index("round"),
+            COUNTS.astype(complex),
+            pd.concat([COUNTS, COUNTS], axis=1),
+            COUNTS.assign(extra=1),
+            COUNTS.set_axis([0, 1, 2], axis=1),
+            COUNTS.assign(trials=math.inf),
+            COUNTS.assign(successes=True),
+            COUNTS.assign(round=pd.NaT),
+            COUNTS.assign(round=[[1]] * 4),
+            COUNTS.assign(trials=2.0**70),
+        ]
+    ),
+)
 no_numbers = st.one_of(
-    st.none(), st.booleans(), st.sampled_from([math.nan, math.inf, -math.inf, -1, 0, 2**70, 0.5 + 1j, "1", b"1", pd.NA, np.bool_(True)]), st.text(max_size=4),
-    st.just(()), st.just([1]), st.just({}), st.just(np.array([1, 2])), st.just(COUNTS), st.just(object()),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.sampled_from(
+        [math.nan, math.inf, -math.inf, -1, 0, 2**70, 0.5 + 1j, "1", b"1", pd.NA, np.bool_(True)]
+    ),
+    st.text(max_size=4),
+    st.just(()),
+    st.just([1]),
+    st.just({}),
+    st.just(np.array([1, 2])),
+    st.just(COUNTS),
+    st.just(object()),
+)
 TAKES_A_TABLE = {
-    "check_table": check_table, "measurement_table": measurement_table, "accuracy_by_length": accuracy_by_length, "trajectory": trajectory,
-    "error_budget": error_budget, "check_trajectory": check_trajectory, "add": lambda table: SustainabilityMonitor().add(table),
-    "law_report": lambda table: law_report(table, law="weibull", resamples=20), "forecast": lambda table: forecast(table, law="weibull", resamples=20),
-    "table of a forecast": lambda table: None if table is None else forecast(SERIES, law="weibull", resamples=20, table=table),
-    "save_figures": lambda table: save_figures(table, {"arms": {}}, "never made"), "report of save_figures": lambda table: save_figures(COUNTS, table, "never made"),
+    "check_table": check_table, "measurement_table": measurement_table,
+    "accuracy_by_length": accuracy_by_length, "trajectory": trajectory,
+    "error_budget": error_budget, "check_trajectory": check_trajectory,
+    "add": lambda table: SustainabilityMonitor().add(table),
+    "law_report": lambda table: law_report(table, law="weibull", resamples=20),
+    "forecast": lambda table: forecast(table, law="weibull", resamples=20),
+    "table of a forecast": lambda table: (
+        None if table is None else forecast(SERIES, law="weibull", resamples=20, table=table)
+    ),
+    "save_figures": lambda table: save_figures(table, {"arms": {}}, "never made"),
+    "report of save_figures": lambda table: save_figures(COUNTS, table, "never made"),
 }  # fmt: skip
 TAKES_A_NUMBER = {
-    "within": lambda value: SustainabilityMonitor(value), "threshold": lambda value: SustainabilityMonitor(threshold=value), "law": lambda value: SustainabilityMonitor(law=value),
-    "threshold of law_report": lambda value: law_report(COUNTS, threshold=value, law="weibull", resamples=20), "law of law_report": lambda value: law_report(COUNTS, law=value),
-    "until_round": lambda value: law_report(COUNTS, until_round=value, law="weibull", resamples=20), "seed": lambda value: law_report(COUNTS, law="weibull", resamples=20, seed=value),
-    "resamples": lambda value: forecast(SERIES, law="weibull", resamples=value), "level": lambda value: accuracy_by_length(COUNTS, value),
+    "within": lambda value: SustainabilityMonitor(value),
+    "threshold": lambda value: SustainabilityMonitor(threshold=value),
+    "law": lambda value: SustainabilityMonitor(law=value),
+    "threshold of law_report": lambda value: law_report(COUNTS, threshold=value, law="weibull", resamples=20),
+    "law of law_report": lambda value: law_report(COUNTS, law=value),
+    "until_round": lambda value: law_report(COUNTS, until_round=value, law="weibull", resamples=20),
+    "seed": lambda value: law_report(COUNTS, law="weibull", resamples=20, seed=value),
+    "resamples": lambda value: forecast(SERIES, law="weibull", resamples=value),
+    "level": lambda value: accuracy_by_length(COUNTS, value),
     "level of error_budget": lambda value: error_budget(COUNTS, value), "path": read_table,
     "folder": lambda value: None if isinstance(value, (str, bytes)) else save_figures(COUNTS, REPORT, value),
     "threshold of save_figures": lambda value: save_figures(COUNTS, REPORT, "never made", value),
@@ -208,7 +258,9 @@ TAKES_A_NUMBER = {
 
 @pytest.mark.parametrize("name", TAKES_A_TABLE)
 def test_anything_as_table(name, place, monkeypatch):
-    """What is no table, report or trajectory raises the documented errors, in one line, wherever one is taken."""
+    """What is no table, report or trajectory raises the documented errors, in one line,
+    wherever one is taken.
+    """
     monkeypatch.chdir(place)
 
     @settings(fuzz, max_examples=40)
@@ -295,9 +347,12 @@ def test_any_mutated_settings(run_folder, seed):
 # --- settings from anywhere
 
 odd = st.one_of(
-    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([10**9, 2**63, 10**40, -(10**40)]), st.floats(), st.text(max_size=4),
-    st.binary(max_size=2), st.lists(st.integers(), max_size=2), st.just(()), st.just({}), st.just([[]]), st.just(("none", "none")), st.just(([],)),
-    st.sampled_from(["10", "1e3", "nan", "copy", "none"]), st.just(np.int64(3)), st.just(np.array([1, 2])), st.just(object()),
+    st.none(), st.booleans(), st.integers(-3, 3), st.sampled_from([10**9, 2**63, 10**40, -(10**40)]),
+    st.floats(), st.text(max_size=4),
+    st.binary(max_size=2), st.lists(st.integers(), max_size=2), st.just(()), st.just({}), st.just([[]]),
+    st.just(("none", "none")), st.just(([],)),
+    st.sampled_from(["10", "1e3", "nan", "copy", "none"]), st.just(np.int64(3)), st.just(np.array([1, 2])),
+    st.just(object()),
 )  # fmt: skip
 NAMES = [field.name for field in fields(RunConfig)]
 
@@ -437,10 +492,15 @@ def with_header(header, data=b""):
 sizes = st.sampled_from(
     [0, 1, 2, 4, 2**31, 2**32, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, -1, 1.5, "2", None]
 )
-entries = st.fixed_dictionaries({
-    "dtype": st.sampled_from(["F32", "U8", "BF16", "I64", "BOOL", "F8_E4M3", "F8_E5M2", "F4", "C64", "U64", "U16", "x", None]),
-    "shape": st.lists(sizes, max_size=4), "data_offsets": st.lists(sizes, min_size=2, max_size=2),
-})  # fmt: skip
+entries = st.fixed_dictionaries(
+    {
+        "dtype": st.sampled_from(
+            ["F32", "U8", "BF16", "I64", "BOOL", "F8_E4M3", "F8_E5M2", "F4", "C64", "U64", "U16", "x", None]
+        ),
+        "shape": st.lists(sizes, max_size=4),
+        "data_offsets": st.lists(sizes, min_size=2, max_size=2),
+    }
+)
 SHORT_LIVED = {"__metadata__": {"about": "{}"}}
 
 
@@ -524,7 +584,9 @@ def test_any_seal(place, seal, content):
 
 
 def try_lock(place, content):
-    """A fresh lock with any content is respected in one line or taken over, and never crashes who finds it."""
+    """A fresh lock with any content is respected in one line or taken over,
+    and never crashes who finds it.
+    """
     folder = Path(tempfile.mkdtemp(dir=place))
     (folder / "run.lock").write_bytes(content)
 

@@ -1,4 +1,6 @@
-"""Decoding: the cache and the one-pass accuracy give exactly what plain decoding gives, on models that have learned something."""
+"""Decoding: the cache and the one-pass accuracy give exactly what plain decoding gives,
+on models that have learned something.
+"""
 
 import numpy as np
 import pytest
@@ -53,7 +55,9 @@ def test_the_models_have_learned(trained):
 
 @pytest.mark.parametrize("batch_size", [1024, 256, 97])
 def test_cache_changes_nothing(trained, batch_size):
-    """Decoding with a cache, in batches that divide the items evenly or not, gives the tokens of plain decoding."""
+    """Decoding with a cache, in batches that divide the items evenly or not,
+    gives the tokens of plain decoding.
+    """
     task, model = trained
     for length in LENGTHS:
         problems = problems_of(task, length)
@@ -65,7 +69,9 @@ def test_cache_changes_nothing(trained, batch_size):
 
 
 def test_nothing_follows_the_end(trained):
-    """Behind the end mark stands padding alone, also when the whole batch has ended before its room is used up."""
+    """Behind the end mark stands padding alone, also when the whole batch has ended before its room is used
+    up.
+    """
     task, model = trained
     answers = generate(model, problems_of(task, 2).prompts, 20)
     behind = (answers == END).cumsum(axis=1) - (answers == END) > 0
@@ -99,7 +105,9 @@ def test_exact_match_is_decoding_in_low_precision(trained):
 
 
 def test_near_ties_are_decoded(trained, monkeypatch):
-    """With a tolerance that makes everything a near-tie, every item is decoded, and what counts is the decoded answer."""
+    """With a tolerance that makes everything a near-tie, every item is decoded,
+    and what counts is the decoded answer.
+    """
     task, model = trained
     problems = problems_of(task, 2)
     usual, _ = exact_match(model, problems)
@@ -138,8 +146,10 @@ def make_drafts(kind, task, answers, room):
     false = np.where((rng.random(answers.shape) < 0.1) & (answers < 10), (answers + 1) % 10, answers)
     ended = np.where(np.arange(answers.shape[1]) == 1, END, answers)
     return {
-        "true": answers, "partly false": false.astype(np.uint8), "of another problem": answers[::-1], "too short": answers[:, :1],
-        "empty": answers[:, :0], "ended early": ended.astype(np.uint8), "without an end": np.where(answers == END, 7, answers).astype(np.uint8),
+        "true": answers, "partly false": false.astype(np.uint8), "of another problem": answers[::-1],
+        "too short": answers[:, :1],
+        "empty": answers[:, :0], "ended early": ended.astype(np.uint8),
+        "without an end": np.where(answers == END, 7, answers).astype(np.uint8),
         "random": rng.integers(0, 14, (len(answers), room + 3), dtype=np.uint8),
     }[kind]  # fmt: skip
 
@@ -158,7 +168,9 @@ KINDS = (
 
 @pytest.mark.parametrize("length", [2, 4])
 def test_drafts_change_nothing(trained, length, monkeypatch):
-    """Whatever the drafts and however many of their tokens are used, the answers are those of plain decoding."""
+    """Whatever the drafts and however many of their tokens are used,
+    the answers are those of plain decoding.
+    """
     task, model = trained
     monkeypatch.setattr(si_nb.model.generate, "_WORTHWHILE", 0)  # draft to the end, though it costs time
     problems = problems_of(task, length)
@@ -223,7 +235,9 @@ def test_useless_drafts_are_given_up(trained, monkeypatch):
 
 @pytest.mark.slow(reason="decodes 100,000 problems of each task plainly, which takes minutes")
 def test_fast_ways_are_decoding_on_many_items(trained, monkeypatch):
-    """100,000 problems per task: the one-pass accuracy and drafted answers equal plain decoding without a cache, item by item."""
+    """100,000 problems per task: the one-pass accuracy and drafted answers equal plain decoding without a
+    cache, item by item.
+    """
     task, model = trained
     monkeypatch.setattr(si_nb.model.generate, "_WORTHWHILE", 0)
     decoded = 0

@@ -1,4 +1,6 @@
-"""The house limits, measured: shape and opening of notebooks, documentation of names, and what must never be in a tracked file."""
+"""The house limits, measured: shape and opening of notebooks, documentation of names,
+and what must never be in a tracked file.
+"""
 
 import ast
 import io
@@ -146,7 +148,8 @@ def test_code_cells_are_short(path):
     )
     assert median <= 10, f"{path}: median code cell has {median} lines, more than 10"
     assert high <= 30, (
-        f"{path}: 90th percentile of code cells is {high} lines, more than 30: {sorted(lengths.values())[-6:]}"
+        f"{path}: 90th percentile of code cells is {high} lines, more than 30: "
+        f"{sorted(lengths.values())[-6:]}"
     )
 
 
@@ -202,7 +205,9 @@ def test_stored_outputs_have_no_errors(path):
 
 
 def test_result_notebooks_are_there():
-    """What a reader comes for: the main job, one notebook per experiment, the law and the forecast of collapse."""
+    """What a reader comes for: the main job, one notebook per experiment,
+    the law and the forecast of collapse.
+    """
     expected = {
         f"nbs/results/{name}.ipynb" for name in ("quickstart", "copy", "reverse_addition", "law", "collapse")
     }
@@ -270,7 +275,9 @@ def installs(text, on_colab, monkeypatch):
 
 
 def test_install_cell_installs_only_on_colab(monkeypatch, capsys):
-    """Nothing is installed where google.colab cannot be imported; on Colab one package, from git_url, upgrading nothing."""
+    """Nothing is installed where google.colab cannot be imported;
+    on Colab one package, from git_url, upgrading nothing.
+    """
     text = install_cell(NOTEBOOKS[0])
     assert installs(text, False, monkeypatch) == []
     (call,) = installs(text, True, monkeypatch)
@@ -281,7 +288,9 @@ def test_install_cell_installs_only_on_colab(monkeypatch, capsys):
 
 @each_notebook
 def test_imports_stand_alone_at_the_top(path):
-    """Imports fill cells of their own, one exported and at most one more for the reader's trials, before any other code."""
+    """Imports fill cells of their own, one exported and at most one more for the reader's trials,
+    before any other code.
+    """
     cells = [(index, text) for index, text in code_cells(path)[1:] if tree(text).body]
     importing = [(index, text) for index, text in cells if any(is_import(node) for node in tree(text).body)]
     mixed = [index for index, text in importing if not all(is_import(node) for node in tree(text).body)]
@@ -291,7 +300,7 @@ def test_imports_stand_alone_at_the_top(path):
     )
     exported = [index for index, text in importing if is_exported(text)]
     assert len(exported) <= 1, f"{path}, cells {exported}: two cells of exported imports"
-    late = [index for (index, _), (first, _) in zip(cells, importing) if index != first]
+    late = [index for (index, _), (first, _) in zip(cells, importing, strict=False) if index != first]
     assert not late, f"{path}, cell {late[0]}: code before the last cell of imports"
 
 
@@ -316,12 +325,19 @@ def parameters_without_comment(node, text):
     defaults = [None] * (len(a.posonlyargs + a.args) - len(a.defaults)) + a.defaults
     ends = {
         arg: default.end_lineno
-        for arg, default in [*zip(a.posonlyargs + a.args, defaults), *zip(a.kwonlyargs, a.kw_defaults)]
+        for arg, default in [
+            *zip(a.posonlyargs + a.args, defaults, strict=True),
+            *zip(a.kwonlyargs, a.kw_defaults, strict=True),
+        ]
         if default
     }
     wanted = [arg for arg in named if arg.arg not in ("self", "cls")]
     lines = [ends.get(arg, arg.end_lineno) for arg in wanted]
-    return [arg.arg for arg, line in zip(wanted, lines) if line not in comments or lines.count(line) > 1]
+    return [
+        arg.arg
+        for arg, line in zip(wanted, lines, strict=True)
+        if line not in comments or lines.count(line) > 1
+    ]
 
 
 def says_what_it_is(field):
@@ -335,7 +351,9 @@ def says_what_it_is(field):
 
 
 def undocumented(node, text, owner=""):
-    """What a public function or class lacks: docstring, comments of parameters or fields, the same for public methods."""
+    """What a public function or class lacks: docstring, comments of parameters or fields,
+    the same for public methods.
+    """
     name = owner + node.name
     problems = [] if ast.get_docstring(node) or node.name == "__init__" else [f"{name} has no docstring"]
     if isinstance(node, ast.ClassDef):
@@ -364,7 +382,9 @@ def undocumented(node, text, owner=""):
 
 @each_module_notebook
 def test_public_names_are_documented(path):
-    """Every exported function and class has a docstring, every parameter and field a comment on its own line."""
+    """Every exported function and class has a docstring,
+    every parameter and field a comment on its own line.
+    """
     report(
         [
             f"{path}, cell {index}: {problem}"
@@ -415,7 +435,9 @@ def library_calls():
 
 
 def test_nothing_that_is_read_can_run_code():
-    """No pickle, eval or exec in the library, and torch.load only of weights: a file from elsewhere is data."""
+    """No pickle, eval or exec in the library, and torch.load only of weights:
+    a file from elsewhere is data.
+    """
     problems = []
     for where, name, keywords in library_calls():
         weights_only = (
@@ -457,7 +479,9 @@ def test_no_error_is_swallowed():
 
 
 def repository_files():
-    """Text files that are tracked, or would be: what git does not ignore; without git, the files of the source distribution."""
+    """Text files that are tracked, or would be: what git does not ignore;
+    without git, the files of the source distribution.
+    """
     if (ROOT / ".git").exists() and shutil.which("git"):
         listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines()
         paths = [ROOT / name for name in listed]
@@ -475,7 +499,8 @@ def repository_files():
     [
         (r"(?<![\w.:/])/(?:work|root|home|tmp|Users)/", "a path of somebody's machine"),
         (
-            r"(?:pypi|pythonhosted|anaconda|npmjs|debian|pytorch)\.(?:org|com|io)/?(?:simple|packages|whl|pool)|files\.pythonhosted|[:/]pypi\.",
+            r"(?:pypi|pythonhosted|anaconda|npmjs|debian|pytorch)\.(?:org|com|io)/?(?:simple|"
+            r"packages|whl|pool)|files\.pythonhosted|[:/]pypi\.",
             "a package registry's address",
         ),
     ],
@@ -547,7 +572,9 @@ def test_readme_has_the_two_first_commands():
 
 
 def test_readme_commands_exist():
-    """Every program that the README calls is there, and si_nb knows every command and flag that the README gives it."""
+    """Every program that the README calls is there, and si_nb knows every command and flag that the README
+    gives it.
+    """
     helps, problems = {}, []
     for command in readme_commands():
         words = [word for word in command.split() if not re.match(r"[A-Z_]+=", word)]

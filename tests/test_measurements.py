@@ -182,7 +182,9 @@ def test_paths_that_no_file_can_have(path):
 
 
 def test_a_search_ends(tmp_path, monkeypatch):
-    """A folder with more below it than can be looked through is refused in one line, whether or not it holds a table."""
+    """A folder with more below it than can be looked through is refused in one line,
+    whether or not it holds a table.
+    """
     monkeypatch.setattr(m, "MOST_FILES", 20)
     m.append_rows(tmp_path / "measurements.csv", m.measurement_table(rows()))
     for folder in (tmp_path / "a", tmp_path / "a" / "b"):
@@ -214,7 +216,9 @@ def test_a_table_below_a_table_is_not_counted_twice(tmp_path):
 
 
 def test_a_folder_that_cannot_be_read_is_not_left_out(tmp_path, monkeypatch):
-    """A run that cannot be seen would be missing from the answer, so the search names the folder and stops."""
+    """A run that cannot be seen would be missing from the answer,
+    so the search names the folder and stops.
+    """
     (tmp_path / "secret").mkdir()
     (tmp_path / "run").mkdir()
     m.append_rows(tmp_path / "run" / "measurements.csv", m.measurement_table(rows()))

@@ -1,4 +1,6 @@
-"""The model: attention as in the textbook, no look into the future, and the options that a configuration has."""
+"""The model: attention as in the textbook, no look into the future,
+and the options that a configuration has.
+"""
 
 import numpy as np
 import pytest
@@ -21,7 +23,9 @@ def new_tokens(batch=3, length=20, seed=1):
 @pytest.mark.parametrize("heads", [1, 2, 8])
 @pytest.mark.parametrize("bias", [False, True])
 def test_attention_is_the_textbook_formula(heads, bias):
-    """Fused attention equals softmax(q k / sqrt(d)) v under a causal mask, one head and one query at a time."""
+    """Fused attention equals softmax(q k / sqrt(d)) v under a causal mask,
+    one head and one query at a time.
+    """
     torch.manual_seed(0)
     attention, x = (
         Attention(ModelConfig(n_layer=1, n_head=heads, n_embd=32, bias=bias), 0),
@@ -60,7 +64,9 @@ def test_a_cache_may_be_filled_in_two_ways():
 
 
 def test_packing_changes_nothing():
-    """Computing only the real tokens gives them the logits that they have among padding, and the same gradients."""
+    """Computing only the real tokens gives them the logits that they have among padding,
+    and the same gradients.
+    """
     model, tokens, lengths = new_model(), new_tokens(4, 12), np.array([12, 5, 1, 9])
     places = torch.as_tensor(np.flatnonzero(np.arange(12) < lengths[:, None]))
     padded = model(tokens).flatten(0, 1)[places]
@@ -69,7 +75,7 @@ def test_packing_changes_nothing():
     gradients = [
         torch.autograd.grad(logits.square().mean(), list(model.parameters())) for logits in (padded, packed)
     ]
-    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients))
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))
 
 
 def test_no_position_is_stored():
@@ -83,7 +89,9 @@ def test_no_position_is_stored():
 
 
 def test_bias_is_optional():
-    """Without the option no linear layer or norm has a bias; with it all have one but the output head, starting at zero."""
+    """Without the option no linear layer or norm has a bias;
+    with it all have one but the output head, starting at zero.
+    """
     biases = {
         bias: [name for name, _ in new_model(bias=bias).named_parameters() if name.endswith("bias")]
         for bias in (False, True)
@@ -119,7 +127,8 @@ def test_the_block_size_is_a_limit():
 
 @pytest.mark.parametrize(
     "mistake, named",
-    [(dict(n_embd=33), "n_head"), (dict(n_layer=0), "n_layer"), (dict(n_head=-1), "n_head"), (dict(block_size=0), "block_size"),
+    [(dict(n_embd=33), "n_head"), (dict(n_layer=0), "n_layer"), (dict(n_head=-1), "n_head"),
+    (dict(block_size=0), "block_size"),
      (dict(vocab_size=0), "vocab_size"), (dict(dropout=1.0), "dropout"), (dict(dropout=-0.1), "dropout")],
 )  # fmt: skip
 def test_impossible_sizes_are_refused(mistake, named):
@@ -130,11 +139,13 @@ def test_impossible_sizes_are_refused(mistake, named):
 
 
 def test_a_seed_decides_the_weights():
-    """Equal generators give equal weights whatever else the process has drawn; normal(0, 0.02); head and embedding are two."""
+    """Equal generators give equal weights whatever else the process has drawn; normal(0, 0.02);
+    head and embedding are two.
+    """
     first = new_model(seed=5)
     torch.rand(10)
     again, other = new_model(seed=5), new_model(seed=6)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
     assert not torch.equal(first.head.weight, other.head.weight)
     big = GPT(ModelConfig(n_layer=1), torch.Generator().manual_seed(0))
     assert abs(big.blocks[0].gate_up.weight.std().item() - 0.02) < 1e-4

@@ -83,7 +83,9 @@ def test_a_measured_collapse_needs_no_law():
 
 
 def test_the_same_counts_say_the_same():
-    """Rounds one by one, all at once, or from a file and in another order: the same line to the last digit."""
+    """Rounds one by one, all at once, or from a file and in another order:
+    the same line to the last digit.
+    """
     table = rows_of(COLLAPSES[:4])
     one_by_one = SustainabilityMonitor(2)
     for _, rows in table.groupby("round"):
@@ -104,7 +106,9 @@ def test_plain_counts_are_enough():
 
 
 def test_later_rounds_do_not_change_what_was_said():
-    """Asked about an earlier state of the table, the function of the loop answers as it did then, whatever other arms do."""
+    """Asked about an earlier state of the table, the function of the loop answers as it did then,
+    whatever other arms do.
+    """
     both = pd.concat([rows_of(COLLAPSES), rows_of(LASTS, "mv")], ignore_index=True)
     after_round = stop_before_collapse(2, law="weibull")
     stop = min(number for number in range(1, 9) if "none" in after_round(both[both["round"] <= number]))
@@ -165,13 +169,23 @@ def test_bad_rows_are_refused(rows, named):
 NO_NUMBERS = [float("nan"), float("inf"), True, "2", None, [], np.array([1, 2]), object()]
 
 
-@pytest.mark.parametrize("settings, named", [(dict(within=0), "within 0 rounds"), (dict(within=1.5), "1.5"), (dict(threshold=0), "threshold"),
-                                             (dict(threshold=1.1), "threshold"), (dict(law="gravity"), "gravity"),
-                                             *((dict(within=wrong), "within") for wrong in NO_NUMBERS),
-                                             *((dict(threshold=wrong), "threshold") for wrong in NO_NUMBERS),
-                                             *((dict(law=wrong), "unknown law") for wrong in NO_NUMBERS)])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings, named",
+    [
+        (dict(within=0), "within 0 rounds"),
+        (dict(within=1.5), "1.5"),
+        (dict(threshold=0), "threshold"),
+        (dict(threshold=1.1), "threshold"),
+        (dict(law="gravity"), "gravity"),
+        *((dict(within=wrong), "within") for wrong in NO_NUMBERS),
+        *((dict(threshold=wrong), "threshold") for wrong in NO_NUMBERS),
+        *((dict(law=wrong), "unknown law") for wrong in NO_NUMBERS),
+    ],
+)
 def test_bad_settings_are_refused_at_once(settings, named):
-    """What could never work is said before the first round, by the monitor and by the function of the loop."""
+    """What could never work is said before the first round,
+    by the monitor and by the function of the loop.
+    """
     for make in (SustainabilityMonitor, stop_before_collapse):
         with pytest.raises(LawError, match=named) as error:
             make(**{"within": 2, **settings})
@@ -212,7 +226,13 @@ def test_measured_runs_of_copying():
 
 def test_the_monitor_needs_no_torch():
     """It reads counts, and leaves torch alone."""
-    code = "from si_nb.law.monitor import SustainabilityMonitor as M; import sys; assert 'torch' not in sys.modules; "
-    code += "print(M().add([dict(round=r, successes=s, trials=100) for r, s in enumerate((98, 90, 70, 40, 20), 1)]).should_stop())"
+    code = (
+        "from si_nb.law.monitor import SustainabilityMonitor as M; import sys; assert 'torch' not in "
+        "sys.modules; "
+    )
+    code += (
+        "print(M().add([dict(round=r, successes=s, trials=100) for r, s in enumerate((98, 90, 70, 40, "
+        "20), 1)]).should_stop())"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "collapsed below 0.5 at round 4" in done.stdout, done.stderr

@@ -1,4 +1,6 @@
-"""Names from tables may hold anything: they are shown and not obeyed, drawn and not parsed, and never lead a file elsewhere."""
+"""Names from tables may hold anything: they are shown and not obeyed, drawn and not parsed,
+and never lead a file elsewhere.
+"""
 
 import contextlib
 import csv
@@ -33,8 +35,10 @@ few = settings(
 )
 many = settings(few, max_examples=150)
 STRANGE = [
-    "[/x]", "[bold red]loud", ":smile:", "\x1b]0;title\x07", "\x1b[2J", "\x9b1m", "a\tb", "$x^$", "$", "\\$", "$\\frac{$", "_", "_hidden", "a_b^c",
-    "..", "../../x", "/etc/passwd", "a/b", "a\\b", ".hidden", "CON", "nul", "a:b", "*?", "~", "-rf", "n" * 300, "\u202eabc", "\u200f", "a\u0301" * 40,
+    "[/x]", "[bold red]loud", ":smile:", "\x1b]0;title\x07", "\x1b[2J", "\x9b1m", "a\tb", "$x^$", "$", "\\$",
+    "$\\frac{$", "_", "_hidden", "a_b^c",
+    "..", "../../x", "/etc/passwd", "a/b", "a\\b", ".hidden", "CON", "nul", "a:b", "*?", "~", "-rf",
+    "n" * 300, "\u202eabc", "\u200f", "a\u0301" * 40,
     "\U0001f600\u200d\U0001f33e", "猫" * 60, "a\u2028b", "é", "A", "a", " ", "%s{}", "'; --", '"quoted"', "#",
 ]  # fmt: skip
 names = st.one_of(
@@ -76,7 +80,9 @@ def call(*arguments):
 @many
 @given(st.text(max_size=200) | st.sampled_from(STRANGE), st.integers(10, 700))
 def test_what_is_shown_is_a_short_printable_line(text, longest):
-    """No text, half characters included, breaks a line or is obeyed; what is printable and short is shown as it is."""
+    """No text, half characters included, breaks a line or is obeyed;
+    what is printable and short is shown as it is.
+    """
     shown = printable(text, longest)
     assert shown.isprintable() and len(shown) <= longest and printable(shown, longest) == shown
     assert shown == text or not text.isprintable() or len(text) > longest
@@ -90,7 +96,9 @@ def test_what_is_shown_is_a_short_printable_line(text, longest):
 @example(["é"], ["e\u0301"])
 @example(["n" * 300], ["n" * 301])
 def test_names_that_differ_never_share_a_file(one, other):
-    """File names are safe on every system, short, and different for different names, even where a drive takes A for a."""
+    """File names are safe on every system, short, and different for different names,
+    even where a drive takes A for a.
+    """
     for kind in ("law", "arms"):
         mine, yours = file_name(kind, *one), file_name(kind, *other)
         assert re.fullmatch(r"[A-Za-z0-9._~-]{1,160}", mine) and mine.startswith(f"{kind}_")
@@ -108,7 +116,9 @@ def test_plain_names_keep_their_file_names():
 
 @pytest.mark.parametrize("arm", STRANGE)
 def test_a_report_shows_any_name(arm):
-    """Laws, notes and titles of an arm of any name, on a page of 80 columns, without markup, emoji codes or control characters."""
+    """Laws, notes and titles of an arm of any name, on a page of 80 columns, without markup,
+    emoji codes or control characters.
+    """
     tables = measurement_table(rows_of(arm, arm, arm.strip() or "x")) if arm.strip() else None
     if tables is None:
         with pytest.raises(TableError, match="empty"):
@@ -146,7 +156,9 @@ def test_an_arm_without_a_law_is_named_in_its_note():
 
 @pytest.mark.parametrize("name", ["\x1b[1m[/x]\x07", "n" * 300, "\u202eabc"])
 def test_complaints_show_names(name, tmp_path):
-    """One printable line of bounded length, whatever is in the names, the cells and the path that it quotes."""
+    """One printable line of bounded length, whatever is in the names,
+    the cells and the path that it quotes.
+    """
     path = tmp_path / "name\nwith\x1b[1m.csv"
     path.write_text(
         f"{','.join(COLUMNS)}\n{name},copy,none,0,0,1,9,{name},1,2\n{name},copy,none,0,0,{name},9,accuracy,1,2\n",
@@ -186,7 +198,9 @@ def test_the_table_of_another_run_is_named_without_being_obeyed(tmp_path):
 
 @pytest.mark.parametrize("name", STRANGE)
 def test_a_figure_draws_any_name(name):
-    """No formula is parsed, no letter is a box (a warning, and warnings are errors here), and the legend leaves no arm out."""
+    """No formula is parsed, no letter is a box (a warning, and warnings are errors here),
+    and the legend leaves no arm out.
+    """
     figure = arms_figure(
         measurement_table(rows_of("r", "copy", name if name.strip() else "x") + rows_of("s", "copy", "other"))
     )
@@ -196,10 +210,18 @@ def test_a_figure_draws_any_name(name):
 
 @pytest.mark.filterwarnings("error")
 def test_every_arm_has_a_figure_of_its_own(tmp_path):
-    """Arms whose names differ in a slash, a case or the three hundredth letter do not overwrite each other."""
+    """Arms whose names differ in a slash, a case or the three hundredth letter do not overwrite each
+    other.
+    """
     arms = ["a/b", "a_b", "A/b", "n" * 299, "n" * 300]
-    table = measurement_table([row for arm in arms for row in rows_of(f"run {arm}", "copy", arm, (0, 1))] + [
-        (f"run {arm}", "copy", arm, 0, 0, r, 8 + r, "label_raw", 9, 10) for arm in arms for r in range(1, 6)])  # fmt: skip
+    table = measurement_table(
+        [row for arm in arms for row in rows_of(f"run {arm}", "copy", arm, (0, 1))]
+        + [
+            (f"run {arm}", "copy", arm, 0, 0, r, 8 + r, "label_raw", 9, 10)
+            for arm in arms
+            for r in range(1, 6)
+        ]
+    )
     files = save_figures(table, quick_report(table), tmp_path / "out")
     assert len({path.name.lower() for path in files}) == len(files) == 2 * len(arms) + 1
     assert sorted(tmp_path.rglob("*.png")) == sorted(files) and {path.parent for path in files} == {
@@ -223,7 +245,9 @@ def test_json_has_the_true_names(tmp_path):
 @example([("r", "t", "cr\rhere")])
 @example([("r", "t", "zero\0byte")])
 def test_tables_with_any_names(tmp_path_factory, runs):
-    """`law` and `figures` end well, or with one line and exit code 2; they print no control character and write into their folder only."""
+    """`law` and `figures` end well, or with one line and exit code 2;
+    they print no control character and write into their folder only.
+    """
     place = tmp_path_factory.mktemp("names")
     with open(place / "table.csv", "w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows(

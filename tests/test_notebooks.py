@@ -1,4 +1,6 @@
-"""Every notebook runs top to bottom in a plain Jupyter kernel, with the package from the wheel, as on Colab."""
+"""Every notebook runs top to bottom in a plain Jupyter kernel, with the package from the wheel,
+as on Colab.
+"""
 
 import asyncio
 import os
@@ -51,7 +53,9 @@ def first_failure(path, site, folder):
     ],
 )
 def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, wheel_site, tmp_path):
-    """A Colab user, who has the wheel and no checkout, can run the notebook from the first cell to the last."""
+    """A Colab user, who has the wheel and no checkout,
+    can run the notebook from the first cell to the last.
+    """
     problem = first_failure(path, wheel_site, tmp_path)
     assert problem is None, problem
 
@@ -64,7 +68,9 @@ def test_development_notebook_runs_in_a_plain_kernel_from_the_checkout(path, tmp
 
 
 def test_nbdev_test_leaves_no_notebook_out():
-    """nbdev_test is content with nothing to do: it must find every notebook, and each must have a cell that it runs."""
+    """nbdev_test is content with nothing to do: it must find every notebook,
+    and each must have a cell that it runs.
+    """
     from nbdev.config import get_config
     from nbdev.doclinks import nbglob
     from nbdev.test import _keep_file

@@ -68,9 +68,12 @@ def test_wheel_is_small(wheel):
 
 
 def test_source_distribution_builds_the_same_wheel(distributions):
-    """The sdist holds what setup.py reads: settings, README, licence, tables (the wheel was built from it)."""
+    """The sdist holds what setup.py reads: settings, README, licence,
+    tables (the wheel was built from it).
+    """
     (path,) = distributions.glob("*.tar.gz")
-    names = {name.split("/", 1)[1] for name in tarfile.open(path).getnames() if "/" in name}
+    with tarfile.open(path) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
     assert {"settings.ini", "setup.py", "README.md", "LICENSE", "constraints.txt"} <= names
     assert {f"si_nb/results/{name}" for name in tables()} <= names
 
@@ -147,7 +150,10 @@ def test_version_and_address_are_the_same_everywhere(wheel, wheel_site):
 def test_measured_tables_are_found_beside_the_code(where, request):
     """The same line of Python finds the tables in an installed wheel and in a checkout."""
     site = request.getfixturevalue("wheel_site") if where == "wheel" else ROOT
-    code = "import si_nb, pathlib; [print(p) for p in sorted((pathlib.Path(si_nb.__file__).parent / 'results').rglob('*.*'))]"
+    code = (
+        "import si_nb, pathlib; [print(p) for p in sorted((pathlib.Path(si_nb.__file__).parent / "
+        "'results').rglob('*.*'))]"
+    )
     lines = run(sys.executable, "-c", code, cwd=site, PYTHONPATH=site).splitlines()
     found = {line.removeprefix(f"{site}/si_nb/results/") for line in lines}
     assert tables() <= found
@@ -195,7 +201,9 @@ def pretend_offered(shelf, name, version):
 
 @pytest.fixture
 def planned(wheel, tmp_path):
-    """What pip would install beside the wheel, given what is installed already; newer versions of all lie ready."""
+    """What pip would install beside the wheel, given what is installed already;
+    newer versions of all lie ready.
+    """
     names = [requirement.name for requirement in RUNTIME]
 
     def plan(installed):
@@ -300,7 +308,9 @@ def test_tracker_is_imported_only_when_asked_for():
 
 
 def undeclared(names):
-    """Imported names that are neither Python's own, nor ours, nor a requirement at run time, on a cluster or of the benchmark."""
+    """Imported names that are neither Python's own, nor ours, nor a requirement at run time,
+    on a cluster or of the benchmark.
+    """
     declared = {canonicalize_name(requirement.name) for requirement in (*RUNTIME, *CLUSTER, *BENCH)}
     foreign = {name for name in names if name not in sys.stdlib_module_names and name != "si_nb"}
     return {name for name in foreign if canonicalize_name(DISTRIBUTION_OF.get(name, name)) not in declared}

@@ -1,4 +1,6 @@
-"""What README promises is run: its shell examples and its Python, each as a user would, in an empty folder."""
+"""What README promises is run: its shell examples and its Python, each as a user would,
+in an empty folder.
+"""
 
 import json
 import re
@@ -38,7 +40,9 @@ def run(command, folder):
 
 
 def test_shell_examples_run_in_order(user_folder):
-    """The block of uses works from top to bottom: quick test, pipeline, base only, rounds only, laws, figures, cost."""
+    """The block of uses works from top to bottom: quick test, pipeline, base only, rounds only, laws,
+    figures, cost.
+    """
     (block,) = [block for block in blocks("bash") if "--skip_si" in block]
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     assert len(lines) == 8 and all(line[0] == "si_nb" for line in lines)
@@ -106,11 +110,12 @@ def speed_rows():
         )
         llama = f"{llama} ({row['hugging_face_ratio']:.1f}x)" if llama else ""
         rows.append(
-            f"| {row['what']} | {ours} | {plain} | {row['ratio']:.1f}x | {row['reached']:.0%} | {llama} |".replace(
-                "  ", " "
-            )
+            f"| {row['what']} | {ours} | {plain} | {row['ratio']:.1f}x | {row['reached']:.0%} | "
+            f"{llama} |".replace("  ", " ")
         )
-    return [text for row, text in zip(report["rows"], rows) if not row["name"].startswith("voters")]
+    return [
+        text for row, text in zip(report["rows"], rows, strict=True) if not row["name"].startswith("voters")
+    ]
 
 
 def test_speed_table_is_that_of_the_committed_benchmark():

@@ -1,6 +1,7 @@
 """Interrupted, damaged, shared or badly fed, a run ends in the same bytes or says in one line why not.
 
-Started as a program, this file is the nursery: a process that has imported the loop and forks a child for every order that it reads.
+Started as a program, this file is the nursery: a process that has imported the loop and forks a child for
+every order that it reads.
 """
 
 import ast
@@ -53,9 +54,12 @@ SAID = (
 )  # all have one-line messages
 ROUNDS, VOTERS = 2, 2
 SETTINGS = dict(
-    task="reverse_addition", si_method=("none", "mv_length"), original_digits=1, si_rounds=ROUNDS, n_layer=1, n_head=1, n_embd=16,
-    block_size=24, base_samples=300, max_iters=60, decay=12, warmup=6, batch_size=16, learning_rate=3e-2, si_iter=10,
-    vote_iter_growth=2, eval_interval=7, eval_samples=12, num_samples=30, voters=VOTERS, vote_threshold=0.5, seed=5, device="cpu",
+    task="reverse_addition", si_method=("none", "mv_length"), original_digits=1, si_rounds=ROUNDS, n_layer=1,
+    n_head=1, n_embd=16,
+    block_size=24, base_samples=300, max_iters=60, decay=12, warmup=6, batch_size=16, learning_rate=3e-2,
+    si_iter=10,
+    vote_iter_growth=2, eval_interval=7, eval_samples=12, num_samples=30, voters=VOTERS, vote_threshold=0.5,
+    seed=5, device="cpu",
 )  # fmt: skip
 SHORT = dict(max_iters=12, decay=2, warmup=1, si_iter=6, eval_samples=4, num_samples=12)
 EVEN = dict(
@@ -71,7 +75,9 @@ def go(folder, minutes=5, **changes):
 
 
 def contents(folder):
-    """Every byte of the table, the kept labels and the weights, by file name; checkpoints and seals are left out."""
+    """Every byte of the table, the kept labels and the weights, by file name;
+    checkpoints and seals are left out.
+    """
     files = [
         folder / "measurements.csv",
         *(folder / "data").glob("*.safetensors"),
@@ -201,7 +207,9 @@ def resident():
 
 
 def many_rounds(folder, changes):
-    """Memory at the end of every round, in bytes; all rounds at one length, for longer problems take more memory of right."""
+    """Memory at the end of every round, in bytes; all rounds at one length,
+    for longer problems take more memory of right.
+    """
     sizes, plain = [], si_nb.loop.rounds.run_round
     si_nb.loop.rounds.next_lengths = lambda *arguments: [3]
     si_nb.loop.rounds.evaluation_lengths = lambda *arguments: range(3, 4)
@@ -359,7 +367,9 @@ def phase(run):
 
 
 def kill_at_random(nursery, place, kills, flush):
-    """Start runs again and again after SIGKILLs at random moments, and compare each that ends; kills by phase."""
+    """Start runs again and again after SIGKILLs at random moments, and compare each that ends;
+    kills by phase.
+    """
     whole = go(place / "whole", **EVEN).path
     seed = random.randrange(10**6)
     rng, phases, runs, start = random.Random(seed), Counter(), 0, time.monotonic()
@@ -383,14 +393,17 @@ def kill_at_random(nursery, place, kills, flush):
         check_seals(run)
         runs += 1
     show(
-        f"SIGKILL at random moments of a run of {expected:.1f} s: {phases.total()} kills, {runs} runs, all with identical files",
+        f"SIGKILL at random moments of a run of {expected:.1f} s: {phases.total()} kills, {runs} "
+        "runs, all with identical files",
         phases.most_common(),
     )
     return phases
 
 
 def test_40_kills_change_nothing(nursery, tmp_path):
-    """Killed at 40 random moments and started again each time, runs end in the same table, labels and weights."""
+    """Killed at 40 random moments and started again each time, runs end in the same table,
+    labels and weights.
+    """
     assert len(kill_at_random(nursery, tmp_path, 40, flush=False)) >= 3
 
 
@@ -403,7 +416,9 @@ def test_200_kills_change_nothing(nursery, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_ends_a_run_in_order(nursery, whole, tmp_path, number):
-    """Asked to end in base training and again in a round, a run stores a checkpoint of every voter, leaves no lock, and goes on."""
+    """Asked to end in base training and again in a round, a run stores a checkpoint of every voter,
+    leaves no lock, and goes on.
+    """
     run = tmp_path / "run"
     for function, names in (("report", ("base_0", "base_1")), ("make_labels", ())):
         child = nursery.start("signalled", run, function, number)
@@ -441,7 +456,9 @@ def signalled(folder, function, number):
     "number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
 )
 def test_the_command_line_ends_in_order(whole, tmp_path, number, code):
-    """`python -m si_nb run` ends on a signal with one line and the shell's exit code, and can be continued."""
+    """`python -m si_nb run` ends on a signal with one line and the shell's exit code,
+    and can be continued.
+    """
     settings = {**SETTINGS, "max_iters": 3_000}
     flags = [
         part
@@ -598,7 +615,9 @@ def without_flushing(monkeypatch):
 
 
 def test_a_damaged_file_never_changes_a_result(nursery, short, tmp_path, without_flushing):
-    """One file of each kind flipped, cut, emptied or deleted: the same table, labels and weights in the end, or one line naming it."""
+    """One file of each kind flipped, cut, emptied or deleted:
+    the same table, labels and weights in the end, or one line naming it.
+    """
     cases = corrupt(nursery, short, tmp_path, quick=True)
     assert {state for state, *_ in cases} == {"in round 2", "between rounds", "finished"} and len(cases) > 100
 
@@ -633,11 +652,15 @@ def siblings(folder):
 
 def difference(one, other):
     """In how many letters two names differ: another voter of the same arm and round before anything else."""
-    return sum(a != b for a, b in zip(one.name, other.name)) + abs(len(one.name) - len(other.name))
+    return sum(a != b for a, b in zip(one.name, other.name, strict=False)) + abs(
+        len(one.name) - len(other.name)
+    )
 
 
 def test_a_file_of_a_sibling_is_found_out(nursery, short, tmp_path, without_flushing):
-    """Each tensor file of a stopped run replaced by each of its siblings, seal and all: the same result in the end, or a line naming it."""
+    """Each tensor file of a stopped run replaced by each of its siblings, seal and all:
+    the same result in the end, or a line naming it.
+    """
     damaged, found = tmp_path / "damaged", Counter()
     states = {
         "in round 2": ("die_in_round_2", SHORT),
@@ -685,12 +708,17 @@ def test_a_voter_in_the_place_of_others_is_put_aside(short, tmp_path, capsys):
 
 
 def test_nothing_of_the_users_is_removed(short, tmp_path):
-    """Files of any name that a user keeps in and below a run's folders survive a run, also those that look half written."""
+    """Files of any name that a user keeps in and below a run's folders survive a run,
+    also those that look half written.
+    """
     run = tmp_path / "run"
     names = [
-        ".mine.partial", ".mine.csv.4711.partial", ".mine.csv.4711.si_nb-partial", "SUMS.sha256", "mine.safetensors.sha256", ".claim",
-        "none_voter_x_round_001.safetensors", "none_voter_0_round_001.safetensors.old", "base_0.step_x.safetensors",
-        "base_0.step_000000001.safetensors.bak", "sub/SUMS.sha256", "sub/.measurements.csv.4711.si_nb-partial", "sub/measurements.csv.sha256",
+        ".mine.partial", ".mine.csv.4711.partial", ".mine.csv.4711.si_nb-partial", "SUMS.sha256",
+        "mine.safetensors.sha256", ".claim",
+        "none_voter_x_round_001.safetensors", "none_voter_0_round_001.safetensors.old",
+        "base_0.step_x.safetensors",
+        "base_0.step_000000001.safetensors.bak", "sub/SUMS.sha256",
+        "sub/.measurements.csv.4711.si_nb-partial", "sub/measurements.csv.sha256",
     ]  # fmt: skip
     mine = [run / place / name for place in ("", "models", "data") for name in names]
     for path in mine:
@@ -717,8 +745,10 @@ def make_socket(path):
 
 
 NO_FILES = {
-    "a pipe": os.mkfifo, "a folder": os.mkdir, "a link to nothing": lambda path: path.symlink_to(path.parent / "nothing"),
-    "a link to zeros": lambda path: path.symlink_to("/dev/zero"), "a link to itself": lambda path: path.symlink_to(path),
+    "a pipe": os.mkfifo, "a folder": os.mkdir,
+    "a link to nothing": lambda path: path.symlink_to(path.parent / "nothing"),
+    "a link to zeros": lambda path: path.symlink_to("/dev/zero"),
+    "a link to itself": lambda path: path.symlink_to(path),
     "a socket": make_socket, "a tebibyte": lambda path: (path.touch(), os.truncate(path, 2**40)),
 }  # fmt: skip
 
@@ -759,7 +789,9 @@ def put_in_place(nursery, short, original, path, what):
 
 
 def replace_files(nursery, short, tmp_path, all_kinds):
-    """Files of a stopped run, one at a time: each by all that is no file, or one of each kind by one of them."""
+    """Files of a stopped run, one at a time: each by all that is no file,
+    or one of each kind by one of them.
+    """
     original, found, rng = tmp_path / "original", Counter(), random.Random(0)
     assert nursery.call("mishap", original, 5, SHORT, ("make_labels", 3), "die", 0)[0] == -signal.SIGKILL
     paths = sorted(path for path in original.rglob("*") if path.is_file())
@@ -771,7 +803,9 @@ def replace_files(nursery, short, tmp_path, all_kinds):
 
 
 def test_what_is_no_file_is_not_waited_for(nursery, short, tmp_path, monkeypatch):
-    """A pipe, device, folder, link or endless file in the place of a file of a run is one line or is made again, and never a hang."""
+    """A pipe, device, folder, link or endless file in the place of a file of a run is one line or is made
+    again, and never a hang.
+    """
     monkeypatch.chdir(tmp_path)  # a socket's address must be short
     assert replace_files(nursery, short, tmp_path, all_kinds=False)["refused"] >= len(NO_FILES)
 
@@ -798,7 +832,9 @@ def read_any_table(path):
 
 @pytest.mark.parametrize("damage", [flip_bit, truncate, empty])
 def test_a_damaged_table_is_not_read(short, tmp_path, capsys, damage):
-    """The table of a finished run with one bit flipped is refused by everything that reads tables, in one line that names it."""
+    """The table of a finished run with one bit flipped is refused by everything that reads tables,
+    in one line that names it.
+    """
     seed = random.randrange(10**6)
     run = tmp_path / "run"
     shutil.copytree(short, run)
@@ -812,7 +848,9 @@ def test_a_damaged_table_is_not_read(short, tmp_path, capsys, damage):
 
 
 def test_damage_is_not_sealed(tmp_path, monkeypatch):
-    """A damaged file that could not be replaced, for want of room, is still known to be damaged afterwards."""
+    """A damaged file that could not be replaced, for want of room,
+    is still known to be damaged afterwards.
+    """
     path = tmp_path / "file"
     write_sealed(path, b"right")
     path.write_bytes(b"wrong")
@@ -842,7 +880,9 @@ def test_a_run_without_room_does_not_take_damage_for_good(nursery, short, tmp_pa
 
 
 def test_nothing_is_left_lying(nursery, tmp_path, without_flushing):
-    """Killed between the last write of a piece and the removal of what it replaces, a run still ends without the latter."""
+    """Killed between the last write of a piece and the removal of what it replaces,
+    a run still ends without the latter.
+    """
     changes = {**SHORT, "si_rounds": 3, "max_iters": 13}
     whole = go(tmp_path / "whole", 0, **changes).path
     for function, number in (("_forget_checkpoints", 1), ("_forget", 3)):
@@ -870,13 +910,16 @@ def fill_up(nursery, short, run, place, event, argument, remedy=lambda: None):
 
 LIMITS = {  # place -> largest file in bytes: weights have 15,000, tables 3,000 to 6,000, labels 400, seals 80
     "settings": ("start", 0), "base models": ("start", 5_000), "labels": (("make_labels", 2), 300),
-    "round training": (("train", 4), 10_000), "old table": (("measure", 2), 1_000), "new table": (("measure", 3), 4_500),
+    "round training": (("train", 4), 10_000), "old table": (("measure", 2), 1_000),
+    "new table": (("measure", 3), 4_500),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("place", LIMITS)
 def test_no_room_is_one_line(nursery, short, tmp_path, place):
-    """A file that cannot be written for its size ends the run with one line; with room again it goes on to the same bytes."""
+    """A file that cannot be written for its size ends the run with one line;
+    with room again it goes on to the same bytes.
+    """
     where, largest = LIMITS[place]
     said = fill_up(nursery, short, tmp_path / "run", where, "limit_size", largest)
     assert re.match(r"(StorageError|ConfigError): .*cannot be written", said), said
@@ -901,7 +944,9 @@ def small_disk(tmp_path):
 
 
 def test_a_full_disk_is_one_line(nursery, short, small_disk):
-    """On a disk too small the run ends with one line, again and again; on the same disk made larger it goes on."""
+    """On a disk too small the run ends with one line, again and again;
+    on the same disk made larger it goes on.
+    """
     disk, change = small_disk
     for size in (40, 80, 120, 160):
         change(f"size={size}k")
@@ -916,7 +961,9 @@ def test_a_full_disk_is_one_line(nursery, short, small_disk):
 
 @pytest.mark.parametrize("place", ["start", ("train", 4), ("_forget", 1)], ids=str)
 def test_a_disk_that_turns_read_only_is_one_line(nursery, short, small_disk, place):
-    """A folder that can no longer be written to is named in one line, at the start and in the middle; afterwards the run goes on."""
+    """A folder that can no longer be written to is named in one line, at the start and in the middle;
+    afterwards the run goes on.
+    """
     disk, change = small_disk
     change("size=4m")
     if place == "start":
@@ -980,7 +1027,9 @@ def linking(request, monkeypatch):
 
 
 def test_two_at_once(nursery, tmp_path, linking, without_flushing):
-    """A second process on the same folder is refused, naming the first; when the first is killed, the second gets the folder at once."""
+    """A second process on the same folder is refused, naming the first;
+    when the first is killed, the second gets the folder at once.
+    """
     child = nursery.start("keep_lock", tmp_path, 60)
     wait_for(lambda: list(tmp_path.glob("held_*")))
     with pytest.raises(LockedError, match=rf"process {child} on {re.escape(platform.node())} ") as error:
@@ -1068,7 +1117,9 @@ def race(nursery, folder, stale, racers=10):
 
 @pytest.mark.parametrize("stale", [False, True], ids=["nobody there", "a dead one there"])
 def test_only_one_of_ten_gets_a_folder(nursery, tmp_path, stale):
-    """Ten processes start for one folder in the same moment: one gets it, nine are refused, whatever lay there before."""
+    """Ten processes start for one folder in the same moment:
+    one gets it, nine are refused, whatever lay there before.
+    """
     for number in range(3):
         said = race(nursery, tmp_path / str(number), stale)
         assert sorted(code for code, _ in said) == [0] + 9 * [2], said
@@ -1080,7 +1131,9 @@ def test_only_one_of_ten_gets_a_folder(nursery, tmp_path, stale):
 
 
 def test_two_seeds_at_once_in_one_models_folder(nursery, tmp_path, without_flushing):
-    """Two processes with different seeds and one folder for weights, begun in the same moment, write the tables that they write alone."""
+    """Two processes with different seeds and one folder for weights, begun in the same moment,
+    write the tables that they write alone.
+    """
     alone = {seed: go(tmp_path / f"alone{seed}", seed=seed, **SHORT).path for seed in (0, 1)}
     for number in range(3):
         start, place, children = time.time() + 0.3, tmp_path / str(number), {}
@@ -1099,7 +1152,9 @@ def test_two_seeds_at_once_in_one_models_folder(nursery, tmp_path, without_flush
 
 @pytest.mark.parametrize("same", ["base models", "run"])
 def test_who_is_at_work_is_named(nursery, tmp_path, same):
-    """A second process that would train the same base models, or make the same run elsewhere, is told who does, and goes on afterwards."""
+    """A second process that would train the same base models, or make the same run elsewhere,
+    is told who does, and goes on afterwards.
+    """
     models, long = tmp_path / "models", {**SHORT, "max_iters": 10**6}
     child = nursery.start("share", tmp_path / "first", models, 0, long)
     wait_for(lambda: list(models.glob("*-base-*/run.lock")))
@@ -1113,7 +1168,8 @@ def test_who_is_at_work_is_named(nursery, tmp_path, same):
     nursery.wait(child)
 
 
-CROWD = {  # who shares folders; the third has the base models of the first, the fourth is the first in another run_dir
+# who shares folders; the third has the base models of the first, the fourth is the first in another run_dir
+CROWD = {
     "seed 0": {"seed": 0},
     "seed 1": {"seed": 1},
     "seed 0, fewer labels": {"seed": 0, "num_samples": 9},
@@ -1122,7 +1178,9 @@ CROWD = {  # who shares folders; the third has the base models of the first, the
 
 
 def jostle(nursery, place, names, rng, seconds, most_kills, answers):
-    """Runs with one folder for weights and one for labels, at once, killed at random and begun again until all have ended."""
+    """Runs with one folder for weights and one for labels, at once,
+    killed at random and begun again until all have ended.
+    """
     open_, kills = set(names), 0
     while open_:
         start, children = time.time() + 0.05, {}
@@ -1166,7 +1224,9 @@ def crowd(nursery, place, rounds):
 
 
 def test_a_crowd_mixes_nothing(nursery, tmp_path, without_flushing):
-    """Runs that share folders for weights and labels, killed at random moments, end in the tables that they write alone."""
+    """Runs that share folders for weights and labels, killed at random moments,
+    end in the tables that they write alone.
+    """
     assert crowd(nursery, tmp_path, 5)["ended"] >= 10
 
 
@@ -1191,7 +1251,8 @@ FORBIDDEN_MODULES = {
     "jsonpickle",
 }
 FORBIDDEN_CALLS = {
-    "eval", "exec", "compile", "__import__", "torch.load", "np.load", "numpy.load", "pd.read_pickle", "pd.eval", "os.system", "os.popen",
+    "eval", "exec", "compile", "__import__", "torch.load", "np.load", "numpy.load", "pd.read_pickle",
+    "pd.eval", "os.system", "os.popen",
     "yaml.load", "pickle.load", "pickle.loads",
 }  # fmt: skip
 
@@ -1281,7 +1342,9 @@ def test_absurd_sizes_take_no_memory(nursery, tmp_path, name):
 
 @pytest.mark.parametrize("name", ["../../x", "..", "", "/", "copy/../x", "none\0"])
 def test_a_config_cannot_leave_its_folder(tmp_path, name):
-    """Names that go into paths are those of registries and no others; what a folder holds cannot change that."""
+    """Names that go into paths are those of registries and no others;
+    what a folder holds cannot change that.
+    """
     with pytest.raises(ConfigError, match="task"):
         make_config(**{**SETTINGS, "task": name})
     with pytest.raises(ConfigError, match="si_method"):
@@ -1300,7 +1363,9 @@ def test_a_config_cannot_leave_its_folder(tmp_path, name):
 
 
 def test_divergence_names_step_voter_and_checkpoint(monkeypatch, tmp_path, whole, without_flushing):
-    """A loss that is not finite stops a round at that step, naming training and last good checkpoint; the others' work is on disk."""
+    """A loss that is not finite stops a round at that step, naming training and last good checkpoint;
+    the others' work is on disk.
+    """
     plain, run = si_nb.model.trainer._step, tmp_path / "run"
     poisoned = [None]
 
@@ -1332,7 +1397,9 @@ def test_divergence_names_step_voter_and_checkpoint(monkeypatch, tmp_path, whole
 
 
 def test_divergence_in_the_base_names_its_step(tmp_path):
-    """A learning rate beyond all measure is found in the first steps of base training, without a base model being stored."""
+    """A learning rate beyond all measure is found in the first steps of base training,
+    without a base model being stored.
+    """
     with pytest.raises(
         DivergedError,
         match=r"base models, training base_\d: .*step \d\b.*learning_rate 1e\+30.*last good checkpoint: ",
@@ -1344,7 +1411,8 @@ def test_divergence_in_the_base_names_its_step(tmp_path):
 NO_MEMORY = {
     "cuda": torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
     "cpu": RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"
+        "[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried "
+        "to allocate 4 bytes"
     ),
     "python": MemoryError(),
 }
@@ -1380,7 +1448,9 @@ def test_out_of_memory_elsewhere_is_one_line_too(monkeypatch, tmp_path, function
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_one_failing_voter_loses_nobody_elses_work(monkeypatch, tmp_path, whole, workers):
-    """Whatever one voter fails of, the others have finished or have a checkpoint on disk, and the run goes on to the same bytes."""
+    """Whatever one voter fails of, the others have finished or have a checkpoint on disk,
+    and the run goes on to the same bytes.
+    """
     run, plain = tmp_path / "run", si_nb.loop.rounds.save_checkpoint
 
     def save_checkpoint(folder, name, state, **about):
@@ -1469,7 +1539,8 @@ def test_checkpoints_change_nothing(whole, tmp_path):
 def long_run(rounds):
     """Settings of many short rounds."""
     return dict(
-        si_method=("none",), task="copy", si_rounds=rounds, block_size=2 * (rounds + 7), max_iters=3, si_iter=1, num_samples=10,
+        si_method=("none",), task="copy", si_rounds=rounds, block_size=2 * (rounds + 7), max_iters=3,
+        si_iter=1, num_samples=10,
         eval_samples=1, base_samples=50, voters=1, batch_size=4,
     )  # fmt: skip
 
@@ -1483,7 +1554,10 @@ def check_growth(nursery, run, rounds, first):
         sizes[-1] - sizes[first - 1],
         sum(path.stat().st_size for path in (run / "data").glob("*.safetensors")),
     )
-    sentence = f"{rounds} rounds: {sizes[first - 1] / 2**20:.1f} MiB after round {first}, {sizes[-1] / 2**20:.1f} MiB in the end"
+    sentence = (
+        f"{rounds} rounds: {sizes[first - 1] / 2**20:.1f} MiB after round {first}, "
+        f"{sizes[-1] / 2**20:.1f} MiB in the end"
+    )
     show(f"{sentence}; kept labels {labels / 2**20:.2f} MiB", [("MiB grown", round(growth / 2**20, 2))])
     assert len(sizes) == rounds and growth < labels + 4 * 2**20, (
         sizes

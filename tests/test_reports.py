@@ -1,4 +1,6 @@
-"""Reports of random tables: what is named lies in its interval, whatever the table; work is bounded; cells pool repeats."""
+"""Reports of random tables: what is named lies in its interval, whatever the table; work is bounded;
+cells pool repeats.
+"""
 
 import json
 from time import process_time
@@ -135,7 +137,9 @@ def outside(arm):
 
 @pytest.mark.parametrize("number", range(40))
 def test_what_is_named_lies_in_its_interval(number):
-    """Random tables, as small and as odd as they come: no exception but the documented, strict JSON, no point outside its interval."""
+    """Random tables, as small and as odd as they come:
+    no exception but the documented, strict JSON, no point outside its interval.
+    """
     table, options = random_table(number)
     began = process_time()
     try:
@@ -192,7 +196,9 @@ def test_an_estimate_at_its_bound_lies_in_its_interval():
 
 
 def test_a_rival_of_the_last_round_sets_nothing():
-    """Its likelihood is of one round: it must not lead the others, nor weigh beside them, and several runs must not stop it."""
+    """Its likelihood is of one round: it must not lead the others, nor weigh beside them,
+    and several runs must not stop it.
+    """
     runs = pd.concat([series_of([980, 900, 700, 400], "a"), series_of([970, 880, 720, 350], "b", seed=1)])
     fits = L.fit_laws(runs, laws=L.ROUND_CURVES)
     assert list(fits.fits)[-1] == "last_value" and fits.fits["last_value"].weight == 0
@@ -201,7 +207,9 @@ def test_a_rival_of_the_last_round_sets_nothing():
 
 
 def test_fewer_refits_for_many_points_carry_as_many_courses():
-    """The quantiles of a bounded number of refits are those of a thousand, to a few of their standard errors."""
+    """The quantiles of a bounded number of refits are those of a thousand,
+    to a few of their standard errors.
+    """
     generator, law = np.random.default_rng(3), L.ROUND_CURVES["weibull"]
     series = pd.concat(
         [
@@ -331,7 +339,9 @@ def test_settings_of_a_sweep_and_of_a_run_folder(tmp_path):
 
 
 def test_readings_of_a_part_are_those_of_its_own_table():
-    """Margins and counts cut out of a whole sweep equal those of the runs alone, and a forecast does not know the difference."""
+    """Margins and counts cut out of a whole sweep equal those of the runs alone,
+    and a forecast does not know the difference.
+    """
     table = read_table(results_folder() / "copy")
     whole = F.Readings(table)
     for _, runs in trajectory(table).groupby("arm"):
@@ -348,7 +358,9 @@ def test_readings_of_a_part_are_those_of_its_own_table():
 
 
 def test_no_two_fits_share_a_name():
-    """Every fit stands in the report: arms of runs that cannot be pooled, and names that look alike when put together."""
+    """Every fit stands in the report: arms of runs that cannot be pooled,
+    and names that look alike when put together.
+    """
     rounds = [(r, 1000 - 20 * r * r) for r in range(1, 6)]
 
     def rows(run, task, arm):

@@ -31,8 +31,10 @@ from si_nb.record.table import QUANTITIES, read_table
 CPU = torch.device("cpu")
 ROUNDS, VOTERS = 2, 3
 SETTINGS = dict(
-    task="copy", si_method=tuple(KEEP_RULES), original_digits=3, si_rounds=ROUNDS, n_layer=2, n_head=2, n_embd=32,
-    base_samples=3_000, max_iters=400, decay=80, warmup=20, batch_size=64, learning_rate=5e-3, si_iter=20, vote_iter_growth=4,
+    task="copy", si_method=tuple(KEEP_RULES), original_digits=3, si_rounds=ROUNDS, n_layer=2, n_head=2,
+    n_embd=32,
+    base_samples=3_000, max_iters=400, decay=80, warmup=20, batch_size=64, learning_rate=5e-3, si_iter=20,
+    vote_iter_growth=4,
     eval_interval=10, eval_samples=64, num_samples=80, voters=VOTERS, vote_threshold=0.6, device="cpu",
 )  # fmt: skip
 
@@ -119,7 +121,9 @@ def test_every_quantity_is_measured(table):
 
 
 def test_kept_labels_are_what_the_counts_say(folder, table):
-    """Labels on disk, checked by eye of a plain rule, are as many and as right as the table says, and none is for evaluation."""
+    """Labels on disk, checked by eye of a plain rule, are as many and as right as the table says,
+    and none is for evaluation.
+    """
     for arm in KEEP_RULES:
         for number in range(1, ROUNDS + 1):
             rows = kept_rows(folder.kept_labels(arm, number))
@@ -165,7 +169,9 @@ def test_nothing_is_dropped_without_a_filter(table):
 
 
 def test_oracle_keeps_only_right_labels(table):
-    """The ceiling: no wrong label is kept and no right one is dropped, while other arms do keep wrong ones."""
+    """The ceiling: no wrong label is kept and no right one is dropped,
+    while other arms do keep wrong ones.
+    """
     rates = table.groupby(["arm", "quantity"])[["successes", "trials"]].sum()
     kept, right, wrong = (rates.loc["oracle", name] for name in ("label_kept", "kept_right", "kept_wrong"))
     assert kept["successes"] == kept["trials"] > 0 and right["successes"] == right["trials"]
@@ -185,7 +191,9 @@ def test_arms_share_their_base_models(folder, table):
 
 
 def test_a_single_arm_starts_from_the_best_voter(folder, table):
-    """Arms without a vote take the base model that answers most selection problems, counted here by decoding them."""
+    """Arms without a vote take the base model that answers most selection problems,
+    counted here by decoding them.
+    """
     config, task = config_of(), TASKS["copy"]
     seed, scores = derive_seed(config.seed, "best voter"), []
     for voter in range(VOTERS):
@@ -203,7 +211,9 @@ def test_a_single_arm_starts_from_the_best_voter(folder, table):
 
 
 def test_the_choice_never_sees_the_reported_problems(monkeypatch, models_dir, tmp_path):
-    """Models that are the better on selection problems the worse they are on the reported ones: selection decides."""
+    """Models that are the better on selection problems the worse they are on the reported ones:
+    selection decides.
+    """
     config = small(si_rounds=1)
     sums = [load_model(path, config.model, CPU).head.weight.sum().item() for path in base_files(models_dir)]
 
@@ -275,7 +285,9 @@ def claims(monkeypatch, longest):
 
 
 def test_accelerated_rounds_take_in_what_is_mastered(monkeypatch, models_dir, tmp_path):
-    """Lengths are added while the models score 99%, all of them are labelled, and the newest one is measured."""
+    """Lengths are added while the models score 99%, all of them are labelled,
+    and the newest one is measured.
+    """
     claims(monkeypatch, 6)
     config = small(accelerated=True)
     run = run_experiment(config, tmp_path / "run", models_dir=models_dir, progress=False)
@@ -297,7 +309,9 @@ def test_accelerated_rounds_take_in_what_is_mastered(monkeypatch, models_dir, tm
 
 
 def test_accelerated_rounds_end_with_the_block(monkeypatch, models_dir, tmp_path):
-    """An arm that has come to the end of the block stays there instead of asking for problems that do not fit."""
+    """An arm that has come to the end of the block stays there instead of asking for problems that do not
+    fit.
+    """
     claims(monkeypatch, 99)
     config = small(accelerated=True, block_size=20, si_rounds=2)  # 9 digits take 20 tokens
     run = run_experiment(config, tmp_path / "run", progress=False)
@@ -313,11 +327,13 @@ def test_the_99_percent_are_counted_over_all_voters(monkeypatch):
     config, models = small(accelerated=True), [object(), object()]
     experiment = type("Experiment", (), {"config": config})
     for right, expected in (((2048, 2008), [4, 5]), ((2048, 2006), [4])):  # 99% of 2 * 2048 is 4055.04
-        counts = dict(zip(models, right))
+        counts = dict(zip(models, right, strict=True))
         monkeypatch.setattr(
             si_nb.loop.rounds,
             "count_right",
-            lambda model, task, lengths, *rest: {n: counts[model] if n == 4 else 0 for n in lengths},
+            lambda model, task, lengths, *rest, counts=counts: {
+                n: counts[model] if n == 4 else 0 for n in lengths
+            },
         )
         assert next_lengths(experiment, models, 3, 1) == expected
 
@@ -337,7 +353,9 @@ def without_noise(folder, tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["uniform", "moved", "dropped"])
 def test_injected_noise_starts_in_its_round(kind, folder, without_noise, tmp_path):
-    """Noise in round 2 leaves round 1 as it was; in round 2 it changes the given fraction of labels, no prompt and no raw count."""
+    """Noise in round 2 leaves round 1 as it was; in round 2 it changes the given fraction of labels,
+    no prompt and no raw count.
+    """
     config = config_of(**NOISE, noise_round=2, noise_fraction=0.5, noise_kind=kind)
     noisy = run_experiment(config, tmp_path / "noisy", models_dir=folder.models.parent, progress=False)
     for arm in NOISE["si_method"]:
@@ -356,7 +374,9 @@ def test_injected_noise_starts_in_its_round(kind, folder, without_noise, tmp_pat
 
 
 def test_a_rule_that_keeps_nothing_starves_its_arm(monkeypatch, models_dir, tmp_path):
-    """An arm without labels is recorded as such, trains nothing, keeps its weights, and can take up again later."""
+    """An arm without labels is recorded as such, trains nothing, keeps its weights,
+    and can take up again later.
+    """
     keep = {"never": lambda lengths: False, "later": lambda lengths: 4 not in lengths}
     for name, condition in keep.items():
         rule = KeepRule(
@@ -389,7 +409,9 @@ def test_a_rule_that_keeps_nothing_starves_its_arm(monkeypatch, models_dir, tmp_
 
 
 def test_base_only_and_rounds_only(models_dir, tmp_path):
-    """skip_si stops after the base models; skip_base_model_train starts from them; together they are one whole run."""
+    """skip_si stops after the base models; skip_base_model_train starts from them;
+    together they are one whole run.
+    """
     stamps = {path: path.stat().st_mtime_ns for path in base_files(models_dir)}
     assert len(stamps) == VOTERS and not (models_dir.parent / "measurements.csv").exists()
     parts = run_experiment(
@@ -401,7 +423,9 @@ def test_base_only_and_rounds_only(models_dir, tmp_path):
 
 
 def test_absent_base_models_are_named(tmp_path):
-    """skip_base_model_train without base models is one line that names the missing file, before anything is computed."""
+    """skip_base_model_train without base models is one line that names the missing file,
+    before anything is computed.
+    """
     with pytest.raises(ConfigError, match="voter_0.safetensors: no such base model"):
         run_experiment(
             small(),
@@ -438,7 +462,9 @@ def test_foreign_base_models_are_refused(models_dir, tmp_path):
 
 
 def test_runs_of_any_settings_share_a_models_folder(models_dir, tmp_path):
-    """Runs of other seeds and training find or train their own base models in one folder, and write the tables of runs by themselves."""
+    """Runs of other seeds and training find or train their own base models in one folder,
+    and write the tables of runs by themselves.
+    """
     for number, changes in enumerate(
         (dict(), dict(seed=1), dict(max_iters=50), dict(n_embd=16), dict(task="reverse"))
     ):
@@ -460,7 +486,9 @@ def other_base(tmp_path, **changes):
 
 
 def test_a_run_says_whose_base_models_it_took(tmp_path, capsys):
-    """The only base models that fit are taken; a line and config.json say whose they are, and another seed's table is not the run's own."""
+    """The only base models that fit are taken; a line and config.json say whose they are,
+    and another seed's table is not the run's own.
+    """
     other = other_base(tmp_path, seed=1, max_iters=30)
     run = run_experiment(
         small(si_rounds=1), tmp_path / "run", tmp_path / "models", progress=False, skip_base_model_train=True
@@ -501,7 +529,9 @@ def test_a_choice_between_base_models_is_left_to_the_user(tmp_path):
 
 @pytest.mark.parametrize("rounds", [0, 1])
 def test_a_run_goes_on_with_the_base_models_that_it_began_with(tmp_path, rounds, monkeypatch):
-    """Neither without the flag nor with other base models does a run go on that began with somebody else's; with those it does."""
+    """Neither without the flag nor with other base models does a run go on that began with somebody else's;
+    with those it does.
+    """
     other_base(tmp_path, seed=1)
     place = (tmp_path / "run", tmp_path / "models")
     whole = run_experiment(
@@ -547,7 +577,9 @@ def test_other_weights_under_the_same_settings_are_refused(tmp_path, models_dir)
 
 
 def test_base_models_of_earlier_versions_are_taken(tmp_path, models_dir):
-    """Files that lie flat in models_dir and do not name their voter are used when asked for; one of them twice is refused."""
+    """Files that lie flat in models_dir and do not name their voter are used when asked for;
+    one of them twice is refused.
+    """
     flat = tmp_path / "models"
     flat.mkdir()
     for voter, path in enumerate(base_files(models_dir)):
@@ -571,7 +603,9 @@ def test_base_models_of_earlier_versions_are_taken(tmp_path, models_dir):
 
 
 def test_runs_that_share_folders_stay_apart(models_dir, tmp_path):
-    """Two runs with common folders for weights and labels write the same tables as two runs with folders of their own."""
+    """Two runs with common folders for weights and labels write the same tables as two runs with folders of
+    their own.
+    """
     for number, config in enumerate((small(), small(si_iter=14))):
         shared = run_experiment(
             config, tmp_path / f"shared{number}", models_dir, tmp_path / "data", progress=False
@@ -608,7 +642,9 @@ def test_a_failing_job_stops_the_others():
 
 
 def test_divergence_ends_a_run(tmp_path):
-    """A voter that diverges ends the run with its own error, and no half-trained weights are left as a base model."""
+    """A voter that diverges ends the run with its own error,
+    and no half-trained weights are left as a base model.
+    """
     with pytest.raises(DivergedError, match="learning_rate"):
         run_experiment(small(learning_rate=1e30), tmp_path / "run", progress=False)
     assert not base_files(tmp_path / "run" / "models")
@@ -642,7 +678,9 @@ def stop_at(**rounds):
 
 
 def go(models_dir, run_dir, after_round=None):
-    """Run, or go on with, four rounds from given base models, with all other weights in the run's own folder."""
+    """Run, or go on with, four rounds from given base models,
+    with all other weights in the run's own folder.
+    """
     if not (run_dir / "models").exists():
         shutil.copytree(
             models_dir,
@@ -664,7 +702,9 @@ def stopped(models_dir, tmp_path_factory):
 
 
 def test_a_stopped_arm_has_the_rows_it_had(never_stopped, stopped):
-    """Up to its end an arm writes the rows of a run that nobody stops; the end of another arm does not show in them."""
+    """Up to its end an arm writes the rows of a run that nobody stops;
+    the end of another arm does not show in them.
+    """
     whole, short = (read_table(run.measurements) for run in (never_stopped, stopped))
     assert short.groupby("arm")["round"].max().to_dict() == ENDS
     assert short.equals(whole[whole["round"] <= whole["arm"].map(ENDS)].reset_index(drop=True))
@@ -681,7 +721,9 @@ def test_a_stopped_arm_keeps_its_newest_weights(never_stopped, stopped):
 
 
 def test_whoever_may_stop_arms_sees_every_round(models_dir, never_stopped, tmp_path, capsys):
-    """The table so far is shown after the base measurement and every round but the last; who stops nothing changes no byte."""
+    """The table so far is shown after the base measurement and every round but the last;
+    who stops nothing changes no byte.
+    """
     after_round = stop_at()
     run = go(models_dir, tmp_path / "run", after_round)
     assert contents(run) == contents(never_stopped) and [
@@ -727,7 +769,9 @@ def test_a_stopped_arm_stays_stopped_after_an_interruption(
     "lost", ["mv_length_voter_0_round_003", "mv_length_voter_0_round_00?", "none_voter_?_round_001"]
 )
 def test_weights_of_stopped_arms_are_not_missed(lost, models_dir, stopped, never_stopped, tmp_path):
-    """A run that goes on needs the weights of the arms that go on, makes those again, and ends in the same table."""
+    """A run that goes on needs the weights of the arms that go on, makes those again,
+    and ends in the same table.
+    """
     copy = shutil.copytree(stopped.path, tmp_path / "run")
     for path in copy.rglob(f"{lost}.safetensors"):
         path.unlink()
@@ -751,7 +795,9 @@ def test_a_stopped_run_is_finished(models_dir, stopped, capsys):
 
 @pytest.mark.parametrize("after_round", [None, stop_at(mv_length=3)], ids=["nobody", "another"])
 def test_arms_that_ended_apart_are_refused(after_round, models_dir, stopped):
-    """When nobody says that the shorter arm was to stop, one line names it and the remedies, and nothing is touched."""
+    """When nobody says that the shorter arm was to stop, one line names it and the remedies,
+    and nothing is touched.
+    """
     before = contents(stopped)
     with pytest.raises(ConfigError) as error:
         go(models_dir, stopped.path, after_round)
@@ -766,7 +812,9 @@ def test_arms_that_ended_apart_are_refused(after_round, models_dir, stopped):
 
 @pytest.mark.parametrize("number", [0, 2])
 def test_arms_that_ended_together_can_go_on(number, models_dir, never_stopped, tmp_path):
-    """A run whose arms all stopped after one round is a run that was interrupted there: the same call without the function finishes it."""
+    """A run whose arms all stopped after one round is a run that was interrupted there:
+    the same call without the function finishes it.
+    """
     run = go(models_dir, tmp_path / "run", stop_at(none=number, mv_length=number))
     assert read_table(run.measurements)["round"].max() == number
     assert contents(go(models_dir, tmp_path / "run")) == contents(never_stopped)

@@ -120,7 +120,9 @@ def stamps(out):
 
 
 def test_a_sweep_measures_what_its_runs_measure_alone(grid, finished, tmp_path):
-    """Shared base models, several jobs and threads change no count: the table is that of the runs, each by itself."""
+    """Shared base models, several jobs and threads change no count:
+    the table is that of the runs, each by itself.
+    """
     alone = [
         run_experiment(run.config, tmp_path / name, progress=False)
         for name, run in read_grid(grid).runs.items()
@@ -191,7 +193,9 @@ def test_a_grid_may_grow(grid, finished, tmp_path):
 
 
 def test_failed_runs_are_listed_while_others_finish(tmp_path, capsys):
-    """A base that diverges fails its runs with its reason, a folder of another run fails one, and the rest goes on."""
+    """A base that diverges fails its runs with its reason, a folder of another run fails one,
+    and the rest goes on.
+    """
     path, out = tmp_path / "grid.toml", tmp_path / "out"
     path.write_text(SETTINGS + '[[group]]\nname = "rates"\ngrid = {learning_rate = [1e30, 0.005, 0.001]}\n')
     blocked = list(read_grid(path).runs)[2]
@@ -265,7 +269,9 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
 def test_a_wrong_table_is_put_together_again_from_the_runs(damage, grid, finished, tmp_path, capsys, guard):
-    """Whatever happens to the sweep's table, the runs' own win: said in one line, kept aside, nothing measured again."""
+    """Whatever happens to the sweep's table, the runs' own win:
+    said in one line, kept aside, nothing measured again.
+    """
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     damage(out / "measurements.csv")
@@ -292,7 +298,9 @@ def clone(finished, out):
 def test_a_wrong_table_without_runs_is_refused_and_left_alone(
     damage, grid, finished, tmp_path, capsys, guard
 ):
-    """Where the table is all there is, one line says what is wrong with it; it stays as it was, and no run is started."""
+    """Where the table is all there is, one line says what is wrong with it;
+    it stays as it was, and no run is started.
+    """
     out = tmp_path / "out"
     clone(finished, out)
     damage(out / "measurements.csv")
@@ -305,7 +313,9 @@ def test_a_wrong_table_without_runs_is_refused_and_left_alone(
 
 
 def test_a_sealed_table_without_runs_is_taken_and_an_unsealed_one_is_named(grid, finished, tmp_path, capsys):
-    """A clone goes on from the table alone, in silence if it is sealed; without a seal that is said, and it gets one."""
+    """A clone goes on from the table alone, in silence if it is sealed;
+    without a seal that is said, and it gets one.
+    """
     out = tmp_path / "out"
     clone(finished, out)
     assert main(["sweep", str(grid), "--out", str(out)]) == 0 and capsys.readouterr().err == ""
@@ -323,7 +333,9 @@ def test_a_clone_keeps_the_wall_times(grid, finished, tmp_path):
 
 
 def test_a_committed_sweep_that_is_asked_again_is_left_as_it_is(tmp_path):
-    """The tables that come with si_nb are finished sweeps: the command of results/README.md changes no byte of them."""
+    """The tables that come with si_nb are finished sweeps:
+    the command of results/README.md changes no byte of them.
+    """
     shutil.copytree(ROOT / "results" / "long", tmp_path / "long")
     run_sweep(tmp_path / "long" / "grid.toml", tmp_path / "long")
     files = [
@@ -334,7 +346,9 @@ def test_a_committed_sweep_that_is_asked_again_is_left_as_it_is(tmp_path):
 
 
 def test_a_damaged_table_with_more_than_the_runs_is_refused(grid, finished, tmp_path, capsys):
-    """Runs that only the damaged table names are hours of work: somebody has to decide, nothing is thrown away."""
+    """Runs that only the damaged table names are hours of work:
+    somebody has to decide, nothing is thrown away.
+    """
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     shutil.rmtree(next((out / "runs").iterdir()))
@@ -348,7 +362,9 @@ def test_a_damaged_table_with_more_than_the_runs_is_refused(grid, finished, tmp_
 
 @pytest.mark.parametrize("copy_there", [True, False], ids=["with the sweep's table", "without it"])
 def test_another_runs_table_with_its_seal_is_found_out(copy_there, grid, finished, tmp_path, capsys):
-    """A run's folder that holds another run's table, seal and all, is mended: from the sweep's table, or by measuring again."""
+    """A run's folder that holds another run's table, seal and all, is mended:
+    from the sweep's table, or by measuring again.
+    """
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     first, second = [out / "runs" / name / "measurements.csv" for name in read_grid(grid).runs][:2]
@@ -412,7 +428,9 @@ def test_a_run_with_gaps_is_not_finished(grid, finished, tmp_path):
 
 @pytest.mark.parametrize("name", ["sweep", "long"])
 def test_the_committed_tables_are_sealed_and_whole(name):
-    """The measured tables that come with si_nb hold every count of every run of their grids, and carry their seals."""
+    """The measured tables that come with si_nb hold every count of every run of their grids,
+    and carry their seals.
+    """
     folder = ROOT / "results" / name
     tables, runs = dict(list(read_table(folder).groupby("run_id"))), read_grid(folder / "grid.toml").runs
     assert tables.keys() == runs.keys() and seal_of(folder / "measurements.csv").exists()
@@ -438,7 +456,9 @@ WEEDS = {
 
 @pytest.mark.parametrize("weed", WEEDS.values(), ids=WEEDS)
 def test_damaged_side_files_cost_a_line_and_nothing_else(weed, grid, finished, tmp_path, capsys, guard):
-    """Wall times, machine and lists of runs are remarks: whatever is found in their place, the sweep ends well and its table is the same."""
+    """Wall times, machine and lists of runs are remarks:
+    whatever is found in their place, the sweep ends well and its table is the same.
+    """
     out = tmp_path / "out"
     shutil.copytree(finished, out)
     for path in [
@@ -521,7 +541,9 @@ def is_there(pid):
 
 
 def test_a_killed_sweep_goes_on_and_repeats_nothing(longer, tmp_path):
-    """A sweep that is killed with SIGKILL loses nothing that was finished, and leaves no job running behind it."""
+    """A sweep that is killed with SIGKILL loses nothing that was finished,
+    and leaves no job running behind it.
+    """
     path, uninterrupted = longer
     command = [sys.executable, "-m", "si_nb", "sweep", str(path), "--out", str(tmp_path), "--jobs", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -549,7 +571,9 @@ def parent_of(pid):
 
 
 def workers(process, out):
-    """{pid: run, or "base models"} of the processes that hold a folder and descend from the sweep's process, not being it."""
+    """{pid: run, or "base models"} of the processes that hold a folder and descend from the sweep's process,
+    not being it.
+    """
     found = {}
     for lock in sorted(
         out.rglob("run.lock")
@@ -587,7 +611,9 @@ needs_proc = pytest.mark.skipif(
 
 @needs_proc
 def test_a_killed_worker_fails_its_run_alone(longer, tmp_path):
-    """SIGKILL of a job's process: its run is listed with the reason, the others finish, the same command makes up for it."""
+    """SIGKILL of a job's process: its run is listed with the reason, the others finish,
+    the same command makes up for it.
+    """
     path, uninterrupted = longer
     process = start_sweep(path, tmp_path)
     wait_for(
@@ -628,7 +654,9 @@ def end_of(process, pid=None):
 
 
 def check_stopped(path, out, undisturbed):
-    """What is on disk between two commands: no partial truth, every seal right, every run in the table as it will be."""
+    """What is on disk between two commands: no partial truth, every seal right,
+    every run in the table as it will be.
+    """
     for seal in out.rglob("*.sha256"):
         if seal.with_suffix("").exists():
             read_sealed(seal.with_suffix(""))
@@ -641,7 +669,9 @@ def check_stopped(path, out, undisturbed):
 @needs_proc
 @pytest.mark.slow(reason="thirty kills, with a sweep started for each")
 def test_thirty_kills_of_workers_and_of_sweeps(tmp_path, capsys):
-    """A campaign: the same command, killed at random moments in its jobs or itself, always ends with the undisturbed table."""
+    """A campaign: the same command, killed at random moments in its jobs or itself,
+    always ends with the undisturbed table.
+    """
     path, rng, hit, done = (
         tmp_path / "grid.toml",
         random.Random(0),
@@ -812,7 +842,9 @@ def test_bad_flags_are_refused(flags, named, grid, tmp_path, capsys):
 
 
 def test_missing_grid_is_refused(tmp_path, capsys, guard):
-    """A grid that is not there is named, and so is whatever else is in its place: a folder, a pipe, a device, other bytes."""
+    """A grid that is not there is named, and so is whatever else is in its place:
+    a folder, a pipe, a device, other bytes.
+    """
     os.mkfifo(tmp_path / "pipe")
     for number, content in enumerate((b"\xff\xfea", "a = 1".encode("utf-16"), b"a = '\xe9'")):
         (tmp_path / f"bytes{number}").write_bytes(content)
@@ -988,7 +1020,9 @@ def test_submitit_gives_the_same_counts(finished, tmp_path):
 
 
 def test_cluster_job_without_a_result_says_where_its_log_is(monkeypatch, tmp_path):
-    """A job that has left the queue without a result has ended, accounting or not; one in the queue has not."""
+    """A job that has left the queue without a result has ended, accounting or not;
+    one in the queue has not.
+    """
     paths = SimpleNamespace(result_pickle=tmp_path / "absent", stderr=tmp_path / "log")
     job = ClusterJob(SimpleNamespace(done=lambda: False, job_id="7", paths=paths), queued=True)
     monkeypatch.setattr(sweep, "_RESULT_SEEN_WITHIN", 0)
@@ -1003,7 +1037,9 @@ def test_cluster_job_without_a_result_says_where_its_log_is(monkeypatch, tmp_pat
 
 
 def test_a_task_of_ones_own_reaches_every_job(tmp_path):
-    """A plugin named on the command line is loaded where grids are read and in the process of every job; a bad one is one line."""
+    """A plugin named on the command line is loaded where grids are read and in the process of every job;
+    a bad one is one line.
+    """
     plugin = tmp_path / "shift.py"
     plugin.write_text(
         "import numpy as np\nfrom si_nb.problems.tasks import register_task, string_task\n"

@@ -67,7 +67,7 @@ def test_sums_of_unequal_lengths(left, right):
     rng = generator(left, right)
     digits = [rng.integers(0, 10, (200, length), dtype=np.uint8) for length in (left, right)]
     total, used = add_reversed(*digits)
-    for row, count, *operands in zip(total, used, *digits):
+    for row, count, *operands in zip(total, used, *digits, strict=True):
         numbers = [int("".join(map(str, operand[::-1]))) for operand in operands]
         assert int("".join(map(str, row[::-1]))) == sum(numbers)
         assert (row[count:] == 0).all() and count in (max(left, right), max(left, right) + 1)
@@ -112,7 +112,10 @@ def test_base_data_holds_no_evaluation_problem(name):
 def test_a_seed_decides_the_problems(name):
     """The same generator state gives the same problems, another one gives others."""
     first, again, other = (make_problems(TASKS[name], 12, 50, generator(seed)) for seed in (1, 1, 2))
-    assert all((a == b).all() for a, b in zip(first, again)) and (first.prompts != other.prompts).any()
+    assert (
+        all((a == b).all() for a, b in zip(first, again, strict=True))
+        and (first.prompts != other.prompts).any()
+    )
     base, base_again = (make_base_data(TASKS[name], 4, 500, generator(3)) for _ in range(2))
     assert (base == base_again).all()
 

@@ -23,7 +23,7 @@ def test_decode_undoes_encode(batch):
 @given(texts)
 def test_padding_fills_the_right(batch):
     """A row holds its text's symbols, then padding only."""
-    for text, row in zip(batch, encode(batch)):
+    for text, row in zip(batch, encode(batch), strict=True):
         assert [SYMBOLS[token] for token in row[: len(text)]] == list(text)
         assert (row[len(text) :] == PAD).all()
 
@@ -31,7 +31,9 @@ def test_padding_fills_the_right(batch):
 @settings(deadline=None)
 @given(texts, st.characters(exclude_characters=SYMBOLS[:PAD]), st.integers(0, 20))
 def test_foreign_symbols_are_refused(batch, foreign, place):
-    """A character that is no symbol, the padding mark included, is an error that shows it, never a wrong token."""
+    """A character that is no symbol, the padding mark included, is an error that shows it,
+    never a wrong token.
+    """
     batch.insert(min(place, len(batch)), f"12{foreign}")
     with pytest.raises(ValueError) as error:
         encode(batch)

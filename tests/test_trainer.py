@@ -50,7 +50,9 @@ def rows_of(lengths, width, seed=0):
 @settings(deadline=None)
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))
 def test_the_schedule_is_warmup_stable_decay(warmup, stable, decay):
-    """Linear rise to the full rate, constant, half a cosine towards zero, for any lengths of the three parts."""
+    """Linear rise to the full rate, constant, half a cosine towards zero,
+    for any lengths of the three parts.
+    """
     config = TrainConfig(max(1, warmup + stable + decay), warmup, decay, learning_rate=0.01)
     rates = [learning_rate_at(step, config) for step in range(config.steps)]
     stable = config.steps - warmup - decay
@@ -76,7 +78,9 @@ def test_impossible_training_is_refused(mistake):
 @settings(deadline=None)
 @given(st.lists(st.integers(2, 15), min_size=1, max_size=12), st.integers(1, 20), st.integers(0, 99))
 def test_no_padding_beyond_the_longest_row(lengths, batch_size, seed):
-    """A batch is exactly as wide as its longest row, and its packing lists exactly the inputs that are no padding."""
+    """A batch is exactly as wide as its longest row,
+    and its packing lists exactly the inputs that are no padding.
+    """
     rows = rows_of(lengths, 15)
     batch, packing = Mixture([rows], [1], CPU).draw(batch_size, np.random.default_rng(seed))
     real = batch != PAD
@@ -103,12 +107,14 @@ def test_weights_are_shares_of_the_batch():
 
 @pytest.mark.parametrize("loss_on", ["all", "answer"])
 def test_the_loss_counts_the_right_tokens(loss_on):
-    """Mean cross-entropy over real next tokens, or over what follows the equals sign, end mark included, by a plain loop."""
+    """Mean cross-entropy over real next tokens, or over what follows the equals sign, end mark included,
+    by a plain loop.
+    """
     tokens = torch.as_tensor(encode(["12=12$", "3=3$", "45+6=15$"])).long()
     batch, packing = Mixture([tokens.numpy().astype(np.uint8)], [1], CPU).draw(50, np.random.default_rng(0))
     logits = torch.randn(50, batch.shape[1] - 1, 14, generator=torch.Generator().manual_seed(0))
     terms = []
-    for row, row_logits in zip(batch.tolist(), logits.log_softmax(-1)):
+    for row, row_logits in zip(batch.tolist(), logits.log_softmax(-1), strict=True):
         for place, following in enumerate(row[1:]):
             counts = following != PAD and (loss_on == "all" or EQUALS in row[: place + 1])
             terms += [-row_logits[place, following].item()] if counts else []
@@ -119,7 +125,9 @@ def test_the_loss_counts_the_right_tokens(loss_on):
 @settings(deadline=None)
 @given(st.lists(st.integers(2, 15), min_size=1, max_size=40), st.integers(1, 60))
 def test_parts_hold_every_row_once(lengths, tokens_per_part):
-    """Whatever its rows and however small its parts, a batch in parts has the same rows, real tokens and targets."""
+    """Whatever its rows and however small its parts, a batch in parts has the same rows,
+    real tokens and targets.
+    """
     batch, packing = Mixture([rows_of(lengths, 15)], [1], CPU).draw(30, np.random.default_rng(0))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(si_nb.model.trainer._TOKENS_PER_PART, "cpu", tokens_per_part)
@@ -133,7 +141,9 @@ def test_parts_hold_every_row_once(lengths, tokens_per_part):
 
 @pytest.mark.parametrize("loss_on", ["all", "answer"])
 def test_parts_change_no_step(loss_on, monkeypatch):
-    """A step on a batch in many parts moves the weights as one on the whole batch, and reports the same loss."""
+    """A step on a batch in many parts moves the weights as one on the whole batch,
+    and reports the same loss.
+    """
     base, models, losses = (
         make_base_data(TASKS["reverse_addition"], 5, 2_000, np.random.default_rng(0)),
         [],
@@ -145,7 +155,7 @@ def test_parts_change_no_step(loss_on, monkeypatch):
         config = TrainConfig(1, 0, 0, 128, 1e-3, epsilon=1e-4, loss_on=loss_on)
         losses.append(train(models[-1], Mixture([base], [1], CPU), config, np.random.default_rng(0)))
     assert math.isclose(*losses, rel_tol=1e-5)
-    for whole, parts, start in zip(*(model.parameters() for model in (*models, new_model()))):
+    for whole, parts, start in zip(*(model.parameters() for model in (*models, new_model())), strict=True):
         moved = (whole - start).abs().max()
         assert moved > 0 and (whole - parts).abs().max() < 1e-3 * moved + 1e-6
 
@@ -199,8 +209,8 @@ def test_absent_devices_are_refused(name):
 def test_the_best_device_is_chosen(monkeypatch):
     """Auto takes CUDA before MPS before the CPU."""
     for cuda, mps, expected in ((True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda cuda=cuda: cuda)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda mps=mps: mps)
         assert choose_device("auto").type == choose_device().type == expected
 
 
@@ -231,7 +241,9 @@ def test_a_gpu_learns_too():
 
 
 def test_matrices_decay_and_vectors_do_not():
-    """Weight decay shrinks matrices by learning rate times weight decay in a step, and leaves gains and biases alone."""
+    """Weight decay shrinks matrices by learning rate times weight decay in a step,
+    and leaves gains and biases alone.
+    """
     from si_nb.model.trainer import _optimizer
 
     model = new_model(bias=True)
@@ -246,7 +258,9 @@ def test_matrices_decay_and_vectors_do_not():
 
 
 def test_divergence_is_an_error():
-    """A loss that is not finite stops the run and names the very step, and no state is handed out from then on."""
+    """A loss that is not finite stops the run and names the very step,
+    and no state is handed out from then on.
+    """
     mixture = Mixture([make_base_data(TASKS["copy"], 3, 500, np.random.default_rng(0))], [1], CPU)
     config = TrainConfig(50, 0, 0, 32, learning_rate=1e30, gradient_clip=1e30)
     steps = []
@@ -265,7 +279,9 @@ def test_divergence_is_an_error():
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 @pytest.mark.parametrize("stop", [1, 6, 10, 19])
 def test_a_state_is_everything(stop, dropout):
-    """A training taken up from a state, by a model and generators that know nothing of it, reports and ends like the one that ran through."""
+    """A training taken up from a state, by a model and generators that know nothing of it,
+    reports and ends like the one that ran through.
+    """
     mixture = Mixture([make_base_data(TASKS["copy"], 4, 2_000, np.random.default_rng(0))], [1], CPU)
     config, states, losses = TrainConfig(20, 3, 6, 32, 3e-3), [], {"whole": [], "again": []}
     torch.manual_seed(7)
@@ -290,7 +306,7 @@ def test_a_state_is_everything(stop, dropout):
         state=states[stop - 1],
     )
     assert losses["again"] == [report for report in losses["whole"] if report[0] > stop]
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters(), strict=True))
 
 
 def test_reports_add_up():
@@ -320,11 +336,13 @@ def test_reports_add_up():
 
 
 def test_a_seed_decides_every_bit():
-    """Same generators, same weights to the last bit, whatever else draws random numbers and however often it reports."""
+    """Same generators, same weights to the last bit,
+    whatever else draws random numbers and however often it reports.
+    """
     mixture = Mixture([make_base_data(TASKS["copy"], 4, 2_000, np.random.default_rng(0))], [1], CPU)
     config = TrainConfig(30, 3, 6, 32, 3e-3)
     models = [new_model() for _ in range(3)]
-    for number, (model, seed, report_every) in enumerate(zip(models, (1, 1, 2), (50, 7, 50))):
+    for number, (model, seed, report_every) in enumerate(zip(models, (1, 1, 2), (50, 7, 50), strict=True)):
         torch.manual_seed(number)
         train(model, mixture, config, np.random.default_rng(seed), report_every=report_every)
     first, again, other = (

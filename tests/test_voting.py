@@ -17,7 +17,9 @@ from si_nb.problems.tokenizer import END, PAD, decode, encode
 
 @st.composite
 def ballots(draw):
-    """Answers (K, N, width) of few different kinds, so that voters agree often: digits, some of them ended and padded."""
+    """Answers (K, N, width) of few different kinds, so that voters agree often:
+    digits, some of them ended and padded.
+    """
     voters, items, width = draw(st.integers(1, 6)), draw(st.integers(0, 12)), draw(st.integers(1, 5))
     answers = draw(arrays(np.uint8, (voters, items, width), elements=st.sampled_from([0, 1])))
     ends = draw(arrays(np.int64, (voters, items), elements=st.integers(0, width)))[..., None]
@@ -28,10 +30,12 @@ def ballots(draw):
 @settings(deadline=None)
 @given(ballots())
 def test_the_plurality_is_proposed(answers):
-    """The label is the most frequent whole answer, the lowest-numbered voter's among equals, with its number of votes."""
+    """The label is the most frequent whole answer, the lowest-numbered voter's among equals,
+    with its number of votes.
+    """
     proposal = propose(answers)
     assert proposal.answers is answers and proposal.labels.dtype == np.uint8
-    for item, (label, votes) in enumerate(zip(proposal.labels, proposal.votes)):
+    for item, (label, votes) in enumerate(zip(proposal.labels, proposal.votes, strict=True)):
         given_answers = [tuple(answer) for answer in answers[:, item]]
         most = max(Counter(given_answers).values())
         first = next(answer for answer in given_answers if given_answers.count(answer) == most)
@@ -45,7 +49,9 @@ def test_the_plurality_is_proposed(answers):
     st.sets(st.integers(0, 5), max_size=3),
 )
 def test_keep_rules(answers, threshold, lengths):
-    """Each rule keeps exactly what its definition says: everything, possible lengths, enough votes, or both of these."""
+    """Each rule keeps exactly what its definition says:
+    everything, possible lengths, enough votes, or both of these.
+    """
     proposal, lengths = propose(answers), tuple(lengths)
     kept = {name: rule.keep(proposal, lengths, threshold).tolist() for name, rule in KEEP_RULES.items()}
     texts = decode(proposal.labels)
@@ -55,7 +61,7 @@ def test_keep_rules(answers, threshold, lengths):
     ]
     assert kept["none"] == kept["oracle"] == [True] * len(texts)
     assert kept["length_filter"] == possible and kept["mv"] == agreed
-    assert kept["mv_length"] == [both and also for both, also in zip(possible, agreed)]
+    assert kept["mv_length"] == [both and also for both, also in zip(possible, agreed, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -79,7 +85,7 @@ def test_counts_against_the_truth(answers, data):
     proposal = propose(answers)
     proposed_right = (proposal.labels == truth).all(axis=1)
     kept = data.draw(arrays(bool, items))
-    pairs = list(zip(proposed_right.tolist(), kept.tolist()))
+    pairs = list(zip(proposed_right.tolist(), kept.tolist(), strict=True))
     assert label_quality(proposal, proposed_right, kept) == {
         "label_kept": (pairs.count((True, True)), sum(kept)),
         "kept_right": (pairs.count((True, True)), sum(proposed_right)),
@@ -99,7 +105,9 @@ def test_counts_against_the_truth(answers, data):
     st.lists(st.text(alphabet="0123456789", min_size=1, max_size=8), min_size=1, max_size=8), st.booleans()
 )
 def test_damage_does_what_its_name_says(texts, ended):
-    """Moved raises the last three digits by one, dropped leaves them out, uniform changes digits only; unended labels stay whole."""
+    """Moved raises the last three digits by one, dropped leaves them out, uniform changes digits only;
+    unended labels stay whole.
+    """
     labels = encode([text + "$" * ended for text in texts])
     damaged = {
         kind: decode(damage_labels(labels, 1.0, kind, np.random.default_rng(0))) for kind in NOISE_KINDS
@@ -120,7 +128,9 @@ def test_damage_does_what_its_name_says(texts, ended):
 @pytest.mark.parametrize("kind", NOISE_KINDS)
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_the_damaged_fraction(kind, fraction):
-    """About the given fraction of labels is changed, the others not in one token, and a seed decides which."""
+    """About the given fraction of labels is changed, the others not in one token,
+    and a seed decides which.
+    """
     rng = np.random.default_rng(0)
     labels = np.concatenate(
         [rng.integers(0, 10, (5_000, 12), dtype=np.uint8), np.full((5_000, 1), END, dtype=np.uint8)], axis=1

@@ -20,6 +20,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 # %% ../../nbs/record/00_storage.ipynb #7cc9fe65
@@ -32,13 +33,16 @@ class DamagedError(ValueError):
 
 def _read(path, limit):
     """Content of a regular file, or an OSError of the system."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0))
+    flags = (getattr(os, name, 0) for name in ("O_RDONLY", "O_NONBLOCK", "O_NOCTTY", "O_BINARY"))
+    descriptor = os.open(path, sum(flags))
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
-            raise DamagedError(f"{path}: a folder, pipe or device, not a file; name a file, or take this out of the way")
+            problem = "a folder, pipe or device, not a file"
+            raise DamagedError(f"{path}: {problem}; name a file, or take this out of the way")
         if found.st_size > limit:
-            raise DamagedError(f"{path}: {found.st_size:,} bytes, more than the {limit:,} that such a file may have")
+            problem = f"{found.st_size:,} bytes, more than the {limit:,} that such a file may have"
+            raise DamagedError(f"{path}: {problem}")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read()
     finally:
@@ -51,7 +55,8 @@ def read_regular(
 ) -> bytes:  # its content
     """Read a regular file; anything else that a path may lead to is refused without waiting for it.
 
-    Raises: DamagedError when it is missing, unreadable, too large, or no file."""
+    Raises: DamagedError when it is missing, unreadable, too large, or no file.
+    """
     try:
         return _read(path, limit)
     except OSError as error:
@@ -88,19 +93,20 @@ def write_whole(
 ) -> None:
     """Write a file so that it is seen complete or not at all.
 
-    Raises: StorageError when it cannot be written; what was there is then untouched."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{_PARTIAL}")
+    Raises: StorageError when it cannot be written; what was there is then untouched.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.{_PARTIAL}")
     try:
-        partial.unlink(missing_ok=True)  # of a killed process that had this number
-        with open(partial, "xb") as file:
+        unfinished.unlink(missing_ok=True)  # of a killed process that had this number
+        with open(unfinished, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(unfinished, path)
         _flush(path.parent)
     except OSError as error:
         with suppress(OSError):
-            partial.unlink()
+            unfinished.unlink()
         remedy = "what was there is intact: make room or mend the folder, then give the same command again"
         raise StorageError(f"{path}: cannot be written ({error.strerror}); {remedy}") from None
 
@@ -111,7 +117,9 @@ def _seal_of(path):
 # %% ../../nbs/record/00_storage.ipynb #10596163
 def _known_to_seal(path, content):
     seal = _seal_of(path)
-    known = read_regular(seal, SMALL_FILE).decode("ascii", "replace").split() if os.path.lexists(seal) else None
+    known = (
+        read_regular(seal, SMALL_FILE).decode("ascii", "replace").split() if os.path.lexists(seal) else None
+    )
     return known is None or hashlib.sha256(content).hexdigest() in known
 
 # %% ../../nbs/record/00_storage.ipynb #7361f4dc
@@ -121,7 +129,8 @@ def read_sealed(
 ) -> bytes:  # its content
     """Read a file and check its seal, if it has one.
 
-    Raises: DamagedError when the file is missing, unreadable, too large, no file, or not what was sealed."""
+    Raises: DamagedError when the file is missing, unreadable, too large, no file, or not what was sealed.
+    """
     content = read_regular(path, limit)
     while not _known_to_seal(path, content):
         before, content = content, read_regular(path, limit)
@@ -137,7 +146,8 @@ def write_sealed(
 ) -> None:
     """Write a file whole, with its seal beside it.
 
-    Raises: StorageError when it cannot be written."""
+    Raises: StorageError when it cannot be written.
+    """
     contents = [content]
     with suppress(DamagedError):  # what is damaged must not be sealed as if it were sound
         contents += [read_sealed(path)] if path.exists() else []
@@ -159,7 +169,8 @@ def remove_sealed(
 ) -> None:
     """Remove a file and its seal.
 
-    Raises: StorageError when they cannot be removed."""
+    Raises: StorageError when they cannot be removed.
+    """
     for file in (path, _seal_of(path)):
         _unlink(file)
 
@@ -169,13 +180,15 @@ def put_aside(
 ) -> Path:  # where it is now
     """Keep what is not as it should be under another name, for whoever wants to look at it.
 
-    Raises: StorageError when it cannot be renamed."""
+    Raises: StorageError when it cannot be renamed.
+    """
     names = (path.with_name(f"{path.name}.damaged{number or ''}") for number in itertools.count())
     aside = next(name for name in names if not os.path.lexists(name))
     try:
         os.rename(path, aside)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be renamed ({error.strerror}); mend the folder, then give the same command again") from None
+        remedy = "mend the folder, then give the same command again"
+        raise StorageError(f"{path}: cannot be renamed ({error.strerror}); {remedy}") from None
     remove_sealed(path)
     return aside
 
@@ -186,13 +199,15 @@ def remove_partial(
 ) -> None:
     """Remove what killed processes left half written.
 
-    Raises: StorageError when it cannot be removed."""
+    Raises: StorageError when it cannot be removed.
+    """
     leftover = re.compile(rf"\.(?P<partial>.+?)(\.sha256)?\.\d+\.{_PARTIAL}|(?P<sealed>.+)\.sha256")
     for path in sorted(folder.iterdir()):
         found = leftover.fullmatch(path.name)
-        if found is None or not is_own(found["partial"] or found["sealed"]) or path.is_symlink() or not path.is_file():
+        if found is None or path.is_symlink() or not path.is_file():
             continue
-        if found["partial"] or not os.path.lexists(path.with_suffix("")):
+        left_behind = found["partial"] or not os.path.lexists(path.with_suffix(""))
+        if left_behind and is_own(found["partial"] or found["sealed"]):
             _unlink(path)
 
 # %% ../../nbs/record/00_storage.ipynb #b205d097
@@ -203,7 +218,10 @@ def _place():
     """Where process numbers mean the same: the machine since it was started, and the container."""
     parts = [platform.node()]
     with suppress(OSError):
-        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+        parts += [
+            Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            os.readlink("/proc/self/ns/pid"),
+        ]
     return " ".join(parts)
 
 # %% ../../nbs/record/00_storage.ipynb #dd4f4972
@@ -256,8 +274,9 @@ def _read_owner(lock):
     """What a lock says; nothing when it is unreadable."""
     try:
         owner = json.loads(_read_lock(lock))
-        host, pid = " ".join(str(owner["host"]).split()), int(owner["pid"])
-        return {"place": str(owner["place"]), "host": host, "pid": pid, "started": owner["started"]} if 0 < pid < 2**31 else None
+        place, host, pid = str(owner["place"]), " ".join(str(owner["host"]).split()), int(owner["pid"])
+        said = {"place": place, "host": host, "pid": pid, "started": owner["started"]}
+        return said if 0 < pid < 2**31 else None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
         return None
 
@@ -319,7 +338,8 @@ def _acquire(lock, content):
             continue
         if not dead:
             who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
-            remedy = f"wait for it, or stop it; after {GIVEN_UP_AFTER // 60} minutes without a sign of life its lock {lock.name} counts as left behind"
+            silence = f"after {GIVEN_UP_AFTER // 60} minutes without a sign of life"
+            remedy = f"wait for it, or stop it; {silence} its lock {lock.name} counts as left behind"
             raise LockedError(f"{lock.parent}: {who} is working here; {remedy}")
         _bury(lock, found)
 
@@ -334,6 +354,30 @@ class LockedError(RuntimeError):
     """A folder that another process is working in; the message is one line naming its host and process."""
 
 
+def _identity():
+    """Content of a lock: who this process is, and a token that no other lock has."""
+    pid = os.getpid()
+    who = {"host": platform.node(), "pid": pid, "started": _started(pid), "place": _place()}
+    return json.dumps({**who, "token": uuid.uuid4().hex}).encode()
+
+
+def _check_kept(lock, content):
+    """Refuse to go on when a lock is no longer the one that this process made."""
+    silent = "after ten silent minutes of this one; nothing more is written"
+    taken = f"{lock.parent}: another process has taken over here, {silent}"
+    try:
+        found = _read_lock(lock)
+    except StorageError:
+        raise
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and lock.parent.is_dir():
+            raise LockedError(taken) from None  # whoever took it over has ended by now
+        gone = "the folder is gone or out of reach; nothing more is written"
+        raise StorageError(f"{lock}: cannot be read ({error.strerror}): {gone}") from None
+    if found != content:
+        raise LockedError(taken)
+
+# %% ../../nbs/record/00_storage.ipynb #7975e2c4
 @contextmanager
 def hold(
     folder: Path,  # must exist
@@ -341,10 +385,9 @@ def hold(
 ) -> Iterator[Callable[[], None]]:  # raises LockedError if the folder has been lost to another process
     """Keep a folder for this process.
 
-    Raises: LockedError naming host and process that have it; StorageError when the folder cannot be written."""
-    lock, done = folder / name, threading.Event()
-    owner = {"host": platform.node(), "pid": os.getpid(), "started": _started(os.getpid()), "place": _place(), "token": uuid.uuid4().hex}
-    content = json.dumps(owner).encode()
+    Raises: LockedError naming host and process that have it; StorageError when the folder cannot be written.
+    """
+    lock, content, done = folder / name, _identity(), threading.Event()
     try:
         _acquire(lock, content)
         _clear_claims(lock)
@@ -352,25 +395,10 @@ def hold(
         raise
     except OSError as error:
         raise StorageError(f"{lock}: cannot be written ({error.strerror}); choose another folder") from None
-    taken = f"{folder}: another process has taken over here, after ten silent minutes of this one; nothing more is written"
-
-    def check():
-        try:
-            found = _read_lock(lock)
-        except StorageError:
-            raise
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and folder.is_dir():
-                raise LockedError(taken) from None  # whoever took it over has ended by now
-            gone = "the folder is gone or out of reach; nothing more is written"
-            raise StorageError(f"{lock}: cannot be read ({error.strerror}): {gone}") from None
-        if found != content:
-            raise LockedError(taken)
-
     heart = threading.Thread(target=_touch_until, args=(done, lock), daemon=True)
     heart.start()
     try:
-        yield check
+        yield partial(_check_kept, lock, content)
     finally:
         done.set()
         heart.join()

@@ -46,23 +46,26 @@ QUANTITIES = {  # name -> (what a success is, what a trial is)
 # %% ../../nbs/record/01_table.ipynb #cb1870b8
 LONGEST_NAME, LONGEST_LINE = 60, 600  # characters shown of a name, and of a line that holds names and paths
 
+
 def printable(
-    text: object, # a name, a path or a message
-    longest: int = LONGEST_NAME, # characters; of a longer text the middle is left out
-) -> str: # one line
-    "A text that a terminal shows and does not obey."
+    text: object,  # a name, a path or a message
+    longest: int = LONGEST_NAME,  # characters; of a longer text the middle is left out
+) -> str:  # one line
+    """A text that a terminal shows and does not obey."""
     text, half = str(text), longest // 2
-    if not text.isprintable(): text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return text if len(text) <= longest else f"{text[:half - 1]}...{text[2 - half:]}"
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= longest else f"{text[: half - 1]}...{text[2 - half :]}"
 
 # %% ../../nbs/record/01_table.ipynb #83111c2b
 _PLAIN = re.compile(r"[a-z0-9_-]{1,60}")
 
+
 def file_name(
-    kind: str, # what the file shows: letters and underscores
-    *names: str, # whose it is: from a table, so anything
-) -> str: # of letters, digits and `._-~`, without a suffix
-    "The name of a file, another one for any other names."
+    kind: str,  # what the file shows: letters and underscores
+    *names: str,  # whose it is: from a table, so anything
+) -> str:  # of letters, digits and `._-~`, without a suffix
+    """The name of a file, another one for any other names."""
     shown = ".".join(re.sub(r"[^A-Za-z0-9_-]+", "-", name)[:60] for name in names)
     plain = all(_PLAIN.fullmatch(name) for name in names)
     digest = hashlib.sha256(repr(names).encode()).hexdigest()[:16]
@@ -70,184 +73,268 @@ def file_name(
 
 # %% ../../nbs/record/01_table.ipynb #3bfcd475
 class OneLineError(ValueError):
-    "An error whose message is one printable line."
+    """An error whose message is one printable line."""
+
     def __init__(
         self,
-        message: object, # what is wrong and what to do
-    ): super().__init__(printable(message, LONGEST_LINE))
+        message: object,  # what is wrong and what to do
+    ):
+        super().__init__(printable(message, LONGEST_LINE))
+
 
 class TableError(OneLineError):
-    "A measurement table that cannot be used; the message is one line naming the source, the row and the remedy."
+    """A measurement table that cannot be used; the message is one line naming the source,
+    the row and the remedy.
+    """
 
 # %% ../../nbs/record/01_table.ipynb #ae0c3a65
 def _where(table, source, position):
-    "Name one row as its reader would look for it: line in a file, row in a frame."
+    """Name one row as its reader would look for it: line in a file, row in a frame."""
     line = table.attrs.get("first_line")
     return f"{source}: row {position}" if line is None else f"{source}: line {position + line}"
 
+
 def _text(values):
-    "One column as stripped text, empty where a value is missing."
-    if pd.api.types.infer_dtype(values) != "string": return values.astype("object").where(values.notna(), "").astype(str).str.strip()
+    """One column as stripped text, empty where a value is missing."""
+    if pd.api.types.infer_dtype(values) != "string":
+        return values.astype("object").where(values.notna(), "").astype(str).str.strip()
     codes, distinct = pd.factorize(values)
-    return pd.Series(np.append(pd.Series(distinct, dtype=str).str.strip(), "")[codes], index=values.index)  # -1, missing, is the last
+    stripped = np.append(pd.Series(distinct, dtype=str).str.strip(), "")  # code -1, missing, is the last
+    return pd.Series(stripped[codes], index=values.index)
+
 
 def _integers(table, column, source):
-    "One column as int64, or a TableError naming the first cell that is no whole number."
+    """One column as int64, or a TableError naming the first cell that is no whole number."""
     values = table[column]
-    if pd.api.types.is_signed_integer_dtype(values.dtype) and not values.isna().any(): return values.astype("int64")
+    if pd.api.types.is_signed_integer_dtype(values.dtype) and not values.isna().any():
+        return values.astype("int64")
     codes, distinct = pd.factorize(_text(values))
     distinct = pd.Series(distinct, dtype=str)
     bad = ~distinct.str.fullmatch(r"-?\d{1,18}(\.0*)?").to_numpy(dtype=bool)
     if bad.any():
         i = int(bad[codes].argmax())
-        found = f"{column} is '{printable(distinct[codes[i]])}'" if distinct[codes[i]] else f"{column} is missing"
-        raise TableError(f"{_where(table, source, i)}: {found}; write a whole number of at most 18 digits (counts, not rates)")
+        cell = distinct[codes[i]]
+        found = f"{column} is '{printable(cell)}'" if cell else f"{column} is missing"
+        remedy = "write a whole number of at most 18 digits (counts, not rates)"
+        raise TableError(f"{_where(table, source, i)}: {found}; {remedy}")
     return pd.Series(distinct.str.split(".").str[0].astype("int64").to_numpy()[codes], index=values.index)
 
 # %% ../../nbs/record/01_table.ipynb #afdb4a51
-LARGEST = dict(seed=10**18 - 1, voter=10**6, round=1_000, length=10**6, trials=10**15)  # trials: of all rows together
+# trials: of all rows together
+LARGEST = {"seed": 10**18 - 1, "voter": 10**6, "round": 1_000, "length": 10**6, "trials": 10**15}
 
 _UNFIT = re.compile("[\n\r\0\ud800-\udfff]")
 
+
 def _unfit(names):
-    "Which names of a column a line of a file cannot hold."
+    """Which names of a column a line of a file cannot hold."""
     return names.isin([name for name in names.unique() if _UNFIT.search(name)])
 
 # %% ../../nbs/record/01_table.ipynb #32c2fa53
 RULES = (  # (rows that break it, what to tell the owner)
     (lambda t: t["trials"] < 0, "trials is negative; it counts what was tried"),
     (lambda t: t["successes"] < 0, "successes is negative; it counts what came out right"),
-    (lambda t: t["successes"] > t["trials"], "successes exceed trials; swap the columns or correct the counts"),
+    (
+        lambda t: t["successes"] > t["trials"],
+        "successes exceed trials; swap the columns or correct the counts",
+    ),
     (lambda t: t["round"] < 0, "round is negative; the base model is round 0"),
     (lambda t: t["length"] < 0, "length is negative; it counts digits"),
     (lambda t: t["voter"] < -1, "voter is below -1; use 0, 1, ... or -1 for all together"),
-    (lambda t: t["round"] > LARGEST["round"], f"round is above {LARGEST['round']:,}; number the rounds 1, 2, 3, ..., whatever their steps"),
+    (
+        lambda t: t["round"] > LARGEST["round"],
+        f"round is above {LARGEST['round']:,}; number the rounds 1, 2, 3, ..., whatever their steps",
+    ),
     (lambda t: t["length"] > LARGEST["length"], f"length is above {LARGEST['length']:,}; it counts digits"),
-    (lambda t: t["voter"] > LARGEST["voter"], f"voter is above {LARGEST['voter']:,}; number the voters 0, 1, 2, ..."),
-    (lambda t: ~t["seed"].between(-LARGEST["seed"], LARGEST["seed"]), "seed has more than 18 digits; give a shorter one"),
-    (lambda t: t["trials"].astype(float).cumsum() > LARGEST["trials"], f"trials add up to more than {LARGEST['trials']:,}; give fewer tables at once, or correct the counts"),
+    (
+        lambda t: t["voter"] > LARGEST["voter"],
+        f"voter is above {LARGEST['voter']:,}; number the voters 0, 1, 2, ...",
+    ),
+    (
+        lambda t: ~t["seed"].between(-LARGEST["seed"], LARGEST["seed"]),
+        "seed has more than 18 digits; give a shorter one",
+    ),
+    (
+        lambda t: t["trials"].astype(float).cumsum() > LARGEST["trials"],
+        f"trials add up to more than {LARGEST['trials']:,}; give fewer tables at once, or correct the counts",
+    ),
     (lambda t: ~t["quantity"].isin(list(QUANTITIES)), "unknown quantity; known are " + ", ".join(QUANTITIES)),
-    (lambda t: t["run_id"].eq("") | t["arm"].eq("") | t["task"].eq(""), "run_id, task and arm must not be empty"),
-    (lambda t: _unfit(t["run_id"]) | _unfit(t["arm"]) | _unfit(t["task"]), "run_id, task and arm must not hold a line break, a zero byte or half a character"),
+    (
+        lambda t: t["run_id"].eq("") | t["arm"].eq("") | t["task"].eq(""),
+        "run_id, task and arm must not be empty",
+    ),
+    (
+        lambda t: _unfit(t["run_id"]) | _unfit(t["arm"]) | _unfit(t["task"]),
+        "run_id, task and arm must not hold a line break, a zero byte or half a character",
+    ),
     (lambda t: t.duplicated(list(KEY)), "a second row for the same measurement; remove one of them"),
 )
 
 # %% ../../nbs/record/01_table.ipynb #770043da
 def _complete(table, source):
-    "Fill a table of round, successes, trials up to the schema; refuse foreign columns."
+    """Fill a table of round, successes, trials up to the schema; refuse foreign columns."""
     found = [str(c).strip() for c in table.columns]
     attrs, table = dict(table.attrs), table.set_axis(found, axis=1)
     if sorted(found) == sorted(MINIMAL):
-        table = table.assign(run_id=printable(Path(str(source)).stem, LONGEST_LINE) or "run", task="unknown", arm="unknown", seed=0, voter=-1,
-                             length=table["round"], quantity="accuracy")
+        table = table.assign(
+            run_id=printable(Path(str(source)).stem, LONGEST_LINE) or "run",
+            task="unknown",
+            arm="unknown",
+            seed=0,
+            voter=-1,
+            length=table["round"],
+            quantity="accuracy",
+        )
     elif sorted(found) != sorted(COLUMNS):
         missing = ", ".join(c for c in COLUMNS if c not in found)
         problem = f"columns {missing} are missing" if missing else "there are extra or repeated columns"
-        raise TableError(f"{source}: not a measurement table: {problem}; expected {','.join(COLUMNS)} or {','.join(MINIMAL)}")
+        raise TableError(
+            f"{source}: not a measurement table: {problem}; expected {','.join(COLUMNS)} or "
+            f"{','.join(MINIMAL)}"
+        )
     table = table[list(COLUMNS)]
     table.attrs.update(attrs)
     return table
 
 # %% ../../nbs/record/01_table.ipynb #75ee79ac
 def as_frame(
-    rows: object, # a frame, a dict of one row, or a list of dicts
-    source: str = "table", # what to call it in a complaint
-) -> pd.DataFrame: # unchecked
+    rows: object,  # a frame, a dict of one row, or a list of dicts
+    source: str = "table",  # what to call it in a complaint
+) -> pd.DataFrame:  # unchecked
     """Rows as a frame.
 
-    Raises: TableError for anything else."""
-    if isinstance(rows, pd.DataFrame): return rows
+    Raises: TableError for anything else.
+    """
+    if isinstance(rows, pd.DataFrame):
+        return rows
     rows = [rows] if isinstance(rows, dict) else rows
-    if isinstance(rows, (list, tuple)) and all(isinstance(row, dict) for row in rows): return pd.DataFrame(list(rows))
+    if isinstance(rows, (list, tuple)) and all(isinstance(row, dict) for row in rows):
+        return pd.DataFrame(list(rows))
     raise TableError(f"{source}: {printable(repr(rows))} is no table; give a DataFrame, or rows as dicts")
 
 # %% ../../nbs/record/01_table.ipynb #784bd5d7
 def check_table(
-    table: pd.DataFrame, # measurements with the columns of `COLUMNS`, or only those of `MINIMAL`
-    source: str = "table", # what to call it in a complaint: usually the file
-) -> pd.DataFrame: # the same rows, complete, in column order, integers as int64
+    table: pd.DataFrame,  # measurements with the columns of `COLUMNS`, or only those of `MINIMAL`
+    source: str = "table",  # what to call it in a complaint: usually the file
+) -> pd.DataFrame:  # the same rows, complete, in column order, integers as int64
     """Types, ranges and duplicates of a measurement table.
 
-    Raises: TableError, one line, on the first thing that is wrong."""
+    Raises: TableError, one line, on the first thing that is wrong.
+    """
     table = as_frame(table, source)
-    if len(table) == 0: raise TableError(f"{source}: the table has no rows; nothing was measured yet")
+    if len(table) == 0:
+        raise TableError(f"{source}: the table has no rows; nothing was measured yet")
     table = _complete(table, source)
     for column in COLUMNS:
         if column in ("run_id", "task", "arm", "quantity"):
             table = table.assign(**{column: _text(table[column])})
-        else: table = table.assign(**{column: _integers(table, column, source)})
+        else:
+            table = table.assign(**{column: _integers(table, column, source)})
     for broken, say in RULES:
         rows = broken(table).to_numpy(dtype=bool)
-        if rows.any(): raise TableError(f"{_where(table, source, int(rows.argmax()))}: {say}")
+        if rows.any():
+            raise TableError(f"{_where(table, source, int(rows.argmax()))}: {say}")
     clean = table.reset_index(drop=True)
     clean.attrs.clear()
     return clean
 
 # %% ../../nbs/record/01_table.ipynb #923493d4
 def measurement_table(
-    rows: list, # dicts with the keys of `COLUMNS`, or tuples in that order
-) -> pd.DataFrame: # checked table, integers as int64
+    rows: list,  # dicts with the keys of `COLUMNS`, or tuples in that order
+) -> pd.DataFrame:  # checked table, integers as int64
     """Rows to a checked table.
 
-    Raises: TableError when a row is incomplete or impossible."""
+    Raises: TableError when a row is incomplete or impossible.
+    """
     tuples = isinstance(rows, (list, tuple)) and any(isinstance(row, (list, tuple)) for row in rows)
-    if not tuples: return check_table(rows, "rows")
+    if not tuples:
+        return check_table(rows, "rows")
     if not all(isinstance(row, (list, tuple)) and len(row) == len(COLUMNS) for row in rows):
         raise TableError(f"rows: every row needs the {len(COLUMNS)} fields {','.join(COLUMNS)}")
     return check_table(pd.DataFrame(rows, columns=list(COLUMNS)), "rows")
 
 # %% ../../nbs/record/01_table.ipynb #42d0730d
 def _text_of(path):
-    "What is in a file that should be a table."
-    try: text = read_sealed(Path(path)).decode("utf-8-sig")
-    except DamagedError as error: raise TableError(error) from None
-    except UnicodeDecodeError: raise TableError(f"{path}: not a text file; give a measurements.csv") from None
-    if "\0" in text: raise TableError(f"{path}: not a text file; give a measurements.csv")
-    if not text.strip(): raise TableError(f"{path}: the file is empty; nothing was measured yet")
+    """What is in a file that should be a table."""
+    try:
+        text = read_sealed(Path(path)).decode("utf-8-sig")
+    except DamagedError as error:
+        raise TableError(error) from None
+    except UnicodeDecodeError:
+        raise TableError(f"{path}: not a text file; give a measurements.csv") from None
+    if "\0" in text:
+        raise TableError(f"{path}: not a text file; give a measurements.csv")
+    if not text.strip():
+        raise TableError(f"{path}: the file is empty; nothing was measured yet")
     return text
 
 # %% ../../nbs/record/01_table.ipynb #8b7efe2e
+def _check_fields(line, number, header, path):
+    """Refuse a line that has not one field for each column."""
+    count = f"{path}: line {number}: {len(line)} fields for {len(header)} columns"
+    if len(line) > len(header):
+        raise TableError(f"{count}; write 1024 for 1,024, and put a name with a comma into quotes")
+    if len(line) < len(header):
+        missing = header[len(line)].strip()
+        raise TableError(f"{count}; {missing} is missing: complete the line, or remove it")
+
+
 def _check_lines(text, path):
-    "Refuse a foreign header, a last line that is cut off, and any that has not one field for each column."
+    """Refuse a foreign header, a last line that is cut off, and lines of too many or too few fields."""
     lines = csv.reader(StringIO(text.rstrip("\r\n"), newline=""))
     try:
         header = next(lines)
         _complete(pd.DataFrame(columns=header), path)
         if not text.endswith("\n"):
-            raise TableError(f"{path}: line {text.count(chr(10)) + 1}: the last line is cut off; remove it, or end it with a line break if it is complete")
-        for number, fields in enumerate(lines, 2):
-            count = f"{len(fields)} fields for {len(header)} columns"
-            if lines.line_num > number: raise TableError(f"{path}: line {number}: a quoted field goes on in the next line; write it in one")
-            if len(fields) > len(header): raise TableError(f"{path}: line {number}: {count}; write 1024 for 1,024, and put a name with a comma into quotes")
-            if len(fields) < len(header): raise TableError(f"{path}: line {number}: {header[len(fields)].strip()} is missing ({count}); complete the line, or remove it")
-    except csv.Error as error: raise TableError(f"{path}: line {lines.line_num}: not a comma-separated table ({error})") from None
+            where = f"{path}: line {text.count(chr(10)) + 1}"
+            remedy = "remove it, or end it with a line break if it is complete"
+            raise TableError(f"{where}: the last line is cut off; {remedy}")
+        for number, line in enumerate(lines, 2):
+            if lines.line_num > number:
+                where = f"{path}: line {number}"
+                raise TableError(f"{where}: a quoted field goes on in the next line; write it in one")
+            _check_fields(line, number, header, path)
+    except csv.Error as error:
+        raise TableError(f"{path}: line {lines.line_num}: not a comma-separated table ({error})") from None
 
 # %% ../../nbs/record/01_table.ipynb #6dc5dfdc
 def _read_file(path):
-    "One CSV file as a checked table."
+    """One CSV file as a checked table."""
     text = _text_of(path)
     _check_lines(text, path)
-    try: table = pd.read_csv(StringIO(text.rstrip("\r\n")), dtype=str, keep_default_na=False, skip_blank_lines=False, index_col=False)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error: raise TableError(f"{path}: not a comma-separated table ({error})") from None
+    try:
+        table = pd.read_csv(
+            StringIO(text.rstrip("\r\n")),
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            index_col=False,
+        )
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise TableError(f"{path}: not a comma-separated table ({error})") from None
     table.attrs["first_line"] = 2
     return check_table(table, path)
 
 # %% ../../nbs/record/01_table.ipynb #69284088
 def append_rows(
-    path: str, # CSV file, made when it is not there
-    table: pd.DataFrame, # rows to add, as `measurement_table` makes them
-) -> Path: # the file
+    path: str | Path,  # CSV file, made when it is not there
+    table: pd.DataFrame,  # rows to add, as `measurement_table` makes them
+) -> Path:  # the file
     """Add rows to a table on disk, all of them or none, even if the power fails.
 
-    Raises: TableError when a row is already there, or the file is not a whole table; StorageError when it cannot be written.
-    The file is then untouched."""
+    Raises: TableError when a row is already there, or the file is not a whole table;
+    StorageError when it cannot be written. The file is then untouched.
+    """
     path, table = Path(path), check_table(table, "new rows")
     if path.exists():
         old = _read_file(path)
         repeated = table.merge(old[list(KEY)], on=list(KEY))
         if len(repeated):
             row = repeated.iloc[0]
-            raise TableError(f"{path}: round {row['round']} already has {row['quantity']} of voter {row['voter']} at length {row['length']}; nothing was added")
+            raise TableError(
+                f"{path}: round {row['round']} already has {row['quantity']} of voter {row['voter']} "
+                f"at length {row['length']}; nothing was added"
+            )
         table = pd.concat([old, table], ignore_index=True)
     write_sealed(path, table.to_csv(index=False, lineterminator="\n").encode())
     return path
@@ -255,79 +342,120 @@ def append_rows(
 # %% ../../nbs/record/01_table.ipynb #84802494
 MOST_FILES = 50_000  # looked at in search of tables
 
+
 def _tables_below(folder):
-    "Every measurements.csv in a folder and below, but none below another one."
+    """Every measurements.csv in a folder and below, but none below another one."""
     found, left, seen = [], [str(folder)], 0
     while left:
         here = left.pop()
         if os.path.lexists(os.path.join(here, "measurements.csv")):
-            found.append(Path(here)/"measurements.csv")
+            found.append(Path(here) / "measurements.csv")
             continue
         with os.scandir(here) as entries:
-            for seen, entry in enumerate(entries, seen + 1):
-                if seen > MOST_FILES: raise TableError(f"{folder}: more than {MOST_FILES:,} files and folders below; name the run folders in it")
-                if entry.is_dir(follow_symlinks=False): left.append(entry.path)
+            for entry in entries:
+                seen += 1
+                if seen > MOST_FILES:
+                    limit = f"more than {MOST_FILES:,} files and folders below"
+                    raise TableError(f"{folder}: {limit}; name the run folders in it")
+                if entry.is_dir(follow_symlinks=False):
+                    left.append(entry.path)
     return sorted(found)
 
 # %% ../../nbs/record/01_table.ipynb #fec01dff
 def _table_files(path):
-    "The CSV files that a path stands for."
-    if not isinstance(path, (str, os.PathLike)) or not str(path): raise TableError(f"{printable(repr(path))} is no path; name a measurements.csv or a run folder")
-    if not os.path.isdir(path): return [Path(path)]
-    try: found = _tables_below(path)
-    except OSError as error: raise TableError(f"{error.filename or path}: cannot be read ({error.strerror}); name the run folders themselves") from None
-    if not found: raise TableError(f"{path}: no measurements.csv in this folder or below; give a run folder or a CSV file")
+    """The CSV files that a path stands for."""
+    if not isinstance(path, (str, os.PathLike)) or not str(path):
+        raise TableError(f"{printable(repr(path))} is no path; name a measurements.csv or a run folder")
+    if not os.path.isdir(path):
+        return [Path(path)]
+    try:
+        found = _tables_below(path)
+    except OSError as error:
+        raise TableError(
+            f"{error.filename or path}: cannot be read ({error.strerror}); name the run folders themselves"
+        ) from None
+    if not found:
+        raise TableError(
+            f"{path}: no measurements.csv in this folder or below; give a run folder or a CSV file"
+        )
     return found
 
+
 def read_table(
-    *paths: str, # CSV files, run folders, or folders of run folders
-) -> pd.DataFrame: # all their rows, checked, with the columns of `COLUMNS`
+    *paths: str | Path,  # CSV files, run folders, or folders of run folders
+) -> pd.DataFrame:  # all their rows, checked, with the columns of `COLUMNS`
     """Read measurement tables, whoever wrote them.
 
-    Raises: TableError, one line, for a file that is missing, empty, cut off, binary, foreign or given twice."""
-    if not paths: raise TableError("no table given; name a measurements.csv or a run folder")
+    Raises: TableError, one line, for a file that is missing, empty, cut off, binary, foreign or given twice.
+    """
+    if not paths:
+        raise TableError("no table given; name a measurements.csv or a run folder")
     files = [file for path in paths for file in _table_files(path)]
     table = pd.concat([_read_file(file) for file in files], ignore_index=True)
-    return check_table(table, " + ".join(map(str, files)) if len(files) < 4 else f"{files[0]} and {len(files) - 1} more")
+    source = " + ".join(map(str, files)) if len(files) < 4 else f"{files[0]} and {len(files) - 1} more"
+    return check_table(table, source)
 
 # %% ../../nbs/record/01_table.ipynb #78b82c11
-def results_folder() -> Path: # folder with the committed tables, one folder per run
-    "Where the measured tables that come with si_nb lie."
+def results_folder() -> Path:  # folder with the committed tables, one folder per run
+    """Where the measured tables that come with si_nb lie."""
     package = Path(si_nb.__file__).parent
-    return package/"results" if (package/"results").is_dir() else package.parent/"results"
+    return package / "results" if (package / "results").is_dir() else package.parent / "results"
 
 # %% ../../nbs/record/01_table.ipynb #a26bc923
 _NO_SETTINGS = ("groups", "status", "reason", "seconds")  # columns of a sweep's runs.csv that were not set
 
+
+def _of_a_sweep(file):
+    """Settings of all runs of a sweep, from its runs.csv."""
+    rows = pd.read_csv(file, dtype=str, keep_default_na=False)
+    return rows.drop(columns=list(_NO_SETTINGS), errors="ignore")
+
+
+def _of_a_run(file, table):
+    """Settings of one run, from its config.json, a row for each run_id of its table."""
+    given = json.loads(file.read_text())
+    words = {
+        name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
+        for name, value in given.items()
+    }
+    return pd.DataFrame([{**words, "run_id": run} for run in _read_file(table)["run_id"].unique()])
+
+
 def _settings_beside(file):
-    "Settings of the runs of one table, one row each; None where no file beside it has them."
-    sweep, config, given = file.parent/"runs.csv", file.parent/"config.json", None
+    """Settings of the runs of one table, one row each; None where no file beside it has them."""
+    sweep, config = file.parent / "runs.csv", file.parent / "config.json"
     try:
-        if sweep.is_file(): given = pd.read_csv(sweep, dtype=str, keep_default_na=False).drop(columns=list(_NO_SETTINGS), errors="ignore")
+        if sweep.is_file():
+            given = _of_a_sweep(sweep)
         elif config.is_file():
-            words = {name: ",".join(map(str, value)) if isinstance(value, list) else str(value) for name, value in json.loads(config.read_text()).items()}
-            given = pd.DataFrame([{**words, "run_id": run} for run in _read_file(file)["run_id"].unique()])
+            given = _of_a_run(config, file)
+        else:
+            return None
     except (OSError, ValueError, AttributeError) as error:
-        raise TableError(f"{sweep if sweep.is_file() else config}: no settings can be read from it ({type(error).__name__}); restore it or take it away") from None
-    return given if given is not None and "run_id" in given else None
+        source = sweep if sweep.is_file() else config
+        problem = f"no settings can be read from it ({type(error).__name__})"
+        raise TableError(f"{source}: {problem}; restore it or take it away") from None
+    return given if "run_id" in given else None
+
 
 def read_settings(
-    *paths: str, # as given to `read_table`
-) -> pd.DataFrame: # run_id and every setting as text, a row per run; None where nothing is known
+    *paths: str | Path,  # as given to `read_table`
+) -> pd.DataFrame | None:  # run_id and every setting as text, a row per run; None where nothing is known
     """What the runs of tables were set to.
 
-    Raises: TableError, one line, for settings that cannot be read."""
+    Raises: TableError, one line, for settings that cannot be read.
+    """
     found = [_settings_beside(file) for path in paths for file in _table_files(path)]
     known = [settings for settings in found if settings is not None]
     return pd.concat(known, ignore_index=True).drop_duplicates("run_id", ignore_index=True) if known else None
 
 # %% ../../nbs/record/01_table.ipynb #d833c014
 def binomial_interval(
-    successes: np.ndarray, # counts, any shape
-    trials: np.ndarray, # counts, same shape
-    level: float = 0.95, # probability inside
-) -> tuple: # (low, high), float64 arrays of that shape
-    "Jeffreys interval of a rate; (0, 1) where nothing was tried. Brown, Cai & DasGupta (2001)."
+    successes: np.ndarray,  # counts, any shape
+    trials: np.ndarray,  # counts, same shape
+    level: float = 0.95,  # probability inside
+) -> tuple[np.ndarray, np.ndarray]:  # (low, high), float64 arrays of that shape
+    """Jeffreys interval of a rate; (0, 1) where nothing was tried. Brown, Cai & DasGupta (2001)."""
     successes, trials = np.asarray(successes, float), np.asarray(trials, float)
     tail, wrong = (1 - level) / 2, trials - successes
     low = np.where(successes == 0, 0.0, betaincinv(successes + 0.5, wrong + 0.5, tail))
@@ -336,129 +464,179 @@ def binomial_interval(
 
 # %% ../../nbs/record/01_table.ipynb #76b62082
 def is_number(
-    value: object, # perhaps a number
-    kind: type = Real, # numbers.Real or numbers.Integral
-) -> bool: # whether it is one; True and False are none
-    "Whether a setting is a number."
+    value: object,  # perhaps a number
+    kind: type = Real,  # numbers.Real or numbers.Integral
+) -> bool:  # whether it is one; True and False are none
+    """Whether a setting is a number."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
+
 def _check_level(level):
-    "Refuse what is no probability of an interval."
-    if not is_number(level) or not 0 < level < 1: raise TableError(f"level is {printable(repr(level))}; give a probability such as 0.95")
+    """Refuse what is no probability of an interval."""
+    if not is_number(level) or not 0 < level < 1:
+        raise TableError(f"level is {printable(repr(level))}; give a probability such as 0.95")
 
 # %% ../../nbs/record/01_table.ipynb #e96a98ad
 def _with_interval(table, level=0.95):
-    "Add estimate, low, high to rows with successes and trials; no estimate where nothing was tried."
+    """Add estimate, low, high to rows with successes and trials; no estimate where nothing was tried."""
     low, high = binomial_interval(table["successes"], table["trials"], level)
     estimate = (table["successes"] / table["trials"].where(table["trials"] > 0)).astype(float)
     return table.assign(estimate=estimate, low=low, high=high)
 
+
 def _pooled(table, quantity, by):
-    "Successes and trials of one quantity, added over voters; rows of all voters together only where there are no others."
+    """Successes and trials of one quantity, added over voters;
+    rows of all voters together only where there are no others.
+    """
     rows = table[table["quantity"] == quantity]
     single = rows["voter"].ge(0)
     rows = rows[single | ~single.groupby([rows[c] for c in RUN]).transform("any")]
     return rows.groupby(by, as_index=False, sort=True)[["successes", "trials"]].sum()
 
+
 def accuracy_by_length(
-    table: pd.DataFrame, # measurement table
-    level: float = 0.95, # of the intervals
-) -> pd.DataFrame: # run columns, round, length, successes, trials, estimate, low, high
+    table: pd.DataFrame,  # measurement table
+    level: float = 0.95,  # of the intervals
+) -> pd.DataFrame:  # run columns, round, length, successes, trials, estimate, low, high
     """Exact-match accuracy against length for every round, pooled over voters, with Jeffreys intervals.
 
-    Raises: TableError for a table or a level that is none."""
+    Raises: TableError for a table or a level that is none.
+    """
     _check_level(level)
     return _with_interval(_pooled(check_table(table), "accuracy", RUN + ["round", "length"]), level)
 
 # %% ../../nbs/record/01_table.ipynb #f63aedf9
-def _newest_lengths(table):
-    "Run columns, round, length: the newest length of every round, base model included."
-    rounds = table[RUN + ["round"]].drop_duplicates()
-    labelled = table[table["quantity"].isin(["label_raw", "label_kept"])].groupby(RUN + ["round"], as_index=False)["length"]
-    labels, first = labelled.max(), labelled.min()
+def _labelled_lengths(table):
+    """The newest length of every round that labelled something, and of the base model before it."""
+    labelled = table[table["quantity"].isin(["label_raw", "label_kept"])]
+    lengths = labelled.groupby(RUN + ["round"], as_index=False)["length"]
+    labels, first = lengths.max(), lengths.min()
     base = first[first["round"] == 1].assign(round=0, length=first["length"] - 1)
-    alone = table[(table["quantity"] == "accuracy_select") & (table["round"] == 0)].groupby(RUN + ["round"], as_index=False)["length"].max()
-    base = pd.concat([base, alone]).drop_duplicates(RUN)  # before its first round, a run's newest length is the one it selects voters at
+    # before its first round, a run's newest length is the one that it selects voters at
+    selection = table[(table["quantity"] == "accuracy_select") & (table["round"] == 0)]
+    alone = selection.groupby(RUN + ["round"], as_index=False)["length"].max()
+    return labels, pd.concat([base, alone]).drop_duplicates(RUN)
+
+
+def _only_lengths(table, labels):
+    """The lengths of runs without label rows: one for each round, or it is not known which is newest."""
     accuracy = table[table["quantity"] == "accuracy"]
-    unlabelled = accuracy.merge(labels[RUN].drop_duplicates(), on=RUN, how="left", indicator=True)
-    unlabelled = unlabelled[unlabelled["_merge"] == "left_only"].groupby(RUN + ["round"], as_index=False)["length"].agg(["max", "nunique"])
-    unlabelled = unlabelled[unlabelled.groupby(RUN)["round"].transform("max") > 0]  # a base model alone has no trajectory
-    several = unlabelled[unlabelled["nunique"] > 1]
+    marked = accuracy.merge(labels[RUN].drop_duplicates(), on=RUN, how="left", indicator=True)
+    unlabelled = marked[marked["_merge"] == "left_only"]
+    lengths = unlabelled.groupby(RUN + ["round"], as_index=False)["length"].agg(["max", "nunique"])
+    # a base model alone has no trajectory
+    lengths = lengths[lengths.groupby(RUN)["round"].transform("max") > 0]
+    several = lengths[lengths["nunique"] > 1]
     if len(several):
         row = several.iloc[0]
-        raise TableError(f"run {printable(row['run_id'])}: round {row['round']} has accuracies at several lengths but no label_raw rows to say which is newest")
-    single = unlabelled.rename(columns={"max": "length"})[RUN + ["round", "length"]]
-    newest = pd.concat([base, labels, single], ignore_index=True)
+        where = f"run {printable(row['run_id'])}: round {row['round']}"
+        raise TableError(
+            f"{where} has accuracies at several lengths but no label_raw rows to say which is newest"
+        )
+    return lengths.rename(columns={"max": "length"})[RUN + ["round", "length"]]
+
+
+def _newest_lengths(table):
+    """Run columns, round, length: the newest length of every round, base model included."""
+    rounds = table[RUN + ["round"]].drop_duplicates()
+    labels, base = _labelled_lengths(table)
+    newest = pd.concat([base, labels, _only_lengths(table, labels)], ignore_index=True)
     return newest.merge(rounds, on=RUN + ["round"]).sort_values(RUN + ["round"], ignore_index=True)
 
 # %% ../../nbs/record/01_table.ipynb #200269fa
 def trajectory(
-    table: pd.DataFrame, # measurement table, or one with only round, successes, trials
-) -> pd.DataFrame: # run_id, task, arm, seed, round, length, successes, trials; sorted by run and round
+    table: pd.DataFrame,  # measurement table, or one with only round, successes, trials
+) -> pd.DataFrame:  # run_id, task, arm, seed, round, length, successes, trials; sorted by run and round
     """Accuracy at the newest length of every round, pooled over voters; round 0 is the base model at n_0.
 
-    Raises: TableError when no run has a round after the base, or a round lacks its accuracy."""
+    Raises: TableError when no run has a round after the base, or a round lacks its accuracy.
+    """
     return _trajectory(check_table(table))
 
+
 def _trajectory(table):
-    "The trajectory of a checked table."
+    """The trajectory of a checked table."""
     newest = _newest_lengths(table)
-    if newest.empty: raise TableError("no run has a round after its base model; nothing can be said about error accumulation yet")
+    if newest.empty:
+        raise TableError(
+            "no run has a round after its base model; nothing can be said about error accumulation yet"
+        )
     accuracy = _pooled(table, "accuracy", RUN + ["round", "length"])
     series = newest.merge(accuracy, on=RUN + ["round", "length"], how="left")
     if series["trials"].isna().any():
         row = series[series["trials"].isna()].iloc[0]
-        raise TableError(f"run {printable(row['run_id'])}: round {row['round']} has no accuracy at its newest length {row['length']}; measure it or drop the round")
+        raise TableError(
+            f"run {printable(row['run_id'])}: round {row['round']} has no accuracy at its newest "
+            f"length {row['length']}; measure it or drop the round"
+        )
     return series.astype({"successes": "int64", "trials": "int64"})
 
 # %% ../../nbs/record/01_table.ipynb #3a36a781
 TRAJECTORY = (*RUN, "round", "length", "successes", "trials")
 
+
 def check_trajectory(
-    series: pd.DataFrame, # has the columns of `TRAJECTORY`
-    source: str = "trajectory", # what to call it in a complaint
-) -> pd.DataFrame: # these columns, integers as int64
+    series: pd.DataFrame,  # has the columns of `TRAJECTORY`
+    source: str = "trajectory",  # what to call it in a complaint
+) -> pd.DataFrame:  # these columns, integers as int64
     """Types and ranges of a trajectory.
 
-    Raises: TableError, one line, on the first thing that is wrong."""
+    Raises: TableError, one line, on the first thing that is wrong.
+    """
     series = as_frame(series, source)
     missing = [column for column in TRAJECTORY if column not in series]
-    if missing: raise TableError(f"{source}: columns {', '.join(missing)} are missing; give a measurement table, or a trajectory made from one")
-    return check_table(series[list(TRAJECTORY)].assign(voter=-1, quantity="accuracy"), source)[list(TRAJECTORY)]
+    if missing:
+        raise TableError(
+            f"{source}: columns {', '.join(missing)} are missing; give a measurement table, or a "
+            "trajectory made from one"
+        )
+    whole = series[list(TRAJECTORY)].assign(voter=-1, quantity="accuracy")
+    return check_table(whole, source)[list(TRAJECTORY)]
 
 # %% ../../nbs/record/01_table.ipynb #4dcc7a51
 def _tau(accuracy, raw, level):
-    "g of the next round over a of this one, with Katz's interval on the logarithm."
+    """Tau, which is g of the next round over a of this one, with Katz's interval on the logarithm."""
     after = raw.assign(round=raw["round"] - 1)
-    pair = accuracy.merge(after[RUN + ["round", "successes", "trials"]], on=RUN + ["round"], suffixes=("", "_next"))
+    pair = accuracy.merge(
+        after[RUN + ["round", "successes", "trials"]], on=RUN + ["round"], suffixes=("", "_next")
+    )
     pair = pair[(pair["trials"] > 0) & (pair["trials_next"] > 0)]
     a, g = [(pair[f"successes{s}"] + 0.5) / (pair[f"trials{s}"] + 1.0) for s in ("", "_next")]
     deviation = np.sqrt((1 - a) / (a * (pair["trials"] + 1)) + (1 - g) / (g * (pair["trials_next"] + 1)))
     width = deviation * NormalDist().inv_cdf((1 + level) / 2)
-    plain = (pair["successes_next"] / pair["trials_next"]) / (pair["successes"] / pair["trials"]).where(pair["successes"] > 0)
-    rows = pair[RUN + ["round", "length"]].assign(quantity="tau", successes=pair["successes_next"], trials=pair["trials_next"])
+    measured = (pair["successes"] / pair["trials"]).where(pair["successes"] > 0)
+    plain = pair["successes_next"] / pair["trials_next"] / measured
+    rows = pair[RUN + ["round", "length"]].assign(
+        quantity="tau", successes=pair["successes_next"], trials=pair["trials_next"]
+    )
     return rows.assign(estimate=plain, low=g / a * np.exp(-width), high=g / a * np.exp(width))
 
 # %% ../../nbs/record/01_table.ipynb #5461bf56
-def error_budget(
-    table: pd.DataFrame, # measurement table with label rows
-    level: float = 0.95, # of the intervals
-) -> pd.DataFrame: # run columns, round, length, quantity, successes, trials, estimate, low, high
-    """Every step of every round: accuracy (a), label_raw (g), label_proposed, label_kept (q), kept_right (phi),
-    kept_wrong (psi), kept_share, agree_wrong, and tau of round r, which is g of round r + 1 over a of round r
-    (its counts are those of g). Quantities that the table lacks are left out.
+_COUNTED = ("label_raw", "label_kept", "kept_right", "kept_wrong", "agree_wrong")
 
-    Raises: TableError as `trajectory` does, and for a level that is none."""
+
+def error_budget(
+    table: pd.DataFrame,  # measurement table with label rows
+    level: float = 0.95,  # of the intervals
+) -> pd.DataFrame:  # run columns, round, length, quantity, successes, trials, estimate, low, high
+    """Every step of every round, each with its interval.
+
+    These are accuracy (a), label_raw (g), label_proposed, label_kept (q), kept_right (phi), kept_wrong (psi),
+    kept_share, agree_wrong, and tau. Tau of round r is g of round r + 1 over a of round r; its counts are
+    those of g. Quantities that the table lacks are left out.
+
+    Raises: TableError as `trajectory` does, and for a level that is none.
+    """
     _check_level(level)
-    table, by, counted = check_table(table), RUN + ["round", "length"], ["label_raw", "label_kept", "kept_right", "kept_wrong", "agree_wrong"]
+    table, by = check_table(table), RUN + ["round", "length"]
     accuracy = _trajectory(table)
-    at_newest = table[table["quantity"].isin(counted)].merge(accuracy[by], on=by)
-    part = {q: _pooled(at_newest, q, by) for q in counted}
+    at_newest = table[table["quantity"].isin(_COUNTED)].merge(accuracy[by], on=by)
+    part = {q: _pooled(at_newest, q, by) for q in _COUNTED}
     both = part["kept_right"].merge(part["kept_wrong"], on=by, suffixes=("_r", "_w"))
     tried = both["trials_r"] + both["trials_w"]
     part["label_proposed"] = both[by].assign(successes=both["trials_r"], trials=tried)
     part["kept_share"] = both[by].assign(successes=both["successes_r"] + both["successes_w"], trials=tried)
-    long = pd.concat([rows.assign(quantity=q) for q, rows in {"accuracy": accuracy, **part}.items()], ignore_index=True)
-    long = pd.concat([_with_interval(long, level), _tau(accuracy, part["label_raw"], level)], ignore_index=True)
+    rates = pd.concat([rows.assign(quantity=q) for q, rows in {"accuracy": accuracy, **part}.items()])
+    budget = pd.concat([_with_interval(rates, level), _tau(accuracy, part["label_raw"], level)])
     columns = by + ["quantity", "successes", "trials", "estimate", "low", "high"]
-    return long[columns].sort_values(RUN + ["round", "quantity"], ignore_index=True)
+    return budget[columns].sort_values(RUN + ["round", "quantity"], ignore_index=True)
