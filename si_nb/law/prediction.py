@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['EFFECTS', 'LONGEST', 'LEVEL', 'LASTING', 'CHANGEABLE', 'Courses', 'walk', 'run_effects', 'courses', 'collapse_rounds',
-           'outside', 'seen_of', 'critical', 'predict', 'shares_seen', 'predict_without_truth', 'advise', 'emulate']
+           'outside', 'seen_of', 'critical', 'predict', 'describe_prediction', 'shares_seen', 'predict_without_truth',
+           'advise', 'emulate']
 
 # %% ../../nbs/law/11_prediction.ipynb #a000846d
 from collections.abc import Mapping
@@ -301,6 +302,38 @@ def predict(
         "critical": at,
         "until_round": None if state is None else origin,
     }
+
+# %% ../../nbs/law/11_prediction.ipynb #6f8d2a75
+def _range_of(found):
+    """A value with its interval, in words."""
+    said = {key: "never" if found[key] is None else f"{found[key]:.4g}" for key in ("low", "value", "high")}
+    return f"{said['value']} (90%: {said['low']} to {said['high']})"
+
+
+def _beyond(row):
+    """A setting that was not measured, in words."""
+    seen = row["seen"]
+    if row["distance"] is None:
+        return f"{row['setting']} {row['value']} (measured: {', '.join(seen)})"
+    measured = f"measured: {seen[0]:g} to {seen[1]:g}; {row['distance']:.3g} times beyond"
+    return f"{row['setting']} {row['value']:g} ({measured})"
+
+
+def describe_prediction(
+    answer: Mapping,  # as `predict` gives it
+) -> str:  # lines
+    """A prediction in words."""
+    lasting = [f"{rounds} rounds {share:.0%}" for rounds, share in answer["probability_lasting"].items()]
+    lines = [f"probability of lasting: {', '.join(lasting)}"]
+    lines += [f"collapse at length {_range_of(answer['collapse_length'])}"]
+    lines += [f"collapse in round {_range_of(answer['collapse_round'])}"]
+    if answer.get("critical"):
+        at, rounds = answer["critical"], answer["critical"]["rounds"]
+        needed = "no value within a factor of 32" if at["value"] is None else _range_of(at)
+        lines += [f"half of all runs last {rounds} rounds at {at['setting']} {needed}"]
+    lines += [f"warning: outside of what was measured: {_beyond(row)}" for row in answer["outside"]]
+    rest = answer["rests_on"]
+    return "\n".join([*lines, f"rests on {rest['runs']} runs of {rest['base_models']} sets of base models"])
 
 # %% ../../nbs/law/11_prediction.ipynb #aae140d3
 def shares_seen(
