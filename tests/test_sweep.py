@@ -21,21 +21,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from si_nb.cli import main
-from si_nb.loop import runs, sweep
+from si_nb.loop import executors
 from si_nb.loop.complete import check_complete
+from si_nb.loop.executors import ClusterExecutor, ClusterJob
+from si_nb.loop.grid import SweepError, read_grid
+from si_nb.loop.jobs import sweep_run
 from si_nb.loop.rounds import run_experiment
-from si_nb.loop.runs import RunConfig, identity, make_config
-from si_nb.loop.sweep import (
+from si_nb.loop.settings import (
     BASE_SETTINGS,
-    ClusterExecutor,
-    ClusterJob,
-    SweepError,
+    BASE_TRAINING_SETTINGS,
+    RunConfig,
     base_key,
     base_name,
-    read_grid,
-    run_sweep,
-    sweep_run,
+    make_config,
 )
+from si_nb.loop.sweep import run_sweep
 from si_nb.model.gpt import ModelConfig
 from si_nb.record.storage import hold, read_sealed
 from si_nb.record.table import read_table
@@ -417,7 +417,7 @@ def test_the_committed_tables_are_sealed_and_whole(name):
     tables, runs = dict(list(read_table(folder).groupby("run_id"))), read_grid(folder / "grid.toml").runs
     assert tables.keys() == runs.keys() and seal_of(folder / "measurements.csv").exists()
     for run_id, run in runs.items():
-        check_complete(tables[run_id].reset_index(drop=True), run_id, identity(run.config), run_id)
+        check_complete(tables[run_id].reset_index(drop=True), run.config, run_id)
 
 
 # --- side files
@@ -776,7 +776,7 @@ def test_two_sweeps_in_one_folder_are_refused(grid, tmp_path, capsys):
         ('"a\\nb\\u001b]0;c" = 1', "no such part"),
         ("[[group]]\nname = 'a'\nsettings = {\"a\\nb\\u001b\" = 1}", "no such setting"),
         ("[[group]]\nname = 'a'\nsettings = {task = '" + "t" * 100_000 + "'}", "task"),
-        ("#" * 1_000_001, "larger than"),
+        ("#" * 1_000_001, "more than the 1,000,000"),
         ("this is no TOML", "not TOML"),
         ("\ufeffname = 3", "not TOML"),
     ],
@@ -928,7 +928,7 @@ def test_a_table_of_other_runs_is_not_overwritten(finished, tmp_path, capsys):
 
 def test_base_settings_are_those_that_training_depends_on():
     """Neither too few, or runs would share base models that are not theirs, nor too many."""
-    assert set(BASE_SETTINGS) == set(runs.BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {
+    assert set(BASE_SETTINGS) == set(BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {
         "vocab_size"
     }
 
@@ -991,13 +991,13 @@ def test_cluster_job_without_a_result_says_where_its_log_is(monkeypatch, tmp_pat
     """A job that has left the queue without a result has ended, accounting or not; one in the queue has not."""
     paths = SimpleNamespace(result_pickle=tmp_path / "absent", stderr=tmp_path / "log")
     job = ClusterJob(SimpleNamespace(done=lambda: False, job_id="7", paths=paths), queued=True)
-    monkeypatch.setattr(sweep, "_RESULT_SEEN_WITHIN", 0)
-    monkeypatch.setattr(sweep, "_queue", lambda when: {"7"})
+    monkeypatch.setattr(executors, "_RESULT_SEEN_WITHIN", 0)
+    monkeypatch.setattr(executors, "_queue", lambda when: {"7"})
     assert not job.done()
     job.since -= 3600
     assert not job.done()
     for queue, over in ((None, False), ({"8"}, True)):
-        monkeypatch.setattr(sweep, "_queue", lambda when, queue=queue: queue)
+        monkeypatch.setattr(executors, "_queue", lambda when, queue=queue: queue)
         assert job.done() == over
     assert "job 7" in job.reason() and str(paths.stderr) in job.reason()
 

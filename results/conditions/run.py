@@ -20,7 +20,8 @@ import pandas as pd
 import torch
 
 from si_nb.loop.rounds import run_experiment
-from si_nb.loop.sweep import base_config, base_key, read_grid, sweep_run, train_base
+from si_nb.loop.settings import base_key
+from si_nb.loop.sweep import base_config, read_grid, sweep_run, train_base
 from si_nb.record.table import read_table, trajectory
 
 OVER, ROUNDS_RUNNING = 0.1, 2  # accuracy at the newest length, rounds
