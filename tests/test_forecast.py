@@ -14,13 +14,7 @@ from rich.console import Console
 from si_nb.law import forecasters as F
 from si_nb.law import report as R
 from si_nb.law import scores as S
-from si_nb.law.round_curves import (
-    LAWS,
-    LawError,
-    crossing_round,
-    first_round_below,
-    simulate_run,
-)
+from si_nb.law.round_curves import LAWS, LawError, crossing_round, first_round_below, simulate_run
 from si_nb.record.table import TableError, measurement_table
 
 COLLAPSING = [982, 936, 777, 518, 264, 86, 35, 4]

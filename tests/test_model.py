@@ -4,14 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from si_nb.model.gpt import (
-    GPT,
-    Attention,
-    KeyValueCache,
-    ModelConfig,
-    Packing,
-    count_parameters,
-)
+from si_nb.model.gpt import GPT, Attention, KeyValueCache, ModelConfig, Packing, count_parameters
 
 CPU = torch.device("cpu")
 SMALL = dict(n_layer=2, n_head=4, n_embd=32, block_size=24)

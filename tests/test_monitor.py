@@ -8,20 +8,9 @@ import pandas as pd
 import pytest
 
 from si_nb.law.forecasters import collapse_round
-from si_nb.law.monitor import (
-    SustainabilityMonitor,
-    forecast_so_far,
-    reason_to_stop,
-    stop_before_collapse,
-)
+from si_nb.law.monitor import SustainabilityMonitor, forecast_so_far, reason_to_stop, stop_before_collapse
 from si_nb.law.round_curves import LAWS, LawError, simulate_run
-from si_nb.record.table import (
-    TableError,
-    measurement_table,
-    read_table,
-    results_folder,
-    trajectory,
-)
+from si_nb.record.table import TableError, measurement_table, read_table, results_folder, trajectory
 
 COLLAPSES = [982, 936, 777, 518, 264, 86, 35, 4]  # of 1,000; below one half at rounds 5 and 6
 LASTS = [992, 988, 980, 977, 975, 974, 973, 974]

@@ -186,7 +186,10 @@ def before(module, function, number, event):
 
 def die_in_round_2(folder, changes):
     """Die when every voter has made five steps of round 2 and stored each of them."""
-    plain, together = si_nb.loop.training.save_checkpoint, threading.Barrier(1 + VOTERS, action=die, timeout=60)
+    plain, together = (
+        si_nb.loop.training.save_checkpoint,
+        threading.Barrier(1 + VOTERS, action=die, timeout=60),
+    )
 
     def save_checkpoint(where, name, state, **about):
         plain(where, name, state, **about)

@@ -24,8 +24,8 @@ from si_nb.cli import main
 from si_nb.loop import executors
 from si_nb.loop.complete import check_complete
 from si_nb.loop.executors import ClusterExecutor, ClusterJob
-from si_nb.loop.grid import SweepError, read_grid
-from si_nb.loop.jobs import sweep_run
+from si_nb.loop.grid import LARGEST_GRID, SweepError, read_grid
+from si_nb.loop.jobs import check_so_far, over_arms, run_status, sweep_run
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.settings import (
     BASE_SETTINGS,
@@ -37,8 +37,8 @@ from si_nb.loop.settings import (
 )
 from si_nb.loop.sweep import run_sweep
 from si_nb.model.gpt import ModelConfig
-from si_nb.record.storage import hold, read_sealed
-from si_nb.record.table import read_table
+from si_nb.record.storage import hold, read_sealed, write_sealed
+from si_nb.record.table import TableError, read_table
 
 SETTINGS = """
 [settings]
@@ -906,7 +906,7 @@ def test_any_text_is_a_grid_or_one_line(text, tmp_path_factory):
     start = time.monotonic()
     try:
         planned = read_grid(path)
-        assert 0 < len(planned.runs) <= sweep.LARGEST_GRID and all(
+        assert 0 < len(planned.runs) <= LARGEST_GRID and all(
             isinstance(run.config, RunConfig) for run in planned.runs.values()
         )
     except SweepError as error:
@@ -1024,3 +1024,86 @@ def test_a_task_of_ones_own_reaches_every_job(tmp_path):
         and done.stderr.count("\n") == 1
         and "ZeroDivisionError" in done.stderr
     )
+
+
+# --- runs that are over
+
+
+OVER = (
+    "stop_when_over = true\n"
+    + SETTINGS.replace("si_rounds = 2", "si_rounds = 4")
+    + """
+[[group]]
+name = "all"
+grid = {si_method = [["none", "mv"], "oracle"]}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def over(tmp_path_factory):
+    """A sweep whose runs, with models that can do nothing, are over after two rounds of four."""
+    place = tmp_path_factory.mktemp("over")
+    (place / "grid.toml").write_text(OVER)
+    runs = run_sweep(place / "grid.toml", place / "out", jobs=2)
+    assert list(runs["status"]) == ["over"] * 2, list(runs["reason"])
+    return place / "out"
+
+
+def test_runs_end_when_they_are_over(over, tmp_path, capsys):
+    """A run that is over ends, is named with its reason, and has the rows that the whole run has up to there; all is sealed."""
+    table, runs = read_table(over), pd.read_csv(over / "runs.csv")
+    assert set(table["round"]) == {0, 1, 2} and runs["reason"].str.contains("rounds 1 to 2").all()
+    (tmp_path / "grid.toml").write_text(OVER.removeprefix("stop_when_over = true\n"))
+    assert main(["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path / "whole")]) == 0
+    whole = read_table(tmp_path / "whole")
+    assert whole["round"].max() == 4 and table.equals(whole[whole["round"] <= 2].reset_index(drop=True))
+    assert read_sealed(over / "measurements.csv") and not list(over.rglob("none_round_*.safetensors"))
+    capsys.readouterr()
+    assert main(["check", str(over)]) == 0, capsys.readouterr().out
+
+
+def test_a_sweep_of_runs_that_are_over_can_be_asked_again(over, tmp_path):
+    """Nothing is made again; what was lost of a run, or of all of them, is made again to the same bytes."""
+    out = shutil.copytree(over, tmp_path / "out")
+    before = stamps(out)
+    assert list(run_sweep(out / "grid.toml", out)["status"]) == ["over"] * 2 and stamps(out) == before
+    run = next((out / "runs").iterdir())
+    for name in ("measurements.csv", "measurements.csv.sha256"):
+        (run / name).unlink(), (out / name).unlink()
+    assert list(run_sweep(out / "grid.toml", out)["status"]) == ["over"] * 2
+    assert content(out) == content(over)
+
+
+def test_a_run_cannot_be_called_over_before_it_is(over, tmp_path, capsys):
+    """Rows that are missing, or counts by which a run would have gone on, are noticed in the table and in the copy."""
+    out, config = over, next(iter(read_grid(over / "grid.toml").runs.values())).config
+    table = read_table(over)
+    table = table[table["run_id"] == table["run_id"][0]].reset_index(drop=True)
+    assert run_status(table, config, True) == "over" and run_status(table, config, False) == "unfinished"
+    check_so_far(table, config, "table", True)
+    alive = table.assign(successes=table["trials"].where(table["arm"] == "mv", table["successes"]))
+    assert set(over_arms(alive)) == {"none"} and run_status(alive, config, True) == "unfinished"
+    shorter = table[(table["arm"] == "none") | (table["round"] < 2)]
+    for stop in (True, False):
+        with pytest.raises(TableError, match="lacks"):
+            check_so_far(shorter, config, "table", stop)
+    ahead = table[(table["arm"] == "mv") | (table["round"] < 2)].assign(
+        successes=lambda rows: rows["trials"].where(rows["quantity"].eq("accuracy"), rows["successes"])
+    )
+    with pytest.raises(TableError, match="lacks .* of arm none"):
+        check_so_far(ahead, config, "table", True)
+    out = shutil.copytree(over, tmp_path / "out")
+    cut = read_table(out)
+    write_sealed(
+        out / "measurements.csv", cut[cut["round"] < 2].to_csv(index=False, lineterminator="\n").encode()
+    )
+    assert main(["check", str(out)]) == 1 and "not to its end" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["1", '"yes"', "[]"])
+def test_stop_when_over_is_true_or_false(value, tmp_path):
+    """Anything else is one line."""
+    (tmp_path / "grid.toml").write_text(f"stop_when_over = {value}\n{SETTINGS}{GROUPS}")
+    with pytest.raises(SweepError, match="stop_when_over is .*: write true or false"):
+        read_grid(tmp_path / "grid.toml")

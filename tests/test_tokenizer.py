@@ -5,16 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from si_nb.problems.tokenizer import (
-    END,
-    EQUALS,
-    PAD,
-    PLUS,
-    SYMBOLS,
-    VOCAB_SIZE,
-    decode,
-    encode,
-)
+from si_nb.problems.tokenizer import END, EQUALS, PAD, PLUS, SYMBOLS, VOCAB_SIZE, decode, encode
 
 texts = st.lists(st.text(alphabet=SYMBOLS[:PAD], max_size=40), max_size=20)
 

@@ -24,7 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
+
+from .complete import check_complete
 from .executors import EXECUTORS
+from .folder import remove_own_files, say
 from .grid import Grid, SweepError, read_grid
 from si_nb.loop.jobs import (
     base_config,
@@ -38,10 +42,6 @@ from si_nb.loop.jobs import (
     train_base,
     write_remark,
 )
-from tqdm import tqdm
-
-from .complete import check_complete
-from .folder import remove_own_files, say
 from .settings import RunConfig, base_key, run_name
 from .training import training_steps
 from .workers import Interrupted
