@@ -177,7 +177,7 @@ _RUN_EXAMPLES = """examples:
 
 
 def _add_experiment(commands, name, meaning, description):
-    from si_nb.loop.runs import PRESETS, RunConfig
+    from si_nb.loop.settings import PRESETS, RunConfig
 
     command = commands.add_parser(name, help=meaning, description=description)
     command.add_argument("--preset", help=f"a named setting: {', '.join(PRESETS)}; other flags change it")
@@ -206,6 +206,7 @@ def _add_cost(commands):
 # %% ../nbs/cli.ipynb #60a8b6db
 _SWEEP_EXAMPLES = """example, a file grid.toml:
   preset = "quick"
+  stop_when_over = true           # optional: an arm ends after two rounds below a tenth
   [settings]                      # for all runs
   task = "copy"
   [[group]]                       # as many as wanted
@@ -363,7 +364,7 @@ def _draw(table, report, out, threshold):
 
 # %% ../nbs/cli.ipynb #f3c6f316
 def _config_from(args):
-    from si_nb.loop.runs import RunConfig, make_config
+    from si_nb.loop.settings import RunConfig, make_config
 
     given = {setting.name: getattr(args, setting.name) for setting in fields(RunConfig)}
     return make_config(args.preset, **{name: value for name, value in given.items() if value is not None})
@@ -404,7 +405,7 @@ def run_command(
 ) -> None:
     """Run an experiment and forecast its collapse from its first rounds."""
     from si_nb.loop.rounds import run_experiment
-    from si_nb.loop.runs import ConfigError
+    from si_nb.loop.settings import ConfigError
     from si_nb.model.trainer import DeviceError, DivergedError
 
     how = {name: getattr(args, name) for name in (*_PLACES, *_STAGES, *_TRACKING)}
@@ -428,7 +429,7 @@ def cost_command(
 ) -> None:
     """Estimate time and memory of a run."""
     from si_nb.loop.cost import CostError, cost_report, estimate, print_cost
-    from si_nb.loop.runs import ConfigError
+    from si_nb.loop.settings import ConfigError
     from si_nb.model.trainer import DeviceError
 
     try:
@@ -445,19 +446,20 @@ def sweep_command(
     args: argparse.Namespace,  # grid, out, executor, jobs
 ) -> int:  # exit code: 1 if a run has failed
     """Carry out every run of a grid."""
-    from si_nb.loop.sweep import SweepError, run_sweep
+    from si_nb.loop.grid import SweepError
+    from si_nb.loop.sweep import run_sweep
     from si_nb.model.trainer import DeviceError
 
     try:
         runs = run_sweep(args.grid, args.out, args.executor, args.jobs, args.plugin)
     except (SweepError, DeviceError) as error:
         raise CommandError(str(error)) from None
-    failed, finished = runs[runs["status"] == "failed"], runs[runs["status"] == "finished"]
+    failed, ended = runs[runs["status"] == "failed"], runs[runs["status"].isin(["finished", "over"])]
     for run in failed.itertuples():
         print(f"failed: {run.run_id} ({printable(run.groups)}): {printable(run.reason, LONGEST_LINE)}")
     if len(failed):
         print(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again")
-    if len(finished):
+    if len(ended):
         print("table:", Path(args.out) / "measurements.csv")
     return int(len(failed) > 0)
 
@@ -467,7 +469,7 @@ def check_command(
 ) -> int:  # exit code: 1 if something is wrong
     """Check the files of a run, a sweep or a folder of them."""
     from si_nb.loop.check import check_folder, print_findings
-    from si_nb.loop.runs import ConfigError
+    from si_nb.loop.settings import ConfigError
 
     try:
         found, count = check_folder(args.folder, args.models_dir, args.data_dir)

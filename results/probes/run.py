@@ -18,10 +18,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from si_nb.loop.bases import load_base_model
 from si_nb.loop.evaluate import count_right, derive_rng, derive_seed
-from si_nb.loop.rounds import mix
-from si_nb.loop.runs import load_base_model, round_training
 from si_nb.loop.sweep import base_config, base_key, read_grid, sweep_run
+from si_nb.loop.training import mix, round_training
 from si_nb.model.generate import generate
 from si_nb.model.trainer import train
 from si_nb.problems.noise import damage_labels
