@@ -1,9 +1,13 @@
 """Problems: right answers at any length, splits that share nothing, and arrays that stay small."""
 
+import hashlib
+import re
 import tracemalloc
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from si_nb.problems.tasks import (
     SPLITS,
@@ -25,6 +29,13 @@ def plain_answer(name, prompt):
     operands = prompt.removesuffix("=").split("+")
     if name == "reverse_addition":
         return str(sum(int(operand[::-1]) for operand in operands))[::-1] + "$"
+    if name.startswith("forward_addition"):
+        digits = 0 if name.endswith("unpadded") else max(map(len, operands)) + 1
+        return format(sum(map(int, operands)), f"0{digits}d") + "$"
+    if name == "string_reversal_of_pairs":
+        return "+".join("".join(reversed(operand)) for operand in operands) + "$"
+    if name == "parity":
+        return "01"[len(re.findall("[13579]", operands[0])) % 2] + "$"
     return {"copy": operands[0], "reverse": operands[0][::-1]}[name] + "$"
 
 
@@ -59,6 +70,63 @@ def test_base_data_agrees_with_plain_python(name):
     counts = np.array([lengths.count(group) for group in sorted(set(lengths))])
     expected = 3_600 / 6 ** TASKS[name].operands
     assert len(counts) == 6 ** TASKS[name].operands and (abs(counts - expected) < 6 * expected**0.5).all()
+
+
+DIGITS = st.text("0123456789", min_size=1, max_size=30)
+NUMBERS = st.integers(0, 10**30 - 1).map(str)  # with the leading digit first
+
+
+def solved(name, *operands):
+    """The text of a task's answer to one problem."""
+    answers, used = TASKS[name].solve(*(encode([operand]) for operand in operands))
+    assert answers.dtype == np.uint8 and used[0] in TASKS[name].possible_lengths(*map(len, operands))
+    return decode(answers[:, : used[0]])[0]
+
+
+@given(NUMBERS, NUMBERS)
+def test_forward_sums_are_those_of_integers(left, right):
+    """Any two numbers: both forms are the integer sum, and they differ in the zero in front alone."""
+    padded, unpadded = (solved(f"forward_addition{form}", left, right) for form in ("", "_unpadded"))
+    assert int(padded) == int(left) + int(right) and len(padded) == max(len(left), len(right)) + 1
+    assert unpadded == str(int(left) + int(right)) == padded.removeprefix("0")
+
+
+@given(NUMBERS, NUMBERS)
+def test_forward_and_reversed_sums_mirror_each_other(left, right):
+    """The unpadded sum, read backwards, is the reversed sum of the operands read backwards."""
+    assert solved("reverse_addition", left[::-1], right[::-1])[::-1] == solved(
+        "forward_addition_unpadded", left, right
+    )
+
+
+@given(DIGITS, DIGITS)
+def test_pairs_of_strings(left, right):
+    """Each string of a pair is reversed in its place; doing it twice gives the pair back."""
+    once = solved("string_reversal_of_pairs", left, right)
+    assert once == f"{left[::-1]}+{right[::-1]}"
+    assert solved("string_reversal_of_pairs", *once.split("+")) == f"{left}+{right}"
+
+
+@given(DIGITS, DIGITS)
+def test_parity_of_digits(left, right):
+    """Parity is that of the digit sum, adds up over parts and does not depend on the order."""
+    parity = solved("parity", left)
+    assert parity == str(sum(map(int, left)) % 2)
+    assert int(solved("parity", left + right)) == int(parity) ^ int(solved("parity", right))
+    assert solved("parity", left[::-1]) == parity
+
+
+def test_a_sum_of_a_batch_is_the_sum_of_each_row():
+    """A row's answer does not depend on the rows beside it, though their lengths differ."""
+    problems = make_problems(TASKS["forward_addition_unpadded"], 5, 500, generator(0))
+    operands = problems.prompts[:, :5], problems.prompts[:, 6:11]
+    together, used = TASKS["forward_addition_unpadded"].solve(*operands)
+    assert set(used) == {5, 6}
+    for row in range(0, 500, 7):
+        alone, length = TASKS["forward_addition_unpadded"].solve(
+            *(operand[row : row + 1] for operand in operands)
+        )
+        assert length[0] == used[row] and (alone[0, : length[0]] == together[row, : length[0]]).all()
 
 
 @pytest.mark.parametrize("left, right", [(1, 7), (7, 1), (19, 20), (64, 3), (120, 120)])
@@ -145,3 +213,27 @@ def test_few_base_examples(name):
             count,
             TASKS[name].width(10),
         )
+
+
+FROZEN = {  # SHA-256 of many problems and of base data; measured tables rest on them
+    "copy": "6132b14c98fef3d41aad3a1912dc81722d70b515380fbc1672f6161879616e89",
+    "reverse": "000fc9f5a23c7844066ce1d099cf105f2637e6babb585ef03e89b9aad7a191c9",
+    "reverse_addition": "bed9f86e9f2d793c4d4270b0f9b9a8344242b5c10f5d0d45fcae84d491f399bc",
+}
+
+
+@pytest.mark.parametrize("name", FROZEN)
+def test_a_seed_gives_the_same_bytes_as_ever(name):
+    """Problems and base data of the measured tasks are those that the committed tables were made with."""
+    digest = hashlib.sha256()
+
+    def take(array):
+        digest.update(repr(array.shape).encode() + array.tobytes())
+
+    for seed in (0, 1, 2):
+        for length in (1, 2, 3, 4, 7, 20):
+            for split in SPLITS:
+                for part in make_problems(TASKS[name], length, 60, generator(seed, length), split):
+                    take(part)
+        take(make_base_data(TASKS[name], 6, 3_000, np.random.default_rng(seed)))
+    assert digest.hexdigest() == FROZEN[name]
