@@ -37,6 +37,16 @@ def plain_operand(
     return leading + others if task.leading == 0 else others + leading
 
 
+def _plain_product(left, right):
+    a, total, steps = int(left[::-1]), 0, []
+    for place, digit in enumerate(right):
+        product = a * int(digit) * 10**place
+        total += product
+        steps += [product, total] if place else [product]
+    widths = [len(left) + 1 + (number + 1) // 2 for number in range(len(steps))]
+    return "+".join(str(step).zfill(width)[::-1] for step, width in zip(steps, widths, strict=True))
+
+
 PLAIN_ANSWERS: dict[str, Callable[..., str]] = {
     "copy": lambda digits: digits,
     "reverse": lambda digits: digits[::-1],
@@ -45,6 +55,7 @@ PLAIN_ANSWERS: dict[str, Callable[..., str]] = {
     "forward_addition_unpadded": lambda left, right: str(int(left) + int(right)),
     "string_reversal_of_pairs": lambda left, right: left[::-1] + "+" + right[::-1],
     "parity": lambda digits: str(sum(map(int, digits)) % 2),
+    "multiplication": _plain_product,
 }
 
 # %% ../../nbs/benchmarks/00_plain.ipynb #48646d53

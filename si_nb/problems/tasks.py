@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['TASKS', 'SPLITS', 'UNSPLIT_DIGITS', 'Problems', 'longest_operand', 'Task', 'string_task', 'reverse_pair',
            'joined_operands', 'digit_parity', 'one_digit', 'add_reversed', 'add_forward', 'one_digit_more',
-           'at_most_one_digit_more', 'register_task', 'problem_class', 'make_problems', 'is_right', 'label_length',
-           'make_base_data']
+           'at_most_one_digit_more', 'multiply_digit', 'multiply_in_steps', 'steps_of_product', 'register_task',
+           'problem_class', 'make_problems', 'is_right', 'label_length', 'make_base_data']
 
 # %% ../../nbs/problems/01_tasks.ipynb #9a9ceead
 from collections.abc import Callable
@@ -152,6 +152,43 @@ def at_most_one_digit_more(
     """Answers as long as the longest operand, or one digit longer."""
     return (max(lengths), max(lengths) + 1)
 
+# %% ../../nbs/problems/01_tasks.ipynb #b1e8706e
+def multiply_digit(
+    number: np.ndarray,  # (N, n) uint8 digits, least significant first
+    digit: np.ndarray,  # (N,) uint8 digits
+) -> np.ndarray:  # (N, n + 1) uint8 digits
+    """Products of numbers with one digit each; one step per column, not per example."""
+    product = np.zeros((len(number), number.shape[1] + 1), dtype=np.uint8)
+    product[:, :-1] = number * digit[:, None]
+    for column in range(number.shape[1]):
+        product[:, column + 1] += product[:, column] // 10  # at most 9 * 9 + 8
+        product[:, column] %= 10
+    return product
+
+# %% ../../nbs/problems/01_tasks.ipynb #ff29835e
+def multiply_in_steps(
+    left: np.ndarray,  # (N, n) uint8 digits, least significant first
+    right: np.ndarray,  # (N, m) uint8 digits, least significant first
+) -> tuple[np.ndarray, np.ndarray]:  # (N, width) uint8 tokens and (N,) number of tokens in use
+    """Partial products and their running sums, with a mark between them; the last sum is the product."""
+    mark = np.full((len(left), 1), PLUS, dtype=np.uint8)
+    total = multiply_digit(left, right[:, 0])
+    steps = [total]
+    for place in range(1, right.shape[1]):
+        partial_product = np.pad(multiply_digit(left, right[:, place]), ((0, 0), (place, 0)))
+        total = add_reversed(total, partial_product)[0][:, :-1]  # its last carry is always zero
+        steps += [mark, partial_product, mark, total]
+    return _whole(np.concatenate(steps, axis=1))
+
+
+def steps_of_product(
+    left: int,  # digits of the first operand
+    right: int,  # digits of the second operand
+) -> tuple[int, ...]:  # the one answer length that is possible
+    """Answers that hold all partial products, and all running sums after the first partial product."""
+    later = [left + place + 1 for place in range(1, right)]
+    return (left + 1 + 2 * sum(later) + 2 * len(later),)
+
 # %% ../../nbs/problems/01_tasks.ipynb #dd418533
 TASKS = Registry(
     "task",
@@ -164,6 +201,7 @@ TASKS = Registry(
     ),
     Task("string_reversal_of_pairs", 2, reverse_pair, joined_operands),
     Task("parity", 1, digit_parity, one_digit),
+    Task("multiplication", 2, multiply_in_steps, steps_of_product, leading=-1),
 )
 
 
