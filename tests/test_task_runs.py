@@ -1,4 +1,4 @@
-"""Every task in the loop: what filters keep, what noise leaves alone, and whole runs from the command line."""
+"""Every task in the loop: what filters keep, what noise leaves alone, and whole runs."""
 
 import json
 
@@ -17,7 +17,7 @@ from si_nb.record.table import read_table
 
 MEASURED = ("copy", "reverse", "reverse_addition")  # whose runs other tests make
 OTHERS = [name for name in TASKS if name not in MEASURED]
-LENGTH = 4
+LENGTH, RULES = 4, ("none", "length_filter", "mv_length")
 
 
 def problems_of(name, count=400):
@@ -76,19 +76,19 @@ def test_noise_leaves_a_label_a_label(name, kind):
 
 @pytest.fixture(scope="module", params=OTHERS)
 def finished(request, tmp_path_factory):
-    """A run of a task with every rule and with noise, and its settings."""
+    """A run of a task with filters and with noise, and its settings."""
     config = config_of(
-        task=request.param, original_digits=2, max_iters=30, base_samples=600, si_iter=4, num_samples=24,
+        task=request.param, si_method=RULES, original_digits=2, max_iters=30, base_samples=600, si_iter=4, num_samples=24,
         eval_samples=24, si_rounds=1, noise_round=1, noise_fraction=0.5, noise_kind="moved",
     )  # fmt: skip
     return config, run_experiment(config, tmp_path_factory.mktemp("task") / "run", progress=False)
 
 
 def test_a_run_counts_what_was_planned(finished):
-    """Base models, labels under every rule, damage, training and evaluation: the table holds what the plan says."""
+    """Base models, labels, filters, damage, training and evaluation: the table holds what the plan says."""
     config, folder = finished
     table = read_table(folder.measurements)
-    assert set(table["task"]) == {config.task} and set(table["arm"]) == set(KEEP_RULES)
+    assert set(table["task"]) == {config.task} and set(table["arm"]) == set(RULES)
     measured = table[table["quantity"].isin(["accuracy", "accuracy_select"])]
     planned = plan(config).query("phase == 'measuring'")
     assert (planned["jobs"] * planned["pieces"]).tolist() == measured.groupby("round")[
@@ -114,7 +114,7 @@ def test_forward_addition_from_the_command_line(tmp_path, capsys):
     assert main(["run", *flags, "--run_dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "forward_addition, arm none" in said and "collapse" in said
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["config"]["task"] == "forward_addition"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["task"] == "forward_addition"
     assert main(["law", str(tmp_path / "run"), "--until_round", "1"]) == 0
 
 
