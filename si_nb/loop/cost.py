@@ -174,9 +174,9 @@ def _measuring_row(config, number, workers):
     lengths = [*evaluation_lengths(config), config.original_digits + number]
     tokens = [TASKS[config.task].width(length) - 1 for length in lengths]
     pieces = config.eval_samples * len(lengths)
-    flops = np.mean([forward_flops(config.model, count) for count in tokens])
-    each = (pieces, pieces, pieces, np.mean(tokens), flops)
-    return PlanRow("measuring", number, "all", jobs, min(jobs, workers), *each)
+    flops = float(np.mean([forward_flops(config.model, count) for count in tokens]))
+    together, mean = min(jobs, workers), float(np.mean(tokens))
+    return PlanRow("measuring", number, "all", jobs, together, pieces, pieces, pieces, mean, flops)
 
 # %% ../../nbs/loop/14_cost.ipynb #44be6479
 def plan(
@@ -192,7 +192,8 @@ def plan(
         return PlanRow(phase, number, arm, jobs, min(together, workers), steps, steps, steps, *per_piece)
 
     voters, steps = config.base_voters, base_training(config).steps
-    rows = [PlanRow("base data", 0, "all", 1, 1, *[config.base_samples] * 3, tokens[0], 0)]
+    samples = config.base_samples
+    rows = [PlanRow("base data", 0, "all", 1, 1, samples, samples, samples, tokens[0], 0)]
     rows.append(training("base training", 0, "all", voters, voters, steps))
     rows.append(_measuring_row(config, 0, workers))
     for number in range(1, config.si_rounds + 1):

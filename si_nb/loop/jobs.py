@@ -144,8 +144,14 @@ def carry_out(
     """Carry out a run, and note how long it took if that was in one go."""
     folder, start = sweep_run(config, out), time.monotonic()
     anew = not (folder.path / "config.json").exists()
-    options = {"progress": False, "workers": workers, "after_round": over_arms if stop_when_over else None}
-    run_experiment(config, folder.path, folder.models.parent, **options)
+    run_experiment(
+        config,
+        folder.path,
+        folder.models.parent,
+        progress=False,
+        workers=workers,
+        after_round=over_arms if stop_when_over else None,
+    )
     if anew:
         write_remark(folder.path / "seconds.txt", f"{time.monotonic() - start:.1f}\n")
 

@@ -177,4 +177,4 @@ def append_table(
     store.check()
     if store.folder.measurements.exists():
         write_sealed(store.folder.previous, read_sealed(store.folder.measurements))
-    append_rows(store.folder.measurements, table)
+    append_rows(str(store.folder.measurements), table)
