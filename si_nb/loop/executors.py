@@ -37,7 +37,7 @@ def _end_with_parent():
         parent.join()
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
-
+# %% ../../nbs/loop/17_executors.ipynb #3b7be1b3
 def _send_result(sender, function, arguments):
     """In a job's process: call the function and send the text that it returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -82,7 +82,7 @@ class LocalJob:
         self.process.join(patience)
         self.process.kill()
 
-
+# %% ../../nbs/loop/17_executors.ipynb #922865e3
 class LocalExecutor:
     """Runs jobs in processes on this machine."""
 

@@ -175,7 +175,7 @@ def one_line(
     text = " ".join(str(error).split())
     return text if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {text}"[:300]
 
-
+# %% ../../nbs/loop/18_jobs.ipynb #d6d23fe3
 def run_job(
     job: Callable,  # train_base or carry_out
     config: RunConfig,  # its configuration
