@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from si_nb.benchmarks.benchmark import Job, make_pool, time_in_turns
-from si_nb.loop.runs import make_config
+from si_nb.loop.settings import make_config
 from si_nb.model.gpt import GPT
 from si_nb.model.trainer import TrainConfig, choose_device, train
 

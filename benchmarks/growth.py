@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from si_nb.loop.cost import copy_rate, matmul_rate, peak_memory, training_flops
-from si_nb.loop.rounds import side_by_side
+from si_nb.loop.workers import side_by_side
 from si_nb.model.generate import exact_match, generate
 from si_nb.model.gpt import GPT, ModelConfig, forward_flops
 from si_nb.model.trainer import Mixture, TrainConfig, train

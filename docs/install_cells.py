@@ -23,16 +23,15 @@ else:
         installed = "none"
     if installed != "{version}":
         raise SystemExit(f"This notebook needs si_nb {version} and found {{installed}}: pip says above why.")
-    {place}
+    from si_nb.loop.folder import describe_place
 
     print(describe_place())"""
-PLACE = re.compile(r"from si_nb[\w.]* import describe_place")
 
 
-def install_cell(root: Path, place: str) -> str:
-    """The cell for the address and version in settings.ini; `place` imports what describes the machine."""
+def install_cell(root: Path) -> str:
+    """The cell for the address and version in settings.ini."""
     settings = read_settings(root)
-    return CELL.format(git_url=settings["git_url"], version=settings["version"], place=place)
+    return CELL.format(git_url=settings["git_url"], version=settings["version"])
 
 
 def write_install_cells(root: Path) -> list[str]:
@@ -49,12 +48,9 @@ def write_install_cells(root: Path) -> list[str]:
         cells = [
             cell for cell in code if re.search(r"^\s*import google\.colab", "".join(cell["source"]), re.M)
         ]
-        place = PLACE.search("".join(cells[0]["source"])) if len(cells) == 1 else None
-        if place is None:
-            raise SystemExit(
-                f"{path.relative_to(root)}: {len(cells)} install cells that print the place, not one"
-            )
-        source = install_cell(root, place[0]).splitlines(keepends=True)
+        if len(cells) != 1:
+            raise SystemExit(f"{path.relative_to(root)}: {len(cells)} install cells, not one")
+        source = install_cell(root).splitlines(keepends=True)
         if source != cells[0]["source"]:
             cells[0]["source"] = source
             path.write_text(json.dumps(notebook, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")

@@ -16,10 +16,11 @@ import pandas as pd
 from si_nb.law.forecasters import FORECASTERS
 from si_nb.law.horizon import fit_population, load_population, margins
 from si_nb.law.scores import rolling_origin, stack
+from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import RUN, read_table
 
 HERE, SWEEPS = Path(__file__).parent, ("sweep", "long")
-RESAMPLES, HORIZONS, DIGITS = 200, (1, 2, 4), 4
+RESAMPLES, LEADS, DIGITS = 200, (1, 2, 4), 4
 
 
 def load(role):
@@ -33,14 +34,16 @@ def judge_one(job, names):
     """Scores and calls of one run."""
     table, population = job
     scores, calls, _ = rolling_origin(table, names, resamples=RESAMPLES, population=population)
-    return scores[scores["horizon"].isin(HORIZONS)], calls
+    return scores[scores["lead"].isin(LEADS)], calls
 
 
 def judge(role, names, processes):
     """Scores and calls of all runs of a role, long ones first."""
     table, runs = load(role)
     if role == "look":
-        known = margins(table).merge(runs[["run_id", "task", "max_iters"]], on=["run_id", "task"])
+        kinds = {name: rule.kind for name, rule in KEEP_RULES.items()}
+        known = margins(table).assign(kind=lambda rows: rows["arm"].map(kinds))
+        known = known.merge(runs[["run_id", "task", "max_iters"]], on=["run_id", "task"])
         cells = known[["task", "max_iters"]].drop_duplicates()
         left_out = {}
         for task, steps in cells.itertuples(index=False):
@@ -60,7 +63,7 @@ def judge(role, names, processes):
 if __name__ == "__main__":
     role, processes = sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1
     # best is the horizon law wherever lengths were measured, so it is not judged by itself
-    names = FORECASTERS if role == "look" else (*FORECASTERS, "average")
+    names = tuple(FORECASTERS) if role == "look" else (*FORECASTERS, "average")
     scores, calls = judge(role, names, processes)
     if role == "look":
         weights = {name: round(weight, DIGITS) for name, weight in stack(scores, names).items()}

@@ -177,7 +177,7 @@ _RUN_EXAMPLES = """examples:
 
 
 def _add_experiment(commands, name, meaning, description):
-    from si_nb.loop.runs import PRESETS, RunConfig
+    from si_nb.loop.settings import PRESETS, RunConfig
 
     command = commands.add_parser(name, help=meaning, description=description)
     command.add_argument("--preset", help=f"a named setting: {', '.join(PRESETS)}; other flags change it")
@@ -206,6 +206,7 @@ def _add_cost(commands):
 # %% ../nbs/cli.ipynb #60a8b6db
 _SWEEP_EXAMPLES = """example, a file grid.toml:
   preset = "quick"
+  stop_when_over = true           # optional: an arm ends after two rounds below a tenth
   [settings]                      # for all runs
   task = "copy"
   [[group]]                       # as many as wanted
@@ -283,7 +284,7 @@ def _add_law(commands):
     law.add_argument(
         "--law",
         default="best",
-        help="best, average, horizon, error_budget, or the name of a curve such as weibull (default: best)",
+        help="best, average, horizon, error_budget, a curve such as weibull, or a plugin's (default: best)",
     )
     law.add_argument("--json", action="store_true", help="print JSON")
 
@@ -328,12 +329,19 @@ def forecast_origin(
     return max(3, 2 * rounds // 5)
 
 # %% ../nbs/cli.ipynb #7bbf4859
+def _kinds():
+    """The kind of every keep rule, those of plugins included; the law wing takes it as plain values."""
+    from si_nb.loop.voting import KEEP_RULES
+
+    return {name: rule.kind for name, rule in KEEP_RULES.items()}
+
+
 def law_command(
     args: argparse.Namespace,  # paths, until_round, threshold, law, json
 ) -> None:
     """Fit laws to tables and print them."""
     table, settings = read_table(*args.paths), read_settings(*args.paths)
-    report = law_report(table, args.until_round, args.threshold, args.law, settings=settings)
+    report = law_report(table, args.until_round, args.threshold, args.law, settings=settings, kinds=_kinds())
     if args.json:
         print(json.dumps(report, indent=1))
     else:
@@ -345,7 +353,7 @@ def figures_command(
 ) -> None:
     """Draw the figures of tables."""
     table, settings = read_table(*args.paths), read_settings(*args.paths)
-    report = law_report(table, args.until_round, args.threshold, settings=settings)
+    report = law_report(table, args.until_round, args.threshold, settings=settings, kinds=_kinds())
     _draw(table, report, Path(args.out), args.threshold)
 
 
@@ -356,7 +364,7 @@ def _draw(table, report, out, threshold):
 
 # %% ../nbs/cli.ipynb #f3c6f316
 def _config_from(args):
-    from si_nb.loop.runs import RunConfig, make_config
+    from si_nb.loop.settings import RunConfig, make_config
 
     given = {setting.name: getattr(args, setting.name) for setting in fields(RunConfig)}
     return make_config(args.preset, **{name: value for name, value in given.items() if value is not None})
@@ -371,7 +379,8 @@ def _report_run(table, until_round, threshold, folder):
     if table.empty:
         return
     try:
-        report = law_report(table, until_round, threshold)
+        settings = read_settings(folder.measurements)
+        report = law_report(table, until_round, threshold, settings=settings, kinds=_kinds())
     except LawError as error:
         report = {"arms": {}}
         print(f"no law: {error}")
@@ -388,7 +397,7 @@ def _after_round(args):
     """What the loop asks between two rounds; None if no arm is to stop early."""
     if args.stop_before_collapse is None:
         return None
-    return stop_before_collapse(args.stop_before_collapse, args.threshold)
+    return stop_before_collapse(args.stop_before_collapse, args.threshold, kinds=_kinds())
 
 # %% ../nbs/cli.ipynb #8f5e196a
 def run_command(
@@ -396,7 +405,7 @@ def run_command(
 ) -> None:
     """Run an experiment and forecast its collapse from its first rounds."""
     from si_nb.loop.rounds import run_experiment
-    from si_nb.loop.runs import ConfigError
+    from si_nb.loop.settings import ConfigError
     from si_nb.model.trainer import DeviceError, DivergedError
 
     how = {name: getattr(args, name) for name in (*_PLACES, *_STAGES, *_TRACKING)}
@@ -420,7 +429,7 @@ def cost_command(
 ) -> None:
     """Estimate time and memory of a run."""
     from si_nb.loop.cost import CostError, cost_report, estimate, print_cost
-    from si_nb.loop.runs import ConfigError
+    from si_nb.loop.settings import ConfigError
     from si_nb.model.trainer import DeviceError
 
     try:
@@ -437,19 +446,20 @@ def sweep_command(
     args: argparse.Namespace,  # grid, out, executor, jobs
 ) -> int:  # exit code: 1 if a run has failed
     """Carry out every run of a grid."""
-    from si_nb.loop.sweep import SweepError, run_sweep
+    from si_nb.loop.grid import SweepError
+    from si_nb.loop.sweep import run_sweep
     from si_nb.model.trainer import DeviceError
 
     try:
         runs = run_sweep(args.grid, args.out, args.executor, args.jobs, args.plugin)
     except (SweepError, DeviceError) as error:
         raise CommandError(str(error)) from None
-    failed, finished = runs[runs["status"] == "failed"], runs[runs["status"] == "finished"]
+    failed, ended = runs[runs["status"] == "failed"], runs[runs["status"].isin(["finished", "over"])]
     for run in failed.itertuples():
         print(f"failed: {run.run_id} ({printable(run.groups)}): {printable(run.reason, LONGEST_LINE)}")
     if len(failed):
         print(f"{len(failed)} of {len(runs)} runs failed; the same command tries them again")
-    if len(finished):
+    if len(ended):
         print("table:", Path(args.out) / "measurements.csv")
     return int(len(failed) > 0)
 
@@ -459,7 +469,7 @@ def check_command(
 ) -> int:  # exit code: 1 if something is wrong
     """Check the files of a run, a sweep or a folder of them."""
     from si_nb.loop.check import check_folder, print_findings
-    from si_nb.loop.runs import ConfigError
+    from si_nb.loop.settings import ConfigError
 
     try:
         found, count = check_folder(args.folder, args.models_dir, args.data_dir)

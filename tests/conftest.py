@@ -53,6 +53,16 @@ def run(*command, cwd=None, timeout=300, **environment):
     return done.stdout
 
 
+def series_of(counts, run_id="r", arm="none", seed=0, trials=1000):
+    """A trajectory of copying with given counts of right answers, from round 1 and length 9 on."""
+    import numpy as np
+    import pandas as pd
+
+    r = np.arange(1, len(counts) + 1)
+    names = dict(run_id=run_id, task="copy", arm=arm, seed=seed)
+    return pd.DataFrame(dict(names, round=r, length=8 + r, successes=counts, trials=trials))
+
+
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="run the tests marked slow too")
 

@@ -108,9 +108,7 @@ def test_install_cell_installs_this_version(path):
     """A notebook installs the tag that it belongs to: run docs/install_cells.py after a new version."""
     module = load("install_cells")
     text = install_cell(path)
-    place = module.PLACE.search(text)
-    assert place, f"{path}: the install cell does not say on what it runs"
-    assert text == module.install_cell(ROOT, place[0]), f"{path}: run python docs/install_cells.py"
+    assert text == module.install_cell(ROOT), f"{path}: run python docs/install_cells.py"
 
 
 @pytest.mark.parametrize("installed, stops", [("none", True), ("0.0.1", True), (SETTINGS["version"], False)])
@@ -120,7 +118,7 @@ def test_install_cell_fails_loudly(installed, stops, monkeypatch, capsys):
     colab, package, runs = (
         types.ModuleType("google"),
         types.ModuleType("si_nb"),
-        types.ModuleType("si_nb.somewhere"),
+        types.ModuleType("si_nb.loop.folder"),
     )
     colab.colab = types.ModuleType("google.colab")
     package.__version__, runs.describe_place = installed, lambda: "a machine"
@@ -129,12 +127,10 @@ def test_install_cell_fails_loudly(installed, stops, monkeypatch, capsys):
         "google": colab,
         "google.colab": colab.colab,
         "si_nb": there,
-        "si_nb.somewhere": runs,
+        "si_nb.loop.folder": runs,
     }.items():
         monkeypatch.setitem(sys.modules, name, made)
-    text = TransformerManager().transform_cell(
-        module.install_cell(ROOT, "from si_nb.somewhere import describe_place")
-    )
+    text = TransformerManager().transform_cell(module.install_cell(ROOT))
     shell = MagicMock()
     try:
         exec(compile(text, "install cell", "exec"), {"get_ipython": lambda: shell})

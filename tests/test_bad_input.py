@@ -28,7 +28,7 @@ import si_nb.loop.rounds
 import si_nb.loop.sweep
 from si_nb import cli
 from si_nb.cli import main, make_parser
-from si_nb.loop.runs import ConfigError, RunConfig, make_config, run_name
+from si_nb.loop.settings import ConfigError, RunConfig, make_config, run_name
 from si_nb.record.table import COLUMNS, append_rows, measurement_table, read_table
 
 resource = pytest.importorskip("resource", reason="limits of memory and FIFOs are those of Linux and macOS")

@@ -35,7 +35,7 @@ from si_nb.benchmarks.benchmark import (
     time_in_turns,
 )
 from si_nb.benchmarks.plain import plain_encode, plain_loss
-from si_nb.loop.runs import make_config
+from si_nb.loop.settings import make_config
 from si_nb.model.generate import exact_match
 from si_nb.model.gpt import GPT, ModelConfig
 from si_nb.model.trainer import Mixture, TrainConfig, train

@@ -11,11 +11,12 @@ import shutil
 import pandas as pd
 import pytest
 
-import si_nb.loop.rounds
+import si_nb.loop.training
 from si_nb.cli import main
 from si_nb.loop.check import check_folder, table_problem
+from si_nb.loop.checkpoints import load_tensors, save_tensors
 from si_nb.loop.rounds import run_experiment
-from si_nb.loop.runs import load_tensors, make_config, save_tensors
+from si_nb.loop.settings import make_config
 from si_nb.loop.sweep import run_sweep
 from si_nb.record.storage import DamagedError, read_sealed, write_sealed
 from si_nb.record.table import read_table
@@ -48,7 +49,7 @@ def finished(tmp_path_factory):
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A run that was interrupted in the training of round 3, with checkpoints."""
-    path, plain = tmp_path_factory.mktemp("stopped") / "run", si_nb.loop.rounds.save_checkpoint
+    path, plain = tmp_path_factory.mktemp("stopped") / "run", si_nb.loop.training.save_checkpoint
 
     def save_checkpoint(folder, name, state, **about):
         plain(folder, name, state, **about)
@@ -56,7 +57,7 @@ def stopped(tmp_path_factory):
             raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(si_nb.loop.rounds, "save_checkpoint", save_checkpoint)
+        patch.setattr(si_nb.loop.training, "save_checkpoint", save_checkpoint)
         run_experiment(make_config(**SETTINGS), path, progress=False, checkpoint_minutes=0)
     assert list(path.rglob("*.step_*.safetensors"))
     return path
@@ -198,7 +199,7 @@ def test_counts_are_held_against_the_labels(finished, tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         "none_round_001.safetensors: 9 labels, but its header counts 10" in said
-        and "measurements.csv: label_kept does not count" in said
+        and "measurements.csv: labels kept are not the right and the wrong ones together" in said
     )
 
 
@@ -207,8 +208,8 @@ def test_rows_are_counted(finished):
     config, table = make_config(**SETTINGS), read_table(finished)
     assert not table_problem(config, table)
     for number in range(len(table)):
-        assert "missing" in table_problem(config, table.drop(number)), table.loc[number].to_dict()
-    assert "too many" in table_problem(config, pd.concat([table, table[:1].assign(length=99)]))
+        assert "lacks" in table_problem(config, table.drop(number)), table.loc[number].to_dict()
+    assert "has no place for" in table_problem(config, pd.concat([table, table[:1].assign(length=99)]))
 
 
 @pytest.mark.parametrize(
@@ -307,7 +308,7 @@ def test_a_sweep_is_held_against_its_runs(tmp_path, capsys):
                 [*lines[:changed], ",".join([*key, str(int(successes) + 1), trials]), *lines[changed + 1 :]]
             ),
         ),
-        ("rows are missing", "".join(lines[:-3])),
+        ("it lacks", "".join(lines[:-3])),
         ("missing, but finished", "".join(line for line in lines if names[0] not in line)),
         ("not in the grid", text.decode().replace("copy-seed0-", "copy-seed7-")),
     ):

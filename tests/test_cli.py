@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import si_nb.cli
-import si_nb.loop.runs
+import si_nb.loop.memory
 from si_nb.cli import main
-from si_nb.loop.runs import ConfigError, available_memory, check_memory, make_config
+from si_nb.loop.memory import available_memory, check_memory
+from si_nb.loop.settings import ConfigError, make_config
 from si_nb.record.table import read_table
 
 SMALL = [
@@ -237,7 +238,7 @@ def test_arms_that_end_apart_are_reported(ends, monkeypatch, run_dir, tmp_path, 
     without the flag such a run is refused.
     """
 
-    def stop_before_collapse(within, threshold):
+    def stop_before_collapse(within, threshold, kinds):
         return lambda table: {
             arm: "enough" for arm, rows in table.groupby("arm") if rows["round"].max() >= ends[arm]
         }
@@ -477,7 +478,7 @@ def test_help_of_sweep_shows_an_example(capsys):
 
 def test_example_of_sweep_help_is_a_grid(tmp_path, capsys):
     """The grid in the help is read as it stands, and names its runs."""
-    from si_nb.loop.sweep import read_grid
+    from si_nb.loop.grid import read_grid
 
     with pytest.raises(SystemExit):
         main(["sweep", "--help"])
@@ -565,7 +566,7 @@ def test_debug_before_law_needs_no_torch(counts, tmp_path):
 @pytest.fixture
 def little_memory(monkeypatch):
     """A machine with a tenth of a gigabyte."""
-    monkeypatch.setattr(si_nb.loop.runs, "available_memory", lambda: 10**8)
+    monkeypatch.setattr(si_nb.loop.memory, "available_memory", lambda: 10**8)
 
 
 @pytest.mark.parametrize(
@@ -597,19 +598,19 @@ def test_want_of_memory_is_seen_before_any_work(flags, named, little_memory, tmp
 
 def test_a_finished_run_needs_no_memory(run_dir, little_memory, monkeypatch, capsys):
     """A table can be reported on a machine on which it could not have been measured."""
-    monkeypatch.setattr(si_nb.loop.runs, "available_memory", lambda: 1)
+    monkeypatch.setattr(si_nb.loop.memory, "available_memory", lambda: 1)
     assert main(["run", *SMALL, "--run_dir", str(run_dir)]) == 0
 
 
 def test_unknown_memory_refuses_nothing(monkeypatch):
     """Where the system does not say what it has, that is no reason to refuse."""
-    monkeypatch.setattr(si_nb.loop.runs, "available_memory", lambda: None)
+    monkeypatch.setattr(si_nb.loop.memory, "available_memory", lambda: None)
     check_memory(make_config("tiny", n_embd=100_000), torch.device("cpu"))
 
 
 def test_memory_of_a_device_is_its_own(monkeypatch):
     """On an accelerator the models are held against its memory, and the data against the machine's."""
-    monkeypatch.setattr(si_nb.loop.runs, "available_memory", lambda: 10**9)
+    monkeypatch.setattr(si_nb.loop.memory, "available_memory", lambda: 10**9)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**8, 10**9))
     with pytest.raises(ConfigError, match="n_embd is 2048: .* GB of memory of cuda"):
         check_memory(make_config("tiny", n_embd=2048), torch.device("cuda"))

@@ -12,16 +12,19 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from si_nb.law import conditions as C
+from si_nb.law.conditions import MIDDLE, PARAMETERS, TRIES, complete, critical_margin, price
+from si_nb.law.learning import CURVE, SPREADS, Law, fit_law, fit_parameters, load_law, save_law, transitions
+from si_nb.law.prediction import EFFECTS, critical, emulate, predict, run_effects, seen_of, walk
 from si_nb.law.round_curves import LawError
+from si_nb.law.states import fit_states, states
 from si_nb.record.table import QUANTITIES, check_table, error_budget
 
-VALUES = {name: parameter.guess for name, parameter in {**C.PARAMETERS, **C.CURVE}.items()}
-SEEN = {name: [value / 8, value * 8] for name, value in C.MIDDLE.items() if not isinstance(value, str)}
-SEEN |= {"task": ["copy", "reverse", "reverse_addition"], "si_method": list(C.TRIES)}
-QUIET = C.Law(VALUES, np.zeros((len(VALUES), len(VALUES))), dict.fromkeys(C.SPREADS, 0.0), SEEN, 1, 1, 1)
+VALUES = {name: parameter.guess for name, parameter in {**PARAMETERS, **CURVE}.items()}
+SEEN = {name: [value / 8, value * 8] for name, value in MIDDLE.items() if not isinstance(value, str)}
+SEEN |= {"task": ["copy", "reverse", "reverse_addition"], "si_method": list(TRIES)}
+QUIET = Law(VALUES, np.zeros((len(VALUES), len(VALUES))), dict.fromkeys(SPREADS, 0.0), SEEN, 1, 1, 1)
 NOISY = replace(
-    QUIET, spreads=dict.fromkeys(C.SPREADS, 0.05) | {"round_gain": 0.015, "round_vote": 0.3, "run_vote": 0.3}
+    QUIET, spreads=dict.fromkeys(SPREADS, 0.05) | {"round_gain": 0.015, "round_vote": 0.3, "run_vote": 0.3}
 )
 PLAIN = {
     **VALUES,
@@ -35,11 +38,11 @@ PLAIN = {
 
 def walked(settings, parameters=PLAIN, horizon=10.4, steepness=30.0, length=8, rounds=40):
     """One course without any chance."""
-    still = {name: np.zeros(1) for name in C.EFFECTS}
-    calm = {name: np.zeros((rounds, 1)) for name in C.EFFECTS}
-    return C.walk(
+    still = {name: np.zeros(1) for name in EFFECTS}
+    calm = {name: np.zeros((rounds, 1)) for name in EFFECTS}
+    return walk(
         parameters,
-        C.complete(settings),
+        complete(settings),
         (length, np.array([horizon]), np.array([steepness])),
         rounds,
         still,
@@ -55,7 +58,7 @@ def test_prices_add_up_to_a_ratio_of_lengths():
     over a life it is the logarithm of the ratio of lengths.
     """
     for low, high in ((3, 5), (8, 40), (10, 1_000)):
-        assert np.isclose(C.price(np.arange(low, high)).sum(), np.log(high / low))
+        assert np.isclose(price(np.arange(low, high)).sum(), np.log(high / low))
 
 
 def test_states_are_found_where_they_were_put():
@@ -64,7 +67,7 @@ def test_states_are_found_where_they_were_put():
     """
     lengths, generator = np.arange(4.0, 30), np.random.default_rng(0)
     rate = expit(15 * np.log(12 / lengths))
-    repeats = C.fit_states(
+    repeats = fit_states(
         lengths, generator.binomial(200, rate, (400, len(lengths))), np.full((400, len(lengths)), 200)
     )
     assert (
@@ -86,7 +89,7 @@ def test_the_critical_line_parts_what_lasts_from_what_dies(speed):
     """A margin a little above the line never falls to zero, one a little below does."""
     gain = {**PLAIN, "log_gain": np.log(speed / 40)}  # long lengths, where rounds are as good as continuous
     for shift, lasts in ((0.01, True), (-0.02, False)):
-        horizon = 40 * np.exp(C.critical_margin(speed) + shift)
+        horizon = 40 * np.exp(critical_margin(speed) + shift)
         course = walked({"si_method": "oracle", "original_digits": 40}, gain, horizon, 200.0, 40, 200)
         assert (course.horizon > course.length).all() == lasts
 
@@ -164,8 +167,7 @@ def invented():
     }
     runs = [{name: generator.choice(levels).item() for name, levels in design.items()} for _ in range(48)]
     made = [
-        C.emulate(law, settings, 14, seed=number, run_id=f"run{number}")
-        for number, settings in enumerate(runs)
+        emulate(law, settings, 14, seed=number, run_id=f"run{number}") for number, settings in enumerate(runs)
     ]
     return (
         pd.concat([table for table, _ in made]),
@@ -177,7 +179,7 @@ def invented():
 def test_parameters_are_found_again(invented):
     """From invented tables alone, read as measured ones are, the parameters come back."""
     table, runs, made_with = invented
-    found = C.fit_parameters(C.transitions(C.states(table), error_budget(table), runs))
+    found = fit_parameters(transitions(states(table), error_budget(table), runs))
     near = {
         "log_gain": 0.15,
         "examples": 0.12,
@@ -199,10 +201,10 @@ def test_parameters_are_found_again(invented):
 def test_an_interval_is_wider_from_fewer_base_models(invented):
     """The unit is the base model: a third of them leaves the gain less certain."""
     table, runs, _ = invented
-    found, steps = C.states(table), C.transitions(C.states(table), error_budget(table), runs)
+    found, steps = states(table), transitions(states(table), error_budget(table), runs)
     few = set(runs["run_id"][::3])
-    whole = C.fit_law(found, steps, runs, 12)
-    part = C.fit_law(
+    whole = fit_law(found, steps, runs, 12)
+    part = fit_law(
         *[rows[rows["run_id"].isin(few)].reset_index(drop=True) for rows in (found, steps, runs)], 12
     )
     assert part.base_models < whole.base_models and np.trace(part.covariance) > np.trace(whole.covariance)
@@ -210,11 +212,11 @@ def test_an_interval_is_wider_from_fewer_base_models(invented):
 
 def test_emulated_tables_have_the_schema():
     """An emulated table passes every check that a measured one does."""
-    table, row = C.emulate(NOISY, {"si_method": "mv_length"}, 6)
+    table, row = emulate(NOISY, {"si_method": "mv_length"}, 6)
     assert check_table(table).equals(table.reset_index(drop=True)) and set(table["quantity"]) <= set(
         QUANTITIES
     )
-    assert C.seen_of(table, row.iloc[0])[0]["round"] == 6
+    assert seen_of(table, row.iloc[0])[0]["round"] == 6
 
 
 # --- predict
@@ -222,9 +224,7 @@ def test_emulated_tables_have_the_schema():
 
 def test_prediction_is_what_json_can_hold():
     """All keys are there, everything survives JSON, and what never comes is null."""
-    found = C.predict(
-        {"si_method": "oracle", "original_digits": 30}, law=QUIET, critical_of="original_digits"
-    )
+    found = predict({"si_method": "oracle", "original_digits": 30}, law=QUIET, critical_of="original_digits")
     assert json.loads(json.dumps(found)) == found and found["collapse_round"]["value"] is None
     assert {"probability_lasting", "collapse_length", "collapse_round", "critical", "outside"} <= set(found)
     assert (
@@ -237,7 +237,7 @@ def test_a_setting_beyond_what_was_seen_is_named_with_its_distance():
     """Nothing is said in silence about a width or a task that no run had."""
     found = {
         row["setting"]: row
-        for row in C.predict({"n_embd": 64 * 8 * 3, "task": "sorting"}, law=QUIET)["outside"]
+        for row in predict({"n_embd": 64 * 8 * 3, "task": "sorting"}, law=QUIET)["outside"]
     }
     assert (
         found["n_embd"]["distance"] == 3
@@ -251,14 +251,14 @@ def test_first_rounds_move_the_forecast():
     it.
     """
     fast = replace(
-        NOISY, values={**VALUES, "log_gain": VALUES["log_gain"] + 0.5}, spreads=dict.fromkeys(C.SPREADS, 0.0)
+        NOISY, values={**VALUES, "log_gain": VALUES["log_gain"] + 0.5}, spreads=dict.fromkeys(SPREADS, 0.0)
     )
-    table, row = C.emulate(fast, {"si_method": "oracle", "original_digits": 8}, 6)
+    table, row = emulate(fast, {"si_method": "oracle", "original_digits": 8}, 6)
     wide = replace(NOISY, spreads={**NOISY.spreads, "run_gain": 0.5, "round_gain": 0.01})
-    state, steps = C.seen_of(table, row.iloc[0])
-    mean, deviation = C.run_effects(wide, steps)["gain"]
+    state, steps = seen_of(table, row.iloc[0])
+    mean, deviation = run_effects(wide, steps)["gain"]
     assert mean > 0.3 and deviation < 0.2
-    assert C.predict(row.iloc[0], table, law=wide)["until_round"] == state["round"]
+    assert predict(row.iloc[0], table, law=wide)["until_round"] == state["round"]
 
 
 @pytest.mark.parametrize(
@@ -274,14 +274,14 @@ def test_first_rounds_move_the_forecast():
 def test_impossible_settings_are_refused_in_one_line(settings):
     """What is no setting ends in one line that names it."""
     with pytest.raises(LawError, match=next(iter(settings))) as error:
-        C.predict(settings, law=QUIET)
+        predict(settings, law=QUIET)
     assert "\n" not in str(error.value)
 
 
 def test_a_setting_without_a_number_has_no_critical_value():
     """Asked for the critical task, the law says which settings have one."""
     with pytest.raises(LawError, match="si_iter"):
-        C.critical({}, "task", law=QUIET)
+        critical({}, "task", law=QUIET)
 
 
 @pytest.mark.parametrize(
@@ -290,22 +290,22 @@ def test_a_setting_without_a_number_has_no_critical_value():
         lambda law: {**law, "values": {}},
         lambda law: {**law, "covariance": [[1]]},
         lambda law: [],
-        lambda law: {**law, "spreads": dict.fromkeys(C.SPREADS, -1.0)},
+        lambda law: {**law, "spreads": dict.fromkeys(SPREADS, -1.0)},
     ],
 )
 def test_a_damaged_file_is_no_law(tmp_path, damage):
     """A file with other parameters, or numbers that cannot be, is refused in one line that names it."""
-    path = C.save_law(QUIET, tmp_path / "law.json")
-    assert C.load_law(path).seen == QUIET.seen
+    path = save_law(QUIET, tmp_path / "law.json")
+    assert load_law(path).seen == QUIET.seen
     path.write_text(json.dumps(damage(json.loads(path.read_text()))))
     with pytest.raises(LawError, match="law.json"):
-        C.load_law(path)
+        load_law(path)
 
 
 def test_neither_torch_nor_the_loop_is_imported():
     """A forecast from settings needs no model."""
     code = (
-        "import sys, si_nb.law.conditions; print([name for name in sys.modules if name == 'torch' or "
+        "import sys, si_nb.law.prediction; print([name for name in sys.modules if name == 'torch' or "
         "name.startswith(('si_nb.loop', 'si_nb.model'))])"
     )
     assert (
@@ -318,6 +318,6 @@ def test_neither_torch_nor_the_loop_is_imported():
 
 def test_the_law_that_comes_along_answers():
     """The committed numbers load, know how many base models they rest on, and give a probability."""
-    law = C.load_law()
+    law = load_law()
     assert law.base_models >= 50 and law.runs > law.base_models and law.made
-    assert 0 <= C.predict({"task": "copy", "original_digits": 8})["probability_lasting"]["20"] <= 1
+    assert 0 <= predict({"task": "copy", "original_digits": 8})["probability_lasting"]["20"] <= 1

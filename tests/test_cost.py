@@ -15,9 +15,17 @@ from test_rounds import config_of
 
 from si_nb.cli import main
 from si_nb.loop import cost, runs
-from si_nb.loop.cost import CostError, estimate, mixture_shares, plan, rehearse, training_rows
-from si_nb.loop.rounds import mix, run_experiment, training_steps
-from si_nb.loop.runs import RunConfig
+from si_nb.loop.cost import (
+    CostError,
+    estimate,
+    mixture_shares,
+    plan,
+    rehearse,
+    training_rows,
+)
+from si_nb.loop.rounds import run_experiment
+from si_nb.loop.settings import RunConfig
+from si_nb.loop.training import mix, training_steps
 from si_nb.loop.voting import KEEP_RULES
 from si_nb.problems.tasks import TASKS, make_base_data, make_problems
 from si_nb.problems.tokenizer import PAD

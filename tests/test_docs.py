@@ -195,12 +195,19 @@ USES = {
         from si_nb.loop.voting import KEEP_RULES
         assert KEEP_RULES["all_agree"].vote
     """,
+    "register_forecaster": """
+        from si_nb.law.report import law_report
+        from si_nb.record.table import read_settings, read_table, results_folder
+        run = results_folder() / "copy" / "seed0"
+        report = law_report(read_table(run), 3, law="decay", resamples=50, settings=read_settings(run))
+        assert {arm["chosen"] for arm in report["arms"].values()} == {"decay"}
+    """,
 }
 
 
 @pytest.mark.parametrize("registers", USES)
 def test_examples_for_contributors_run(registers, tmp_path):
-    """A task and a keep rule as CONTRIBUTING.md shows them: ten lines of a user's file that work."""
+    """A task, a keep rule and a law as CONTRIBUTING.md shows them: ten lines of a user's file that work."""
     block = examples()[registers]
     assert len([line for line in block.splitlines() if line.strip()]) <= 10, "more than ten lines"
     (tmp_path / "mine.py").write_text(block + textwrap.dedent(USES[registers]), encoding="utf-8")

@@ -22,20 +22,18 @@ from si_nb.law.forecasters import forecast
 from si_nb.law.monitor import SustainabilityMonitor
 from si_nb.law.report import law_report
 from si_nb.law.round_curves import LawError
-from si_nb.loop.runs import (
-    ConfigError,
-    RunConfig,
-    identity,
-    load_checkpoint,
-    load_tensors,
-    locate_run,
-    make_config,
-    open_run,
-    run_name,
-    save_tensors,
-)
+from si_nb.loop.checkpoints import load_checkpoint, load_tensors, save_tensors
+from si_nb.loop.folder import locate_run, open_run
+from si_nb.loop.settings import ConfigError, RunConfig, identity, make_config, run_name
 from si_nb.problems.tokenizer import PAD, SYMBOLS, VOCAB_SIZE, decode, encode
-from si_nb.record.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
+from si_nb.record.storage import (
+    DamagedError,
+    LockedError,
+    StorageError,
+    hold,
+    read_sealed,
+    write_sealed,
+)
 from si_nb.record.table import (
     COLUMNS,
     MINIMAL,

@@ -13,13 +13,14 @@ from scipy.stats import multivariate_normal, norm
 from si_nb.law import forecasters as F
 from si_nb.law import horizon as H
 from si_nb.law.round_curves import LawError
+from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import measurement_table, trajectory
 
 CRUISES = {"slow": 0.4, "middle": 0.7, "fast": 1.0}
 DRAG, RUN_SPREAD, NOISE = 0.4, 0.1, 0.15
 PRIOR = H.Prior((0.6, 0.5), ((0.03, 0.01), (0.01, 0.05)), 0.25)
 STEEP = H.Link(tuple(2.0 * np.array(H.KNOTS)), 0.01, 0.005)
-PEOPLE = H.Population({H.ANY: {H.ANY: PRIOR}}, {H.ANY: STEEP}, 3)
+PEOPLE = H.Population({H.ANY: {H.ANY: PRIOR}}, {H.ANY: STEEP}, {}, 3)
 
 
 def invented(generator, runs=30, rounds=8, start=1.0, deviation=0.0):
@@ -157,7 +158,7 @@ def test_ninety_percent_intervals_hold_nine_in_ten(deviation):
         generator = np.random.default_rng(number)
         priors = H.fit_priors(invented(generator, 12, deviation=deviation), deviation)
         for task, cruise in CRUISES.items():
-            population = H.Population({H.ANY: {H.ANY: priors[task]}}, {H.ANY: STEEP}, 36)
+            population = H.Population({H.ANY: {H.ANY: priors[task]}}, {H.ANY: STEEP}, {}, 36)
             own = generator.normal([cruise, DRAG], RUN_SPREAD, size=(25, 2))
             for row in np.c_[np.full(25, 1.8), H.simulate_margins(1.8, own, NOISE, 60, generator)]:
                 run = known(row, row + generator.normal(scale=deviation, size=len(row)))
@@ -204,7 +205,7 @@ def test_a_run_with_a_steeper_curve_is_forecast_on_it():
 
 def test_rounds_left_is_the_scatterless_course():
     sure = H.Population(
-        {H.ANY: {H.ANY: H.Prior((0.6, 0.5), ((1e-12, 0), (0, 1e-12)), 1e-9)}}, {H.ANY: STEEP}, 3
+        {H.ANY: {H.ANY: H.Prior((0.6, 0.5), ((1e-12, 0), (0, 1e-12)), 1e-9)}}, {H.ANY: STEEP}, {}, 3
     )
     for margin in (0.2, 1.1, 2.5):
         below = H.course(known([margin]), sure, 20, 5, np.random.default_rng(0)).accuracy < 0.5
@@ -215,9 +216,9 @@ def test_rounds_left_is_the_scatterless_course():
 def test_a_higher_threshold_is_crossed_earlier():
     found = [ask(measured(FADING), 2, threshold=threshold) for threshold in (0.2, 0.5, 0.8)]
     assert [f.threshold for f in found] == [0.2, 0.5, 0.8]
-    medians = [np.median(f.collapses) for f in found]
+    medians = [np.median(f.courses.collapses) for f in found]
     assert medians[0] >= medians[1] >= medians[2] and medians[0] > medians[2]
-    assert (found[0].collapses >= found[2].collapses).all()  # same courses, other line
+    assert (found[0].courses.collapses >= found[2].courses.collapses).all()  # same courses, other line
 
 
 # --- runs at their edges
@@ -241,8 +242,8 @@ def test_a_horizon_outside_the_measured_lengths_still_gives_a_forecast(horizon, 
     table = measured([10.0, 11.0, horizon])
     assert H.margins(table)["flag"].iloc[-1] == flag
     found = ask(table, 2)
-    assert found.law == "horizon" and np.isfinite(found.draws).all()
-    assert ((found.draws >= 0) & (found.draws <= 1)).all()
+    assert found.law == "horizon" and np.isfinite(found.courses.accuracy).all()
+    assert ((found.courses.accuracy >= 0) & (found.courses.accuracy <= 1)).all()
     assert found.low >= (3 if flag == "above" else 2) and (flag == "above" or found.high <= 3)
 
 
@@ -262,25 +263,30 @@ def test_speed_is_per_length_where_several_are_taken_at_once():
 def test_later_rounds_are_not_looked_at(origin):
     changed = FADING[: origin + 1] + [6.0] * (len(FADING) - origin - 1)
     one, two = ask(measured(FADING), origin), ask(measured(changed), origin)
-    assert np.array_equal(one.draws, two.draws) and np.array_equal(one.collapses, two.collapses)
+    assert np.array_equal(one.courses.accuracy, two.courses.accuracy) and np.array_equal(
+        one.courses.collapses, two.courses.collapses
+    )
     assert one.collapse_round == two.collapse_round and one.until_round == origin
 
 
 def test_earlier_rounds_are_looked_at():
     slower = [FADING[0], *(np.array(FADING[1:]) - 0.5)]
-    assert ask(measured(slower), 2).collapses.mean() < ask(measured(FADING), 2).collapses.mean()
+    slow, usual = (ask(measured(horizons), 2).courses.collapses for horizons in (slower, FADING))
+    assert slow.mean() < usual.mean()
 
 
 def test_same_generator_same_draws():
     one, two, other = (ask(measured(FADING), 2, seed=seed) for seed in (4, 4, 5))
-    assert np.array_equal(one.draws, two.draws) and not np.array_equal(one.draws, other.draws)
+    assert np.array_equal(one.courses.accuracy, two.courses.accuracy) and not np.array_equal(
+        one.courses.accuracy, other.courses.accuracy
+    )
 
 
 def test_two_runs_of_an_arm_share_the_courses():
     strong, weak = measured(np.array(FADING) + 3, "strong"), measured(np.array(FADING) - 1, "weak", seed=1)
-    both = ask(pd.concat([strong, weak]), 1).outlooks["horizon"]
+    both = ask(pd.concat([strong, weak]), 1).asked["horizon"]
     assert len(both.collapses) == 200
-    alone = [ask(table, 1).outlooks["horizon"] for table in (strong, weak)]
+    alone = [ask(table, 1).asked["horizon"] for table in (strong, weak)]
     first, second = both.collapses[:100], both.collapses[100:]
     assert np.median(first) > np.median(second)
     assert abs(np.median(first) - np.median(alone[0].collapses)) <= 1
@@ -303,22 +309,21 @@ def test_too_few_lengths_or_no_base_model_is_refused():
 
 
 @pytest.mark.parametrize(
-    "task, arm, kind",
-    [
-        ("multiplication", "mv", "voted"),
-        ("copy", "a new filter", H.ANY),
-        ("multiplication", "a new filter", H.ANY),
-    ],
+    "task, kind, stands_in",
+    [("sorting", "voted", "voted"), ("copy", "sworn", H.ANY), ("sorting", None, H.ANY)],
 )
-def test_what_is_unknown_falls_back(task, arm, kind):
+def test_what_is_unknown_falls_back_and_is_said(task, kind, stands_in):
     people = H.load_population()
-    assert people.prior(task, arm) == (people.priors[kind][H.ANY], people.links[kind])
-    assert people.prior("copy", "mv")[0] == people.priors["voted"]["copy"]
+    assert people.prior(task, kind) == (people.priors[stands_in][H.ANY], people.links[stands_in])
+    assert people.prior("copy", "voted")[0] == people.priors["voted"]["copy"]
+    lines = people.unknown(task, "mine", kind)
+    assert len(lines) == (task == "sorting") + (kind != "voted")
+    assert people.unknown("copy", "mine", "voted") == []
 
 
 def test_an_unknown_task_and_arm_can_be_forecast():
     found = ask(measured(FADING, arm="a new filter", task="multiplication"), 2)
-    assert found.low >= 2 and np.isfinite(found.draws).all()
+    assert found.low >= 2 and np.isfinite(found.courses.accuracy).all()
 
 
 def test_kinds_with_too_few_runs_are_left_to_any():
@@ -327,9 +332,23 @@ def test_kinds_with_too_few_runs_are_left_to_any():
         for arm, number in (("none", 4), ("mv", 2))
         for i, shift in enumerate(np.linspace(-0.3, 0.3, number))
     ]
-    people = H.fit_population(H.margins(pd.concat(runs)))
+    kinds = {"none": "unvoted", "mv": "voted"}
+    rows = H.margins(pd.concat(runs)).assign(kind=lambda rows: rows["arm"].map(kinds))
+    people = H.fit_population(rows)
     assert set(people.priors) == set(people.links) == {"unvoted", H.ANY} and people.runs == 6
-    assert people.prior("copy", "mv")[0] == people.priors[H.ANY][H.ANY]
+    assert people.prior("copy", "voted")[0] == people.priors[H.ANY][H.ANY] and people.kinds == kinds
+    assert "no measured runs of kind 'voted'" in people.unknown("copy", "mv", "voted")[0]
+
+
+def test_margins_without_kinds_teach_no_population():
+    with pytest.raises(LawError, match="without a column kind"):
+        H.fit_population(H.margins(measured(FADING)))
+
+
+def test_runs_of_no_known_kind_teach_what_holds_for_any():
+    runs = [measured(np.array(FADING) + i / 5, f"r{i}", seed=i, trials=256) for i in range(4)]
+    people = H.fit_population(H.margins(pd.concat(runs)).assign(kind=None))
+    assert set(people.priors) == {H.ANY} and people.kinds == {}
 
 
 def test_a_population_survives_its_file(tmp_path):
@@ -351,6 +370,7 @@ DAMAGES = {
     "negative noise": lambda text: text.replace('"noise": 0.25', '"noise": -0.25'),
     "infinite mean": lambda text: text.replace("0.6,", "Infinity,"),
     "no covariance": lambda text: text.replace("0.05", "-0.05"),
+    "no kinds": lambda text: text.replace('"kinds"', '"sorts"'),
     "short link": lambda text: text.replace("-8.0,", ""),
     "falling link": lambda text: text.replace("-8.0", "8.0"),
     "impossible scatter": lambda text: text.replace('"overdispersion": 0.01', '"overdispersion": 1.5'),
@@ -371,7 +391,9 @@ def test_a_damaged_population_gets_one_line(damage, tmp_path):
 
 def test_the_committed_population_is_sound():
     people = H.load_population()
-    assert set(people.priors) == set(people.links) == {*H.KINDS.values(), H.ANY} and people.runs >= 3
+    assert set(people.priors) == set(people.links) == {*people.kinds.values(), H.ANY} and people.runs >= 3
+    assert people.kinds == {name: rule.kind for name, rule in KEEP_RULES.items() if name in people.kinds}
+    assert len(people.kinds) == 5
     assert all(
         task[H.ANY].covariance[0][0] >= max(p.covariance[0][0] for p in task.values())
         for task in people.priors.values()

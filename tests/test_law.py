@@ -38,6 +38,9 @@ PRACTICE = {
 }
 
 
+LAWS = [name for name, law in L.ROUND_CURVES.items() if not law.rival]
+
+
 def run(counts, trials=1000, run_id="r", seed=0, arm="none"):
     r = np.arange(1, len(counts) + 1)
     return pd.DataFrame(
@@ -48,13 +51,13 @@ def run(counts, trials=1000, run_id="r", seed=0, arm="none"):
 
 
 def test_truths_cover_the_registry():
-    assert set(TRUTH) == set(PRACTICE) == set(L.LAWS)
-    assert all(law.name == name for name, law in {**L.LAWS, **L.RIVALS}.items())
+    assert set(TRUTH) == set(PRACTICE) == set(LAWS)
+    assert all(law.name == name for name, law in L.ROUND_CURVES.items())
 
 
-@pytest.mark.parametrize("name", L.LAWS)
+@pytest.mark.parametrize("name", LAWS)
 def test_exact_rates_are_recovered(name):
-    law, r = L.LAWS[name], np.arange(1, 13)
+    law, r = L.ROUND_CURVES[name], np.arange(1, 13)
     counts = np.round(law.accuracy(r, TRUTH[name]) * 10**7)
     fit = L.fit_law(law, L.observed(run(counts.astype(int), 10**7)))
     assert fit.converged
@@ -66,8 +69,8 @@ def test_exact_rates_are_recovered(name):
 def test_parameters_of_noisy_runs_are_recovered_and_covered(name):
     generator, inside = np.random.default_rng(1), []
     for _ in range(25):
-        data = L.observed(L.simulate_run(L.LAWS[name], TRUTH[name], 10, 1024, generator, 0.002))
-        fit = L.fit_law(L.LAWS[name], data, 0.002)
+        data = L.observed(L.simulate_run(L.ROUND_CURVES[name], TRUTH[name], 10, 1024, generator, 0.002))
+        fit = L.fit_law(L.ROUND_CURVES[name], data, 0.002)
         spread, converged = L.bootstrap(fit, data, 0.002, 200, generator)
         assert converged.mean() > 0.95
         low, high = np.quantile(spread, [0.05, 0.95], axis=0)
@@ -75,10 +78,10 @@ def test_parameters_of_noisy_runs_are_recovered_and_covered(name):
     assert (np.mean(inside, 0) >= 0.72).all()
 
 
-@pytest.mark.parametrize("name", L.LAWS)
+@pytest.mark.parametrize("name", LAWS)
 def test_curves_of_practice_are_recovered_and_covered(name):
     """Eight rounds, rho estimated: no bias, fits converge, the 90% interval of round 9 holds as it says."""
-    law, generator, seen, rows = L.LAWS[name], np.random.default_rng(6), np.arange(1, 9), []
+    law, generator, seen, rows = L.ROUND_CURVES[name], np.random.default_rng(6), np.arange(1, 9), []
     for truth in PRACTICE[name] * 6:
         data = L.observed(L.simulate_run(law, truth, 8, 768, generator, 0.003))
         fit = L.fit_law(law, data, L.PRIOR_OVERDISPERSION)
@@ -98,7 +101,7 @@ def test_curves_of_practice_are_recovered_and_covered(name):
     "name", ["weibull", "gompertz", "exponential_floor", "bass", "affine_error_map", "tipping_point"]
 )
 def test_batched_refits_equal_scipy(name):
-    law, r, n = L.LAWS[name], np.arange(1.0, 9), 1024
+    law, r, n = L.ROUND_CURVES[name], np.arange(1.0, 9), 1024
     scales = [L.SCALES[p.scale] for p in law.parameters]
     box = [(s[0](p.low), s[0](p.high)) for p, s in zip(law.parameters, scales, strict=True)]
     counts = L.beta_binomial(
@@ -119,9 +122,9 @@ def test_batched_refits_equal_scipy(name):
         assert ours > theirs - 1e-3
 
 
-@pytest.mark.parametrize("name", [*L.LAWS, *L.RIVALS])
+@pytest.mark.parametrize("name", L.ROUND_CURVES)
 def test_crossings_cross_and_batches_agree_with_single_sets(name):
-    law = {**L.LAWS, **L.RIVALS}[name]
+    law = L.ROUND_CURVES[name]
     grid = np.array(list(product(*[p.starts for p in law.parameters])))
     rounds = np.arange(1, 9)
     assert np.allclose(law(rounds, grid), [law(rounds, p) for p in grid])
@@ -138,13 +141,13 @@ def test_crossings_cross_and_batches_agree_with_single_sets(name):
 
 
 def test_tipping_point_is_the_linear_recurrence_and_contains_the_straight_line():
-    law, r = L.LAWS["tipping_point"], np.arange(1, 9)
+    law, r = L.ROUND_CURVES["tipping_point"], np.arange(1, 9)
     for z, fixed, factor in ((2.0, 2.5, 1.3), (3.0, 0.5, 0.7), (1.0, 0.5, 1.2)):
         d, path = (factor - 1) * (fixed - z), [z]
         for _ in r[1:]:
             path.append(fixed + factor * (path[-1] - fixed))
         assert np.allclose(law.accuracy(r, [z, d, factor]), expit(path))
-    line = L.RIVALS["logit_line"]
+    line = L.ROUND_CURVES["logit_line"]
     for near in (1 - 1e-7, 1.0, 1 + 1e-7):
         assert np.allclose(law.accuracy(r, [3.0, 0.5, near]), line.accuracy(r, [3.5, 0.5]), atol=1e-6)
         assert np.isclose(
@@ -166,14 +169,14 @@ def test_overdispersion_is_not_biased_by_the_bend_of_the_curve(rho):
     """On 12 rounds the median estimate lies within a factor of two, between its prior and the truth."""
     generator, found = np.random.default_rng(5), []
     for _ in range(40):
-        data = L.observed(L.simulate_run(L.LAWS["weibull"], [6.0, 2.0], 12, 768, generator, rho))
-        found.append(L.estimate_overdispersion(L.fit_law(L.LAWS["weibull"], data), data))
+        data = L.observed(L.simulate_run(L.ROUND_CURVES["weibull"], [6.0, 2.0], 12, 768, generator, rho))
+        found.append(L.estimate_overdispersion(L.fit_law(L.ROUND_CURVES["weibull"], data), data))
     assert rho / 2 < np.median(found) < 2 * rho
 
 
 def siblings(spread, runs, rounds, generator):
     """Runs of one arm whose hazards differ by a constant factor each."""
-    weibull, r = L.LAWS["weibull"], np.arange(1, rounds + 1)
+    weibull, r = L.ROUND_CURVES["weibull"], np.arange(1, rounds + 1)
     rates = np.exp(-weibull(r, [6.0, 2.5]) * np.exp(spread * generator.standard_normal((runs, 1))))
     counts = L.beta_binomial(rates, 768, 0.003, generator)
     return pd.concat([run(c, 768, f"r{i}", seed=i) for i, c in enumerate(counts)])
@@ -181,8 +184,8 @@ def siblings(spread, runs, rounds, generator):
 
 def test_run_effects_are_found_and_take_the_blame():
     frame = siblings(0.7, 12, 8, np.random.default_rng(2))
-    fits = L.fit_laws(frame, laws={"weibull": L.LAWS["weibull"]})
-    alike = L.fit_law(L.LAWS["weibull"], fits.data, fits.overdispersion)
+    fits = L.fit_laws(frame, laws={"weibull": L.ROUND_CURVES["weibull"]})
+    alike = L.fit_law(L.ROUND_CURVES["weibull"], fits.data, fits.overdispersion)
     assert 0.45 < fits.run_spread < 1.0
     assert fits.overdispersion < 0.01 < L.estimate_overdispersion(alike, fits.data)
     assert fits.best.log_likelihood > alike.log_likelihood + 10 and len(fits.best.run_effects) == 12
@@ -193,7 +196,7 @@ def test_run_effects_are_found_and_take_the_blame():
 
 def test_intervals_of_pooled_runs_hold_the_typical_run():
     """Three seeds, s = 0.7: the 90% interval of the exponent and of the crossing round, 40 times."""
-    generator, inside, law = np.random.default_rng(4), [], L.LAWS["weibull"]
+    generator, inside, law = np.random.default_rng(4), [], L.ROUND_CURVES["weibull"]
     truth = L.crossing_round(law, [6.0, 2.5])
     for _ in range(40):
         fits = L.fit_laws(siblings(0.7, 3, 8, generator), laws={"weibull": law})
@@ -245,8 +248,10 @@ def test_counts_without_a_law_get_one_line(name):
 
 def test_laws_with_too_many_parameters_are_left_out_by_name():
     short = L.fit_laws(run([900, 700]))
-    assert set(short.left_out) == {n for n, law in L.LAWS.items() if len(law.parameters) == 3}
-    two = {n: L.LAWS[n] for n in ("weibull", "gompertz")}
+    assert set(short.left_out) == {
+        n for n, law in L.ROUND_CURVES.items() if not law.rival and len(law.parameters) == 3
+    }
+    two = {n: L.ROUND_CURVES[n] for n in ("weibull", "gompertz")}
     with pytest.raises(L.LawError, match="weibull, gompertz"):
         L.fit_laws(run([900]), laws=two)
 
@@ -267,7 +272,7 @@ def test_perfect_rounds_before_an_error_are_no_obstacle():
 
 def test_runs_are_pooled_by_adding_log_likelihoods():
     one, two = run([950, 850, 700, 500]), run([940, 860, 690, 520], run_id="s", seed=1)
-    fit = L.fit_law(L.LAWS["weibull"], L.observed(pd.concat([one, two])))
+    fit = L.fit_law(L.ROUND_CURVES["weibull"], L.observed(pd.concat([one, two])))
     added = sum(
         L.log_likelihood(fit.law(d.rounds, fit.parameters), d.successes, d.trials).sum()
         for d in map(L.observed, (one, two))

@@ -9,7 +9,7 @@ import pytest
 
 from si_nb.law.forecasters import collapse_round
 from si_nb.law.monitor import SustainabilityMonitor, forecast_so_far, reason_to_stop, stop_before_collapse
-from si_nb.law.round_curves import LAWS, LawError, simulate_run
+from si_nb.law.round_curves import ROUND_CURVES, LawError, simulate_run
 from si_nb.record.table import TableError, measurement_table, read_table, results_folder, trajectory
 
 COLLAPSES = [982, 936, 777, 518, 264, 86, 35, 4]  # of 1,000; below one half at rounds 5 and 6
@@ -49,7 +49,7 @@ def test_a_lasting_run_is_never_stopped():
 def test_the_rule_is_forecast_round_minus_newest_round(within):
     """Where the forecast is known, the monitor stops exactly when it lies at most so many rounds ahead."""
     decay = simulate_run(
-        LAWS["constant_hazard"], [0.09], 7, 1000, np.random.default_rng(0)
+        ROUND_CURVES["constant_hazard"], [0.09], 7, 1000, np.random.default_rng(0)
     )  # below one half at round 8
     table = rows_of(decay["successes"].tolist())
     for number in range(2, 8):

@@ -17,7 +17,8 @@ import si_nb.cli
 from si_nb.law.figures import arms_figure, drawable, save_figures
 from si_nb.law.report import law_report, print_report
 from si_nb.law.round_curves import LawError, observed
-from si_nb.loop.runs import ConfigError, make_config, open_run, recover_table
+from si_nb.loop.folder import open_run, recover_table
+from si_nb.loop.settings import ConfigError, make_config
 from si_nb.record.table import (
     COLUMNS,
     LONGEST_LINE,

@@ -33,14 +33,25 @@ import torch
 from conftest import ROOT
 
 import si_nb.cli
+import si_nb.loop.evaluate
+import si_nb.loop.labels
 import si_nb.loop.rounds
-import si_nb.loop.runs
+import si_nb.loop.training
+from si_nb.loop.checkpoints import load_checkpoint, load_tensors
 from si_nb.loop.evaluate import count_right
-from si_nb.loop.rounds import Interrupted, run_experiment, side_by_side
-from si_nb.loop.runs import ConfigError, load_checkpoint, load_tensors, make_config
+from si_nb.loop.rounds import run_experiment
+from si_nb.loop.settings import ConfigError, identity, make_config
+from si_nb.loop.workers import Interrupted, Stopped, side_by_side
 from si_nb.model.generate import generate
 from si_nb.model.trainer import DeviceError, DivergedError
-from si_nb.record.storage import DamagedError, LockedError, StorageError, hold, read_sealed, write_sealed
+from si_nb.record.storage import (
+    DamagedError,
+    LockedError,
+    StorageError,
+    hold,
+    read_sealed,
+    write_sealed,
+)
 from si_nb.record.table import TableError, read_table
 
 SAID = (
@@ -52,6 +63,16 @@ SAID = (
     LockedError,
     StorageError,
 )  # all have one-line messages
+PLACES = {  # where a mishap finds the function that it comes before
+    "make_base_data": si_nb.loop.training,
+    "train": si_nb.loop.training,
+    "generate": si_nb.loop.labels,
+    "make_labels": si_nb.loop.labels,
+    "count_right": si_nb.loop.evaluate,
+    "measure": si_nb.loop.rounds,
+    "forget_checkpoints": si_nb.loop.rounds,
+    "forget_weights": si_nb.loop.rounds,
+}
 ROUNDS, VOTERS = 2, 2
 SETTINGS = dict(
     task="reverse_addition", si_method=("none", "mv_length"), original_digits=1, si_rounds=ROUNDS, n_layer=1,
@@ -152,7 +173,7 @@ def mishap(folder, minutes, changes, place, event, argument):
         globals()[event](argument)
     else:
         function, number = place
-        before(si_nb.loop.rounds, function, number, partial(globals()[event], argument))
+        before(PLACES[function], function, number, partial(globals()[event], argument))
     go(folder, minutes, **changes)
 
 
@@ -171,14 +192,17 @@ def before(module, function, number, event):
 
 def die_in_round_2(folder, changes):
     """Die when every voter has made five steps of round 2 and stored each of them."""
-    plain, together = si_nb.loop.rounds.save_checkpoint, threading.Barrier(1 + VOTERS, action=die, timeout=60)
+    plain, together = (
+        si_nb.loop.training.save_checkpoint,
+        threading.Barrier(1 + VOTERS, action=die, timeout=60),
+    )
 
     def save_checkpoint(where, name, state, **about):
         plain(where, name, state, **about)
         if "_2_" in name and state.facts["step"] == 5:
             together.wait()
 
-    si_nb.loop.rounds.save_checkpoint = save_checkpoint
+    si_nb.loop.training.save_checkpoint = save_checkpoint
     go(folder, 0, **changes)
 
 
@@ -211,8 +235,8 @@ def many_rounds(folder, changes):
     for longer problems take more memory of right.
     """
     sizes, plain = [], si_nb.loop.rounds.run_round
-    si_nb.loop.rounds.next_lengths = lambda *arguments: [3]
-    si_nb.loop.rounds.evaluation_lengths = lambda *arguments: range(3, 4)
+    si_nb.loop.labels.next_lengths = lambda *arguments: [3]
+    si_nb.loop.evaluate.evaluation_lengths = lambda *arguments: range(3, 4)
 
     def run_round(*arguments):
         table = plain(*arguments)
@@ -434,7 +458,7 @@ def signalled(folder, function, number):
     """A run that gets a signal as soon as both voters have reported, or when it makes labels."""
     if function == "report":
         plain, together = (
-            si_nb.loop.rounds.train,
+            si_nb.loop.training.train,
             threading.Barrier(VOTERS, action=partial(os.kill, os.getpid(), number), timeout=60),
         )
 
@@ -446,9 +470,9 @@ def signalled(folder, function, number):
 
             return plain(model, mixture, training, rng, report_and_meet, *rest)
 
-        si_nb.loop.rounds.train = train
+        si_nb.loop.training.train = train
     else:
-        before(si_nb.loop.rounds, function, 1, partial(os.kill, os.getpid(), number))
+        before(PLACES[function], function, 1, partial(os.kill, os.getpid(), number))
     go(folder)
 
 
@@ -885,7 +909,7 @@ def test_nothing_is_left_lying(nursery, tmp_path, without_flushing):
     """
     changes = {**SHORT, "si_rounds": 3, "max_iters": 13}
     whole = go(tmp_path / "whole", 0, **changes).path
-    for function, number in (("_forget_checkpoints", 1), ("_forget", 3)):
+    for function, number in (("forget_checkpoints", 1), ("forget_weights", 3)):
         run = tmp_path / function
         assert nursery.call("mishap", run, 0, changes, (function, number), "die", 0)[0] == -signal.SIGKILL
         go(run, 0, **changes)
@@ -959,7 +983,7 @@ def test_a_full_disk_is_one_line(nursery, short, small_disk):
     check_seals(disk / "run")
 
 
-@pytest.mark.parametrize("place", ["start", ("train", 4), ("_forget", 1)], ids=str)
+@pytest.mark.parametrize("place", ["start", ("train", 4), ("forget_weights", 1)], ids=str)
 def test_a_disk_that_turns_read_only_is_one_line(nursery, short, small_disk, place):
     """A folder that can no longer be written to is named in one line, at the start and in the middle;
     afterwards the run goes on.
@@ -1352,7 +1376,7 @@ def test_a_config_cannot_leave_its_folder(tmp_path, name):
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(
-        json.dumps({**si_nb.loop.runs.identity(make_config(**SETTINGS)), "task": name, "si_method": [name]})
+        json.dumps({**identity(make_config(**SETTINGS)), "task": name, "si_method": [name]})
     )
     with pytest.raises(ConfigError, match="another configuration"):
         go(run)
@@ -1425,7 +1449,7 @@ def test_out_of_memory_names_the_batch_to_try(monkeypatch, tmp_path, where):
     def train(*arguments):
         raise NO_MEMORY[where]
 
-    monkeypatch.setattr(si_nb.loop.rounds, "train", train)
+    monkeypatch.setattr(si_nb.loop.training, "train", train)
     with pytest.raises(
         ConfigError, match=r"training base_\d: out of memory with batch_size 16; try batch_size 8\b"
     ) as error:
@@ -1440,7 +1464,7 @@ def test_out_of_memory_elsewhere_is_one_line_too(monkeypatch, tmp_path, function
     def fail(*arguments, **named):
         raise NO_MEMORY["cpu"]
 
-    monkeypatch.setattr(si_nb.loop.rounds, function, fail)
+    monkeypatch.setattr(PLACES[function], function, fail)
     with pytest.raises(SAID) as error:
         go(tmp_path / "run", **SHORT)
     assert is_one_line(error.value) and "memory" in str(error.value)
@@ -1451,7 +1475,7 @@ def test_one_failing_voter_loses_nobody_elses_work(monkeypatch, tmp_path, whole,
     """Whatever one voter fails of, the others have finished or have a checkpoint on disk,
     and the run goes on to the same bytes.
     """
-    run, plain = tmp_path / "run", si_nb.loop.rounds.save_checkpoint
+    run, plain = tmp_path / "run", si_nb.loop.training.save_checkpoint
 
     def save_checkpoint(folder, name, state, **about):
         if name == "base_1" and state.facts["step"] == 20:
@@ -1459,7 +1483,7 @@ def test_one_failing_voter_loses_nobody_elses_work(monkeypatch, tmp_path, whole,
         plain(folder, name, state, **about)
 
     with monkeypatch.context() as patch:
-        patch.setattr(si_nb.loop.rounds, "save_checkpoint", save_checkpoint)
+        patch.setattr(si_nb.loop.training, "save_checkpoint", save_checkpoint)
         with pytest.raises(RuntimeError, match="device is gone"):
             run_experiment(
                 make_config(**SETTINGS), run, progress=False, checkpoint_minutes=0, workers=workers
@@ -1480,7 +1504,7 @@ def test_the_first_error_is_the_one_that_is_told():
 
     def following():
         stop.wait(30)
-        raise si_nb.loop.rounds.Stopped
+        raise Stopped
 
     with pytest.raises(KeyError, match="cause"):
         side_by_side([following, failing], 2, stop)
@@ -1499,8 +1523,8 @@ def test_workers_change_nothing(whole, tmp_path, workers):
 @pytest.mark.parametrize("size", [1, 5])
 def test_batches_of_labels_and_evaluation_change_nothing(monkeypatch, whole, tmp_path, size):
     """Problems answered one by one, five at a time or all together: the same bytes."""
-    monkeypatch.setattr(si_nb.loop.rounds, "generate", partial(generate, batch_size=size))
-    monkeypatch.setattr(si_nb.loop.rounds, "count_right", partial(count_right, batch_size=size))
+    monkeypatch.setattr(si_nb.loop.labels, "generate", partial(generate, batch_size=size))
+    monkeypatch.setattr(si_nb.loop.evaluate, "count_right", partial(count_right, batch_size=size))
     assert contents(go(tmp_path / "run").path) == contents(whole)
 
 

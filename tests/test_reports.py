@@ -8,6 +8,7 @@ from time import process_time
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import series_of
 
 from si_nb.law import forecasters as F
 from si_nb.law import round_curves as L
@@ -43,7 +44,7 @@ def course(kind, rounds, generator):
     }[kind]
 
 
-KINDS = (
+FATES = (
     "collapsing",
     "lasting",
     "noisy",
@@ -95,7 +96,7 @@ def random_table(number, most_rounds=14):
     for arm in generator.choice(
         ["none", "mv", "mv_length", "own"], size=generator.integers(1, 3), replace=False
     ):
-        kind = generator.choice(KINDS)
+        kind = generator.choice(FATES)
         for seed in range(seeds):
             rows += rows_of(
                 str(arm), seed, course(kind, rounds, generator), trials, lengths, labels, generator
@@ -171,26 +172,10 @@ def test_a_long_table_of_many_seeds_is_no_hang():
 # --- where the numbers come from
 
 
-def run(counts, run_id="r", arm="none", seed=0, trials=1000):
-    r = np.arange(1, len(counts) + 1)
-    return pd.DataFrame(
-        dict(
-            run_id=run_id,
-            task="copy",
-            arm=arm,
-            seed=seed,
-            round=r,
-            length=8 + r,
-            successes=counts,
-            trials=trials,
-        )
-    )
-
-
 def test_named_are_medians_of_the_sample():
-    found = F.forecast(run([982, 936, 777, 518]), resamples=300)
-    assert found.collapse_round == F.median_round(found.collapses)
-    one = found.outlooks[found.law]
+    found = F.forecast(series_of([982, 936, 777, 518]), resamples=300)
+    assert found.collapse_round == F.median_round(found.courses.collapses)
+    one = found.asked[found.law]
     assert one.point == F.median_round(one.collapses) and np.array_equal(
         one.centre, np.median(one.accuracy, 0)
     )
@@ -199,7 +184,7 @@ def test_named_are_medians_of_the_sample():
 def test_rounds_without_a_right_answer_do_not_pull_the_refits():
     """One rate, then nothing for forty rounds: refits lie about the estimate, not at half of it."""
     counts = np.r_[[110, 12, 1], np.zeros(40, int)]
-    fits = L.fit_laws(run(counts), laws={"constant_hazard": L.LAWS["constant_hazard"]})
+    fits = L.fit_laws(series_of(counts), laws={"constant_hazard": L.ROUND_CURVES["constant_hazard"]})
     refits, converged = L.bootstrap(fits.best, fits.data, fits.overdispersion, 300, np.random.default_rng(0))
     low, high = np.quantile(refits[:, 0], [0.25, 0.75])
     assert converged.all() and low < fits.best.parameters[0] < high
@@ -214,8 +199,8 @@ def test_a_rival_of_the_last_round_sets_nothing():
     """Its likelihood is of one round: it must not lead the others, nor weigh beside them,
     and several runs must not stop it.
     """
-    runs = pd.concat([run([980, 900, 700, 400], "a"), run([970, 880, 720, 350], "b", seed=1)])
-    fits = L.fit_laws(runs, laws={**L.LAWS, "last_value": L.RIVALS["last_value"]})
+    runs = pd.concat([series_of([980, 900, 700, 400], "a"), series_of([970, 880, 720, 350], "b", seed=1)])
+    fits = L.fit_laws(runs, laws=L.ROUND_CURVES)
     assert list(fits.fits)[-1] == "last_value" and fits.fits["last_value"].weight == 0
     assert np.isclose(sum(f.weight for f in fits.fits.values()), 1)
     assert F.forecast(runs, law="average", resamples=50).law == "average"
@@ -225,10 +210,10 @@ def test_fewer_refits_for_many_points_carry_as_many_courses():
     """The quantiles of a bounded number of refits are those of a thousand,
     to a few of their standard errors.
     """
-    generator, law = np.random.default_rng(3), L.LAWS["weibull"]
+    generator, law = np.random.default_rng(3), L.ROUND_CURVES["weibull"]
     series = pd.concat(
         [
-            run(
+            series_of(
                 L.beta_binomial(law.accuracy(np.arange(1, 41), [15 + i, 2.0]), 1000, 0.003, generator),
                 f"r{i}",
                 seed=i,
@@ -238,7 +223,7 @@ def test_fewer_refits_for_many_points_carry_as_many_courses():
     )
     fits = L.fit_laws(series, laws={"weibull": law})
     many, _ = L.bootstrap(fits.best, fits.data, fits.overdispersion, 1000, np.random.default_rng(0))
-    few, _, sample, effects = F._courses(
+    few, _, sample, effects = F._refits(
         fits.best, fits.data, fits.overdispersion, 1000, np.random.default_rng(1)
     )
     assert len(few) == 200 and len(sample) == len(effects) == 1000
@@ -253,11 +238,11 @@ def test_run_effects_are_parameters_like_others():
     """The batch with run effects climbs as high as a general optimiser on the same penalised likelihood."""
     from scipy.optimize import minimize
 
-    law, rho, spread = L.LAWS["weibull"], 0.003, 0.7
+    law, rho, spread = L.ROUND_CURVES["weibull"], 0.003, 0.7
     data = L.observed(
         pd.concat(
             [
-                run(c, f"r{i}", seed=i)
+                series_of(c, f"r{i}", seed=i)
                 for i, c in enumerate([[990, 940, 830, 640], [970, 850, 600, 300], [995, 980, 930, 820]])
             ]
         )
@@ -290,7 +275,7 @@ def test_generalised_growth_is_its_own_inverse():
         10 ** generator.uniform(-5, 0.7, (500, 1)),
         generator.uniform(0.02, 1, (500, 1)),
     )
-    hazard = L.LAWS["generalised_growth"](rounds, np.concatenate([h, c, p], -1))
+    hazard = L.ROUND_CURVES["generalised_growth"](rounds, np.concatenate([h, c, p], -1))
     back = hazard / h * hyp2f1(1, 1 / p, 1 + 1 / p, -c * hazard**p / h)
     assert np.abs(back / rounds - 1)[hazard < 600].max() < 1e-3
 
@@ -300,7 +285,7 @@ def test_generalised_growth_is_its_own_inverse():
 
 def test_runs_of_a_cell_are_repeats():
     runs = pd.concat(
-        [run([980, 900, 700, 400], f"{n}-{seed}", seed=seed) for n in (500, 2000) for seed in range(2)]
+        [series_of([980, 900, 700, 400], f"{n}-{seed}", seed=seed) for n in (500, 2000) for seed in range(2)]
     )
     settings = pd.DataFrame(
         [
@@ -323,7 +308,7 @@ def test_runs_of_a_cell_are_repeats():
 
 
 def test_settings_that_only_the_seed_tells_apart_change_nothing():
-    runs = pd.concat([run([980, 900, 700, 400], f"r{seed}", seed=seed) for seed in range(3)])
+    runs = pd.concat([series_of([980, 900, 700, 400], f"r{seed}", seed=seed) for seed in range(3)])
     settings = pd.DataFrame([dict(run_id=f"r{seed}", seed=str(seed), num_samples="500") for seed in range(3)])
     assert law_report(runs, resamples=20, settings=settings) == law_report(runs, resamples=20)
 
@@ -369,7 +354,7 @@ def test_readings_of_a_part_are_those_of_its_own_table():
             F.forecast(runs, table=rows, resamples=50, generator=np.random.default_rng(0))
             for rows in (part, part.table)
         ]
-        assert np.array_equal(ask[0].collapses, ask[1].collapses) and ask[0].law == ask[1].law
+        assert np.array_equal(ask[0].courses.collapses, ask[1].courses.collapses) and ask[0].law == ask[1].law
 
 
 def test_no_two_fits_share_a_name():

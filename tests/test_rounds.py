@@ -9,19 +9,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import si_nb.loop.evaluate
 import si_nb.loop.rounds
-from si_nb.loop.evaluate import derive_rng, derive_seed
-from si_nb.loop.rounds import evaluation_lengths, next_lengths, run_experiment, side_by_side
-from si_nb.loop.runs import (
-    ConfigError,
-    load_model,
-    load_tensors,
-    make_config,
-    open_run,
-    save_base_model,
-    save_tensors,
-)
+from si_nb.loop.bases import save_base_model
+from si_nb.loop.checkpoints import load_model, load_tensors, save_tensors
+from si_nb.loop.evaluate import derive_rng, derive_seed, next_lengths
+from si_nb.loop.folder import open_run
+from si_nb.loop.rounds import run_experiment
+from si_nb.loop.settings import ConfigError, evaluation_lengths, make_config
 from si_nb.loop.voting import KEEP_RULES, KeepRule
+from si_nb.loop.workers import side_by_side
 from si_nb.model.generate import generate
 from si_nb.model.trainer import DivergedError
 from si_nb.problems.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
@@ -221,7 +218,7 @@ def test_the_choice_never_sees_the_reported_problems(monkeypatch, models_dir, tm
         rank = sorted(sums).index(model.head.weight.sum().item())
         return {length: rank if split == "select" else VOTERS - rank for length in lengths}
 
-    monkeypatch.setattr(si_nb.loop.rounds, "count_right", count_right)
+    monkeypatch.setattr(si_nb.loop.evaluate, "count_right", count_right)
     monkeypatch.setattr(si_nb.loop.rounds, "run_round", lambda *arguments: None)
     run = run_experiment(config, tmp_path / "run", models_dir=models_dir, progress=False)
     table = read_table(run.measurements)
@@ -281,7 +278,7 @@ def claims(monkeypatch, longest):
     def count_right(model, task, lengths, items, seed, split="evaluate"):
         return {length: items if length <= longest else 0 for length in lengths}
 
-    monkeypatch.setattr(si_nb.loop.rounds, "count_right", count_right)
+    monkeypatch.setattr(si_nb.loop.evaluate, "count_right", count_right)
 
 
 def test_accelerated_rounds_take_in_what_is_mastered(monkeypatch, models_dir, tmp_path):
@@ -325,17 +322,16 @@ def test_accelerated_rounds_end_with_the_block(monkeypatch, models_dir, tmp_path
 def test_the_99_percent_are_counted_over_all_voters(monkeypatch):
     """A length is taken in when the voters' mean reaches 99%, not before."""
     config, models = small(accelerated=True), [object(), object()]
-    experiment = type("Experiment", (), {"config": config})
     for right, expected in (((2048, 2008), [4, 5]), ((2048, 2006), [4])):  # 99% of 2 * 2048 is 4055.04
         counts = dict(zip(models, right, strict=True))
         monkeypatch.setattr(
-            si_nb.loop.rounds,
+            si_nb.loop.evaluate,
             "count_right",
             lambda model, task, lengths, *rest, counts=counts: {
                 n: counts[model] if n == 4 else 0 for n in lengths
             },
         )
-        assert next_lengths(experiment, models, 3, 1) == expected
+        assert next_lengths(config, models, 3, 1) == expected
 
 
 NOISE = dict(si_method=("none", "mv"), si_iter=30, num_samples=300)
@@ -540,10 +536,10 @@ def test_a_run_goes_on_with_the_base_models_that_it_began_with(tmp_path, rounds,
     with monkeypatch.context() as patch:
         plain = si_nb.loop.rounds.run_round
 
-        def run_round(experiment, base, models, newest, number):
-            if number > rounds:
+        def run_round(*arguments):
+            if arguments[-1] > rounds:
                 raise KeyboardInterrupt
-            return plain(experiment, base, models, newest, number)
+            return plain(*arguments)
 
         patch.setattr(si_nb.loop.rounds, "run_round", run_round)
         with pytest.raises(KeyboardInterrupt):
@@ -736,12 +732,13 @@ def test_whoever_may_stop_arms_sees_every_round(models_dir, never_stopped, tmp_p
 
 
 INTERRUPTIONS = [
-    ("_label_arm", 4),
-    ("_train_round", 2),
+    ("stored_labels", 4),
+    ("label_round", 4),
+    ("train_arms", 2),
     ("measure", 3),
-    ("_append", 3),
-    ("_forget", 1),
-    ("_forget", 2),
+    ("append_table", 3),
+    ("forget_weights", 1),
+    ("forget_weights", 2),
     ("_stop_arms", 2),
 ]
 

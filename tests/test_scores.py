@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import series_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
@@ -20,22 +21,6 @@ from si_nb.record.table import RUN, measurement_table
 
 COLLAPSING, TRIALS = [982, 936, 777, 518, 264, 86, 35, 4], 1000
 FAST = ("horizon", "error_budget", "logit_line")
-
-
-def run(counts, run_id="r", arm="none", seed=0, trials=TRIALS):
-    r = np.arange(1, len(counts) + 1)
-    return pd.DataFrame(
-        dict(
-            run_id=run_id,
-            task="copy",
-            arm=arm,
-            seed=seed,
-            round=r,
-            length=8 + r,
-            successes=counts,
-            trials=trials,
-        )
-    )
 
 
 def measured(horizons, run_id="r", seed=0, trials=1000):
@@ -71,29 +56,11 @@ def measured(horizons, run_id="r", seed=0, trials=1000):
     return measurement_table([*rows, (run_id, "copy", "none", seed, 0, 0, 8, "accuracy_select", 10, 10)])
 
 
-def made(collapses, threshold=0.5, until_round=1, guess="median"):
+def made(collapses, threshold=0.5, until_round=1):
     """A forecast that consists of its collapse rounds."""
     collapses = np.asarray(collapses, float)
-    middle = np.quantile(collapses, 0.5, method="inverted_cdf")
-    return F.Forecast(
-        "made",
-        until_round,
-        8,
-        threshold,
-        int(middle) if np.isfinite(middle) else None,
-        None,
-        None,
-        0.0,
-        0.0,
-        np.arange(1, 9),
-        np.full((len(collapses), 8), 0.5),
-        collapses,
-        np.full(len(collapses), 0.01),
-        TRIALS,
-        {},
-        {},
-        None,
-    )
+    courses = F.Courses(np.full((len(collapses), 8), 0.5), collapses, 0.01)
+    return F.Forecast("made", until_round, 8, threshold, TRIALS, courses)
 
 
 # --- of accuracies
@@ -174,10 +141,10 @@ def test_scores_are_proper():
 
 
 def test_only_later_measured_rounds_are_scored():
-    early = F.forecast(run(COLLAPSING), 4, resamples=50)
-    scores = S.score_forecast(early, run(COLLAPSING))
-    assert scores["round"].tolist() == [5, 6, 7, 8] and scores["horizon"].tolist() == [1, 2, 3, 4]
-    holes = run(COLLAPSING).assign(
+    early = F.forecast(series_of(COLLAPSING), 4, resamples=50)
+    scores = S.score_forecast(early, series_of(COLLAPSING))
+    assert scores["round"].tolist() == [5, 6, 7, 8] and scores["lead"].tolist() == [1, 2, 3, 4]
+    holes = series_of(COLLAPSING).assign(
         trials=lambda t: t["trials"].where(t["round"] != 6, 0),
         successes=lambda t: t["successes"].where(t["round"] != 6, 0),
     )
@@ -193,7 +160,7 @@ def test_only_later_measured_rounds_are_scored():
 )
 @pytest.mark.parametrize("guess", [2, 5, 8, 9, 20, np.inf])
 def test_errors_of_collapse_rounds(counts, at_least, censored, guess):
-    found = S.score_collapse(made([guess] * 10), run(counts)).iloc[0]
+    found = S.score_collapse(made([guess] * 10), series_of(counts)).iloc[0]
     said = min(guess, FOREVER)
     assert found["at_least"] == at_least and found["censored"] == censored
     assert found["absolute_error"] == (max(at_least - said, 0) if censored else abs(at_least - said))
@@ -202,7 +169,7 @@ def test_errors_of_collapse_rounds(counts, at_least, censored, guess):
 
 
 def test_an_interval_that_ends_before_a_run_did_is_wrong():
-    lasting = run([900] * 8)
+    lasting = series_of([900] * 8)
     assert not S.score_collapse(made([5, 6, 7, 8]), lasting)["inside"].iloc[0]
     assert S.score_collapse(made([5, 6, 7, 8, 9, np.inf]), lasting)["inside"].iloc[0]
 
@@ -232,7 +199,7 @@ def test_no_shorter_interval_holds_as_many(sample, level):
 def test_half_intervals_lie_within_wide_ones():
     collapses = np.random.default_rng(0).poisson(6, 200) + 2.0
     for counts in (COLLAPSING, [990, 400, 300], [900] * 12):
-        found = S.score_collapse(made(collapses), run(counts)).iloc[0]
+        found = S.score_collapse(made(collapses), series_of(counts)).iloc[0]
         assert found["low"] <= found["forecast"] <= found["high"] and found["inside_50"] <= found["inside"]
 
 
@@ -455,7 +422,7 @@ def test_the_judge_of_the_committed_forecasts_works():
     table, _ = judge.load("test")
     one = table[table["run_id"] == table["run_id"].iloc[0]]
     scores, calls = judge.judge_one((one, None), ("horizon",))
-    assert set(scores["horizon"]) <= set(judge.HORIZONS)
+    assert set(scores["lead"]) <= set(judge.LEADS)
     assert calls["origin"].tolist() == list(range(len(calls)))
     committed = pd.read_csv(path.parent / "forecasts" / "calls.csv").query("forecaster == 'horizon'")
     committed = committed[committed["run_id"] == one["run_id"].iloc[0]].set_index("origin")

@@ -21,24 +21,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from si_nb.cli import main
-from si_nb.loop import runs, sweep
+from si_nb.loop import executors
 from si_nb.loop.complete import check_complete
+from si_nb.loop.executors import ClusterExecutor, ClusterJob
+from si_nb.loop.grid import LARGEST_GRID, SweepError, read_grid
+from si_nb.loop.jobs import check_so_far, over_arms, run_status, sweep_run
 from si_nb.loop.rounds import run_experiment
-from si_nb.loop.runs import RunConfig, identity, make_config
-from si_nb.loop.sweep import (
+from si_nb.loop.settings import (
     BASE_SETTINGS,
-    ClusterExecutor,
-    ClusterJob,
-    SweepError,
+    BASE_TRAINING_SETTINGS,
+    RunConfig,
     base_key,
     base_name,
-    read_grid,
-    run_sweep,
-    sweep_run,
+    make_config,
 )
+from si_nb.loop.sweep import run_sweep
 from si_nb.model.gpt import ModelConfig
-from si_nb.record.storage import hold, read_sealed
-from si_nb.record.table import read_table
+from si_nb.record.storage import hold, read_sealed, write_sealed
+from si_nb.record.table import TableError, read_table
 
 SETTINGS = """
 [settings]
@@ -435,7 +435,7 @@ def test_the_committed_tables_are_sealed_and_whole(name):
     tables, runs = dict(list(read_table(folder).groupby("run_id"))), read_grid(folder / "grid.toml").runs
     assert tables.keys() == runs.keys() and seal_of(folder / "measurements.csv").exists()
     for run_id, run in runs.items():
-        check_complete(tables[run_id].reset_index(drop=True), run_id, identity(run.config), run_id)
+        check_complete(tables[run_id].reset_index(drop=True), run.config, run_id)
 
 
 # --- side files
@@ -806,7 +806,7 @@ def test_two_sweeps_in_one_folder_are_refused(grid, tmp_path, capsys):
         ('"a\\nb\\u001b]0;c" = 1', "no such part"),
         ("[[group]]\nname = 'a'\nsettings = {\"a\\nb\\u001b\" = 1}", "no such setting"),
         ("[[group]]\nname = 'a'\nsettings = {task = '" + "t" * 100_000 + "'}", "task"),
-        ("#" * 1_000_001, "larger than"),
+        ("#" * 1_000_001, "more than the 1,000,000"),
         ("this is no TOML", "not TOML"),
         ("\ufeffname = 3", "not TOML"),
     ],
@@ -938,7 +938,7 @@ def test_any_text_is_a_grid_or_one_line(text, tmp_path_factory):
     start = time.monotonic()
     try:
         planned = read_grid(path)
-        assert 0 < len(planned.runs) <= sweep.LARGEST_GRID and all(
+        assert 0 < len(planned.runs) <= LARGEST_GRID and all(
             isinstance(run.config, RunConfig) for run in planned.runs.values()
         )
     except SweepError as error:
@@ -960,7 +960,7 @@ def test_a_table_of_other_runs_is_not_overwritten(finished, tmp_path, capsys):
 
 def test_base_settings_are_those_that_training_depends_on():
     """Neither too few, or runs would share base models that are not theirs, nor too many."""
-    assert set(BASE_SETTINGS) == set(runs.BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {
+    assert set(BASE_SETTINGS) == set(BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {
         "vocab_size"
     }
 
@@ -1025,13 +1025,13 @@ def test_cluster_job_without_a_result_says_where_its_log_is(monkeypatch, tmp_pat
     """
     paths = SimpleNamespace(result_pickle=tmp_path / "absent", stderr=tmp_path / "log")
     job = ClusterJob(SimpleNamespace(done=lambda: False, job_id="7", paths=paths), queued=True)
-    monkeypatch.setattr(sweep, "_RESULT_SEEN_WITHIN", 0)
-    monkeypatch.setattr(sweep, "_queue", lambda when: {"7"})
+    monkeypatch.setattr(executors, "_RESULT_SEEN_WITHIN", 0)
+    monkeypatch.setattr(executors, "_queue", lambda when: {"7"})
     assert not job.done()
     job.since -= 3600
     assert not job.done()
     for queue, over in ((None, False), ({"8"}, True)):
-        monkeypatch.setattr(sweep, "_queue", lambda when, queue=queue: queue)
+        monkeypatch.setattr(executors, "_queue", lambda when, queue=queue: queue)
         assert job.done() == over
     assert "job 7" in job.reason() and str(paths.stderr) in job.reason()
 
@@ -1060,3 +1060,86 @@ def test_a_task_of_ones_own_reaches_every_job(tmp_path):
         and done.stderr.count("\n") == 1
         and "ZeroDivisionError" in done.stderr
     )
+
+
+# --- runs that are over
+
+
+OVER = (
+    "stop_when_over = true\n"
+    + SETTINGS.replace("si_rounds = 2", "si_rounds = 4")
+    + """
+[[group]]
+name = "all"
+grid = {si_method = [["none", "mv"], "oracle"]}
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def over(tmp_path_factory):
+    """A sweep whose runs, with models that can do nothing, are over after two rounds of four."""
+    place = tmp_path_factory.mktemp("over")
+    (place / "grid.toml").write_text(OVER)
+    runs = run_sweep(place / "grid.toml", place / "out", jobs=2)
+    assert list(runs["status"]) == ["over"] * 2, list(runs["reason"])
+    return place / "out"
+
+
+def test_runs_end_when_they_are_over(over, tmp_path, capsys):
+    """A run that is over ends, is named with its reason, has the whole run's rows so far, and is sealed."""
+    table, runs = read_table(over), pd.read_csv(over / "runs.csv")
+    assert set(table["round"]) == {0, 1, 2} and runs["reason"].str.contains("rounds 1 to 2").all()
+    (tmp_path / "grid.toml").write_text(OVER.removeprefix("stop_when_over = true\n"))
+    assert main(["sweep", str(tmp_path / "grid.toml"), "--out", str(tmp_path / "whole")]) == 0
+    whole = read_table(tmp_path / "whole")
+    assert whole["round"].max() == 4 and table.equals(whole[whole["round"] <= 2].reset_index(drop=True))
+    assert read_sealed(over / "measurements.csv") and not list(over.rglob("none_round_*.safetensors"))
+    capsys.readouterr()
+    assert main(["check", str(over)]) == 0, capsys.readouterr().out
+
+
+def test_a_sweep_of_runs_that_are_over_can_be_asked_again(over, tmp_path):
+    """Nothing is made again; what was lost of a run, or of all of them, is made again to the same bytes."""
+    out = shutil.copytree(over, tmp_path / "out")
+    before = stamps(out)
+    assert list(run_sweep(out / "grid.toml", out)["status"]) == ["over"] * 2 and stamps(out) == before
+    run = next((out / "runs").iterdir())
+    for name in ("measurements.csv", "measurements.csv.sha256"):
+        (run / name).unlink(), (out / name).unlink()
+    assert list(run_sweep(out / "grid.toml", out)["status"]) == ["over"] * 2
+    assert content(out) == content(over)
+
+
+def test_a_run_cannot_be_called_over_before_it_is(over, tmp_path, capsys):
+    """Rows that are missing, or counts by which a run would have gone on, are noticed in both tables."""
+    out, config = over, next(iter(read_grid(over / "grid.toml").runs.values())).config
+    table = read_table(over)
+    table = table[table["run_id"] == table["run_id"][0]].reset_index(drop=True)
+    assert run_status(table, config, True) == "over" and run_status(table, config, False) == "unfinished"
+    check_so_far(table, config, "table", True)
+    alive = table.assign(successes=table["trials"].where(table["arm"] == "mv", table["successes"]))
+    assert set(over_arms(alive)) == {"none"} and run_status(alive, config, True) == "unfinished"
+    shorter = table[(table["arm"] == "none") | (table["round"] < 2)]
+    for stop in (True, False):
+        with pytest.raises(TableError, match="lacks"):
+            check_so_far(shorter, config, "table", stop)
+    ahead = table[(table["arm"] == "mv") | (table["round"] < 2)].assign(
+        successes=lambda rows: rows["trials"].where(rows["quantity"].eq("accuracy"), rows["successes"])
+    )
+    with pytest.raises(TableError, match="lacks .* of arm none"):
+        check_so_far(ahead, config, "table", True)
+    out = shutil.copytree(over, tmp_path / "out")
+    cut = read_table(out)
+    write_sealed(
+        out / "measurements.csv", cut[cut["round"] < 2].to_csv(index=False, lineterminator="\n").encode()
+    )
+    assert main(["check", str(out)]) == 1 and "not to its end" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", ["1", '"yes"', "[]"])
+def test_stop_when_over_is_true_or_false(value, tmp_path):
+    """Anything else is one line."""
+    (tmp_path / "grid.toml").write_text(f"stop_when_over = {value}\n{SETTINGS}{GROUPS}")
+    with pytest.raises(SweepError, match="stop_when_over is .*: write true or false"):
+        read_grid(tmp_path / "grid.toml")

@@ -1,46 +1,47 @@
 """Choose the runs of the conditions sweep, beyond those that the grid already holds.
 
-Run as: python results/conditions/design.py --keep 5
+Run as: python results/conditions/design.py --keep 8
 
-A bundle is one set of base models and three runs from it. Task, base length and width go through all their
-combinations in a random order, again and again; the strength of the base models, and whether there is a vote
-among the runs, are drawn for each. Bundles are added one by one. Each is the best of many random ones of its
-combination: the determinant of the information matrix of a linear model in the logarithms of the settings,
-divided by the square root of the bundle's expense, is largest (D-optimality, greedily). So every beginning
-of the grid is itself a balanced design. All random numbers come from one seed.
+A bundle is one set of base models and three runs from it. Its cell (task, base length, width), the strength
+of its base models and whether there is a vote among its runs are drawn; what is cheap and what lasts is drawn
+more often. Each bundle is then the best of a dozen random ones: the determinant of the information matrix of
+a linear model in the logarithms of the settings, divided by the square root of the bundle's expense, is
+largest (D-optimality, greedily). So every beginning of the grid is itself a balanced design. All random
+numbers come from one seed.
 
-The first five bundles were chosen by an earlier version of this file, which preferred what is cheap less and
-gave every bundle a vote: at that rate the sweep would have taken three times as long, and most of its runs
-would have died early. They stay, and what they tell counts in the choice of the others (a design augmented).
+The first eight bundles were chosen by earlier versions of this file, which drew weak base models and short
+rounds more often: most of their runs died early. They stay, and what they tell counts in the choice of the
+others (a design augmented).
 """
 
 import argparse
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import log
 from pathlib import Path
 
 import numpy as np
-import tomllib
 
-TASKS = ("copy", "reverse", "reverse_addition")
-BASE_LENGTHS = {"copy": (6, 8, 12, 16), "reverse": (6, 8, 12, 16), "reverse_addition": (5, 7, 10)}
-WIDTHS = {"copy": (32, 64, 96), "reverse": (32, 64, 96), "reverse_addition": (64, 96)}
+from si_nb.loop.sweep import read_grid
+
+TASK_SHARES = {"copy": 0.4, "reverse": 0.4, "reverse_addition": 0.2}
+_LENGTHS, _WIDTHS = {6: 0.35, 8: 0.35, 12: 0.2, 16: 0.1}, {32: 0.45, 64: 0.35, 96: 0.2}  # with their shares
+BASE_LENGTHS = {"copy": _LENGTHS, "reverse": _LENGTHS, "reverse_addition": {5: 0.5, 7: 0.35, 10: 0.15}}
+WIDTHS = {"copy": _WIDTHS, "reverse": _WIDTHS, "reverse_addition": {64: 0.6, 96: 0.4}}
 BASE_STEPS = {
     "copy": (2_500, 5_000, 10_000),
     "reverse": (2_500, 5_000, 10_000),
     "reverse_addition": (3_000, 6_000, 12_000),
 }
-VOTE_SHARE = 0.4  # of the bundles: a vote needs several base models, the other arms need one
+VOTE_SHARE = 0.45  # of the bundles: a vote needs several base models, the other arms need one
 BASE_STEP_SHARES = (0.15, 0.45, 0.4)  # of the three levels: weak bases die early and tell little
 LEARNING_RATES = {32: 3e-3, 64: 2e-3, 96: 1.5e-3}
-ROUND_STEPS = (25, 100, 400)
-LABELS = (250, 1_000, 4_000)
+ROUND_STEPS = {25: 0.2, 100: 0.45, 400: 0.35}
+LABELS = {250: 0.35, 1_000: 0.45, 4_000: 0.2}
 VOTES = ((3, 0.6), (3, 1.0), (5, 0.6), (5, 0.8), (5, 1.0))  # three voters cannot tell 0.8 from 1.0
-ARMS = ("none", "oracle", "mv", "mv_length")
-SHARES = {"none": 0.3, "oracle": 0.25, "mv": 0.05, "mv_length": 0.4}
+ARM_SHARES = {"none": 0.25, "oracle": 0.3, "mv": 0.05, "mv_length": 0.4}
 MOST_STEP_LABELS = 400 * 1_000  # steps times labels of a round: the costliest corners are left out
-MOST_VOTED = {32: 400 * 250, 64: 100 * 1_000, 96: 100 * 250}  # the same where several voters work, by width
+MOST_VOTED = {32: 400 * 1_000, 64: 400 * 250, 96: 100 * 250}  # the same where several voters work, by width
 SEEDS = tuple(range(6))
 ROUNDS = 22
 GRID = Path(__file__).with_name("grid.toml")
@@ -68,14 +69,15 @@ class Run:
     vote_threshold: float = 1.0
 
 
-CELLS = [(task, length, width) for task in TASKS for length in BASE_LENGTHS[task] for width in WIDTHS[task]]
+def draw(shares, generator):
+    """A value, as often as its share says."""
+    return list(shares)[generator.choice(len(shares), p=list(shares.values()))]
 
 
 def draw_run(width, generator):
     """A random run of models of a width that is not among the costliest."""
     while True:
-        arm = str(generator.choice(ARMS, p=[SHARES[arm] for arm in ARMS]))
-        steps, labels = int(generator.choice(ROUND_STEPS)), int(generator.choice(LABELS))
+        arm, steps, labels = (draw(shares, generator) for shares in (ARM_SHARES, ROUND_STEPS, LABELS))
         voters, threshold = VOTES[generator.choice(len(VOTES), p=(0.25, 0.3, 0.1, 0.25, 0.1))]
         voted = arm.startswith("mv")
         if steps * labels <= (MOST_VOTED[width] if voted else MOST_STEP_LABELS):
@@ -152,10 +154,9 @@ def choose(kept, bundles, candidates, seed):
     information = 0.1 * np.eye(len(features(Base("copy", 6, 32, 2_000, 0), Run("none", 25, 250))))
     information += sum(information_of(base, runs) for base, runs in kept)
     while len(chosen) < bundles:
-        if (len(chosen) - len(kept)) % len(CELLS) == 0:
-            cells = list(generator.permutation(len(CELLS)))
-        cell = CELLS[cells.pop()]
-        steps = int(generator.choice(BASE_STEPS[cell[0]], p=BASE_STEP_SHARES))
+        task = draw(TASK_SHARES, generator)
+        cell = (task, draw(BASE_LENGTHS[task], generator), draw(WIDTHS[task], generator))
+        steps = int(generator.choice(BASE_STEPS[task], p=BASE_STEP_SHARES))
         vote = bool(generator.random() < VOTE_SHARE)
         pool = [
             bundle
@@ -170,14 +171,14 @@ def choose(kept, bundles, candidates, seed):
     return chosen[len(kept) :]
 
 
-def read_bundles(text):
+def read_bundles(path):
     """The bundles of a grid, in their order."""
     bundles = {}
-    for group in tomllib.loads(text)["group"]:
-        settings = group["settings"] | {"seed": group["seeds"][0]}
-        number, base = group["name"][:-1], Base(*(settings[name] for name in Base.__dataclass_fields__))
-        bundles.setdefault(number, (base, []))[1].append(
-            Run(*(settings[name] for name in Run.__dataclass_fields__))
+    for run in read_grid(path).runs.values():
+        config = asdict(run.config) | {"si_method": run.config.si_method[0]}
+        base = Base(*(config[name] for name in Base.__dataclass_fields__))
+        bundles.setdefault(run.groups[0][:-1], (base, []))[1].append(
+            Run(*(config[name] for name in Run.__dataclass_fields__))
         )
     return list(bundles.values())
 
@@ -202,13 +203,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=int, required=True, help="bundles at the head of the grid that stay")
     parser.add_argument("--bundles", type=int, default=65, help="bundles in all")
-    parser.add_argument("--candidates", type=int, default=400)
+    parser.add_argument("--candidates", type=int, default=12)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     head, mark, _ = GRID.read_text().partition(f'[[group]]\nname = "{args.keep:02d}a"')
-    kept = read_bundles(head)
-    if len(kept) != args.keep:
-        parser.error(f"{GRID.name} holds {len(kept)} bundles, fewer than --keep {args.keep}")
+    kept = read_bundles(GRID)[: args.keep]
     chosen = choose(kept, args.bundles, args.candidates, args.seed)
     groups = [group_text(number, *bundle) for number, bundle in enumerate(chosen, args.keep)]
     GRID.write_text(head + "\n".join(text for bundle in groups for text in bundle))

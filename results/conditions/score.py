@@ -21,10 +21,14 @@ import pandas as pd
 from lifelines import LogNormalAFTFitter
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from si_nb.law import conditions as law_of
+from si_nb.law.conditions import complete
 from si_nb.law.forecasters import collapse_round, forecast
-from si_nb.law.horizon import KINDS, course, fit_population, margins
+from si_nb.law.horizon import course, fit_population, margins
+from si_nb.law.learning import BASE, CONDITION, fit_law, read_runs, transitions
+from si_nb.law.prediction import collapse_rounds, courses
 from si_nb.law.round_curves import LawError
+from si_nb.law.states import states
+from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import error_budget, trajectory
 
 SWEEPS = ("sweep", "long", "copy", "reverse_addition", "conditions")
@@ -67,6 +71,7 @@ def features(fate):
     return found.assign(ratio=fate["ratio"], steep=fate["steep"])
 
 
+KINDS = {name: rule.kind for name, rule in KEEP_RULES.items()}
 CATEGORIES = {"kind": {"unvoted", "voted", "oracle"}, "task": {"copy", "reverse", "reverse_addition"}}
 
 
@@ -74,9 +79,9 @@ class Everything:
     """All tables once, and what each forecaster learns from some of the runs."""
 
     def __init__(self):
-        self.table, self.runs = law_of.read_runs(*[name for name in SWEEPS])
-        self.states = law_of.states(self.table)
-        self.steps = law_of.transitions(self.states, error_budget(self.table), self.runs)
+        self.table, self.runs = read_runs(*[name for name in SWEEPS])
+        self.states = states(self.table)
+        self.steps = transitions(self.states, error_budget(self.table), self.runs)
         self.margins, self.series = margins(self.table), trajectory(self.table)
         fate = (
             collapse_round(self.series)
@@ -86,7 +91,7 @@ class Everything:
         start = self.states[self.states["round"] == 0].set_index("run_id")
         fate["ratio"] = np.log(start["horizon"] / start["length"]).reindex(fate["run_id"]).to_numpy()
         fate["steep"] = np.log(start["steepness"]).reindex(fate["run_id"]).to_numpy()
-        for name, columns in {"base": law_of.BASE, "condition": law_of.CONDITION}.items():
+        for name, columns in {"base": BASE, "condition": CONDITION}.items():
             fate[name] = fate[columns].astype(str).agg(" ".join, axis=1)
         self.fate = fate.dropna(subset=["ratio"]).reset_index(drop=True)
 
@@ -96,7 +101,7 @@ class Everything:
             name: getattr(self, name)[getattr(self, name)["run_id"].isin(known)].reset_index(drop=True)
             for name in ("states", "steps", "runs", "margins", "fate")
         }
-        learned = dict(here, law=law_of.fit_law(here["states"], here["steps"], here["runs"], 20))
+        learned = dict(here, law=fit_law(here["states"], here["steps"], here["runs"], 20))
         learned["population"] = fit_population(here["margins"])
         alive = here["margins"][here["margins"]["margin"] > 0].dropna(subset=["speed"])
         by_run = alive.groupby("run_id")["speed"].agg(["mean", "std", "size"])
@@ -143,19 +148,19 @@ def forecasts(every, learned, run, origin, generator):
     margin = every.margins[(every.margins["run_id"] == run["run_id"]) & (every.margins["round"] <= origin)]
     state, settings = (
         states.iloc[-1],
-        law_of.complete({**run[list(SETTINGS)], "task": run["task"], "si_method": run["arm"]}),
+        complete({**run[list(SETTINGS)], "task": run["task"], "si_method": run["arm"]}),
     )
     below, found = state["log_odds"] < 0, {}
 
     def ends(accuracy):
-        return law_of.collapse_rounds(accuracy, origin, below) - origin
+        return collapse_rounds(accuracy, origin, below) - origin
 
     found["conditions"] = ends(
-        law_of.courses(learned["law"], settings, FARTHEST, DRAWS, generator, state, seen).accuracy
+        courses(learned["law"], settings, FARTHEST, DRAWS, generator, state, seen).accuracy
     )
     if origin == 0:
         found["conditions, settings only"] = ends(
-            law_of.courses(learned["law"], settings, FARTHEST, DRAWS, generator).accuracy
+            courses(learned["law"], settings, FARTHEST, DRAWS, generator).accuracy
         )
     found["horizon law"] = ends(course(margin, learned["population"], FARTHEST, DRAWS, generator).accuracy)
     mean, between, within = learned["speed"]
@@ -200,8 +205,8 @@ def forecasts(every, learned, run, origin, generator):
     series = every.series[every.series["run_id"] == run["run_id"]]
     for name in ("logit_line", "exponential_floor"):
         with suppress(LawError):  # too few rounds, or no errors, for a curve
-            courses = forecast(series, origin, 0.5, name, 60, generator)
-            found[name.replace("_", " ")] = courses.collapses - origin
+            drawn = forecast(series, origin, 0.5, name, 60, generator)
+            found[name.replace("_", " ")] = drawn.collapses - origin
     return found
 
 

@@ -20,7 +20,6 @@ import random
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -48,9 +47,15 @@ from si_nb.benchmarks.plain import (
     plain_right,
     plain_train,
 )
-from ..loop import cost, rounds, runs
+from ..loop import cost
+from ..loop.bases import save_base_model
 from ..loop.cost import synchronize
-from ..loop.runs import RunConfig, locate_run, make_config, save_base_model
+from ..loop.folder import describe_environment, locate_run
+from ..loop.labels import make_labels
+from ..loop.rounds import run_experiment
+from ..loop.settings import RunConfig, arm_voters, evaluation_lengths, make_config
+from ..loop.training import base_training, mix, round_training
+from ..loop.workers import count_threads, make_machine, side_by_side
 from ..model.generate import exact_match
 from ..model.gpt import GPT, ModelConfig, forward_flops
 from si_nb.model.trainer import (
@@ -511,7 +516,7 @@ def make_pool(
     lines = decode(base)
     if late:
         lines = plain_mixture(lines, [decode(rows) for rows in newer], digits)
-    mixture = rounds.mix(base, newer, digits, device) if late else Mixture([base], [1], device)
+    mixture = mix(base, newer, digits, device) if late else Mixture([base], [1], device)
     return Pool(mixture, lines, encode(random.Random(0).choices(lines, k=_SAMPLE_ROWS)))
 
 # %% ../../nbs/benchmarks/01_benchmark.ipynb #7855c7fc
@@ -575,7 +580,7 @@ def answer_room(
     config: RunConfig,  # the experiment
 ) -> int:  # tokens
     """Tokens that the longest answer of an experiment takes, end mark included."""
-    return rounds.evaluation_lengths(config)[-1] + TASKS[config.task].carries + 1
+    return evaluation_lengths(config)[-1] + TASKS[config.task].carries + 1
 
 
 def _texts(config, length, count):
@@ -614,28 +619,14 @@ def _accuracy_row(bench, name, beyond):
     flops = len(right) * forward_flops(config.model, TASKS[config.task].width(length) - 1)
     return [BenchRow(name, what, **seconds, roofline=flops / bench.flops_per_second, note=note)]
 
-# %% ../../nbs/benchmarks/01_benchmark.ipynb #b3a1d7f7
-def _experiment(config, device):
-    """What making labels asks of an experiment; nothing is stored."""
-    return rounds.Experiment(
-        config=config,
-        folder=locate_run(config, os.devnull),
-        device=device,
-        workers=rounds.count_workers(config),
-        progress=tqdm(disable=True),
-        track=lambda *_: None,
-        stop=threading.Event(),
-        checkpoint_minutes=1,
-        check=lambda: None,
-    )
-
 # %% ../../nbs/benchmarks/01_benchmark.ipynb #e2aaad7d
 @_rows(labels_1=dict(voters=1), labels_5=dict(voters=5))
 def _labels_row(bench, name, voters):
     sizes, models, (length, share) = bench.sizes, bench.voters[:voters], bench.label_length
     config = replace(sizes.quick, voters=voters, si_method=("none",), num_samples=sizes.labels)
     task, count, few = TASKS[config.task], sizes.labels, max(1, round(sizes.labels * sizes.plain_share))
-    experiment, numbered = _experiment(config, bench.device), dict(enumerate(models))
+    machine = make_machine(config)._replace(device=bench.device)
+    numbered = dict(enumerate(models))
     room = answer_room(config)
 
     def plain():
@@ -644,7 +635,7 @@ def _labels_row(bench, name, voters):
         return plain_labels(models, prompts, room, "none", task.answer_lengths(length), config.vote_threshold)
 
     jobs = {
-        "ours": Job(lambda: rounds.make_labels(experiment, "none", numbered, 1, length, count)),
+        "ours": Job(lambda: make_labels(machine, "none", numbered, 1, length, count)),
         "plain": Job(plain, few / count),
     }
     if has_transformers():
@@ -675,10 +666,10 @@ def _voters_accuracy_row(bench, name):
     config, models = bench.sizes.quick, bench.voters
     problems, _, _ = _texts(config, config.original_digits, bench.sizes.items)
     single: list[Callable] = [partial(_match, model, problems) for model in models]
-    threads = rounds.count_threads(config)
+    threads = count_threads(config)
     jobs = {
         "in_turn": Job(lambda: [job() for job in single]),
-        "threads": Job(lambda: rounds.side_by_side(single, len(models), threads=threads)),
+        "threads": Job(lambda: side_by_side(single, len(models), threads=threads)),
         "stacked": Job(lambda: stacked_right(models, problems)),
     }
     width = problems.prompts.shape[1] + problems.answers.shape[1]
@@ -696,10 +687,10 @@ def _voters_step_row(bench, name):
         partial(train, model, pool.mixture, training, np.random.default_rng(voter))
         for voter, model in enumerate(models)
     ]
-    threads = rounds.count_threads(config)
+    threads = count_threads(config)
     jobs = {
         "in_turn": Job(lambda: [job() for job in single], steps),
-        "threads": Job(lambda: rounds.side_by_side(single, len(models), threads=threads), steps),
+        "threads": Job(lambda: side_by_side(single, len(models), threads=threads), steps),
         "stacked": Job(lambda: stacked_train(models, pool.rows, training, np.random.default_rng(0)), steps),
     }
     flops = len(models) * _step_flops(config, pool.rows, config.batch_size)
@@ -724,9 +715,7 @@ def time_round(
         place.models.mkdir(parents=True, exist_ok=True)
         for voter, model in enumerate(bench.voters[: config.base_voters]):
             save_base_model(model, config, place.base_model(voter), voter)
-        rounds.run_experiment(
-            config, folder, skip_base_model_train=True, progress=False, after_round=after_round
-        )
+        run_experiment(config, folder, skip_base_model_train=True, progress=False, after_round=after_round)
     raw = tables[1][tables[1]["quantity"] == "label_raw"]
     return moments[1] - moments[0], raw.groupby("arm")["trials"].max().astype(int).to_dict()
 
@@ -735,7 +724,7 @@ def plain_decoding_seconds(
     bench: Bench,  # with trained voters
 ) -> Callable:  # length -> seconds per problem
     """Plain decoding, measured at three lengths; in between by a straight line."""
-    config, model, lengths = bench.sizes.quick, bench.voters[0], rounds.evaluation_lengths(bench.sizes.quick)
+    config, model, lengths = bench.sizes.quick, bench.voters[0], evaluation_lengths(bench.sizes.quick)
     count = max(1, round(bench.sizes.items * bench.sizes.plain_share))
     at, room, jobs = [lengths[0], lengths[len(lengths) // 2], lengths[-1]], answer_room(config), {}
     for length in at:
@@ -754,11 +743,11 @@ def plain_round_seconds(
 ) -> float:  # seconds
     """What a round takes the plain way, put together from its parts."""
     newest, total = config.original_digits + round_number, 0.0
-    lengths = np.array([*rounds.evaluation_lengths(config), newest])
+    lengths = np.array([*evaluation_lengths(config), newest])
     for arm in config.si_method:
         labels, tests = tried[arm] * decoding(newest), config.eval_samples * decoding(lengths).sum()
-        training = runs.round_training(config, arm, round_number).steps * step
-        total += runs.arm_voters(config, arm) * (labels + training + tests)
+        training = round_training(config, arm, round_number).steps * step
+        total += arm_voters(config, arm) * (labels + training + tests)
     return float(total)
 
 # %% ../../nbs/benchmarks/01_benchmark.ipynb #3eedc49a
@@ -785,7 +774,7 @@ def _round_row(bench, name):
 # %% ../../nbs/benchmarks/01_benchmark.ipynb #65449d97
 def _whole_run_row(bench, round_seconds, plain_rounds, plain_step):
     config, flops = bench.sizes.quick, planned_flops(bench.sizes.quick)
-    steps, (data,) = config.base_voters * runs.base_training(config).steps, bench.measure("data_quick")
+    steps, (data,) = config.base_voters * base_training(config).steps, bench.measure("data_quick")
     together = np.median(bench.measure("voters_step")[0].ours) / bench.sizes.voters
     ours = np.median(data.ours) + steps * together + round_seconds * flops[1:].sum() / flops[1]
     plain = np.median(data.plain) + steps * plain_step + plain_rounds
@@ -810,7 +799,7 @@ def describe_machine(
 ) -> dict:  # JSON types only
     """Versions and measured speed."""
     return {
-        **runs.describe_environment(bench.device),
+        **describe_environment(bench.device),
         "processor": _processor(),
         "threads": torch.get_num_threads(),
         "transformers": version("transformers") if has_transformers() else "not installed",

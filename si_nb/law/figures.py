@@ -19,99 +19,138 @@ from matplotlib.font_manager import FontProperties, findfont, get_font
 
 from .forecasters import check_threshold, collapse_round
 from .round_curves import LawError
-from ..record.table import RUN, accuracy_by_length, binomial_interval, check_table, error_budget, file_name, printable, trajectory
 from ..record.storage import StorageError, write_whole
+from si_nb.record.table import (
+    RUN,
+    accuracy_by_length,
+    binomial_interval,
+    check_table,
+    error_budget,
+    file_name,
+    printable,
+    trajectory,
+)
 
 # %% ../../nbs/law/06_figures.ipynb #2d503d34
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS, LINES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
-STYLE = {
-    "font.size": 10, "axes.titlesize": 10, "figure.titlesize": 12, "legend.fontsize": 8, "legend.frameon": False,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "lines.linewidth": 1.5,
-    "lines.markersize": 5, "savefig.dpi": 120, "figure.dpi": 100,
+STYLE: dict = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "figure.titlesize": 12,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.3,
+    "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+    "savefig.dpi": 120,
+    "figure.dpi": 100,
 }
 
-def style(): # -> context manager
-    "The one style of all figures, for use in a with statement."
+
+def style():  # -> context manager
+    """The one style of all figures, for use in a with statement."""
     return mpl.rc_context(STYLE)
 
+
 class Picture(Figure):
-    "A figure that a notebook shows by itself."
+    """A figure that a notebook shows by itself."""
 
     def __init__(
         self,
-        **options, # what matplotlib's Figure takes, such as figsize in inches
+        **options,  # what matplotlib's Figure takes, such as figsize in inches
     ):
-        "An empty figure."
+        """An empty figure."""
         super().__init__(**options)
 
-    def _repr_png_(self): return self.png()
+    def _repr_png_(self):
+        return self.png()
 
     def png(self) -> bytes:
-        "The figure as the content of a PNG file."
+        """The figure as the content of a PNG file."""
         buffer = BytesIO()
-        with style(): self.savefig(buffer, format="png")
+        with style():
+            self.savefig(buffer, format="png")
         return buffer.getvalue()
 
 # %% ../../nbs/law/06_figures.ipynb #db0079c2
 def canvas(
-    question: str, # what the figure answers, written above it
-    caption: str, # how much was measured, written below it
-    rows: int = 1, # of panels
-    columns: int = 1, # of panels
-    size: tuple = (6.4, 4.0), # width and height, inches
-    **options, # for `Figure.subplots`
-) -> tuple: # Picture, axes as a flat array
-    "An empty figure in the one style; draw on it inside `style()`."
+    question: str,  # what the figure answers, written above it
+    caption: str,  # how much was measured, written below it
+    rows: int = 1,  # of panels
+    columns: int = 1,  # of panels
+    size: tuple = (6.4, 4.0),  # width and height, inches
+    **options,  # for `Figure.subplots`
+) -> tuple:  # Picture, axes as a flat array
+    """An empty figure in the one style; draw on it inside `style()`."""
     figure = Picture(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options).ravel()
     figure.suptitle(question, x=0.01, ha="left", fontsize=12)
     figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="0.35", wrap=True)
     return figure, axes
 
+
 def look(
-    index: int, # number of the series, from 0
-) -> dict: # colour, marker and line, for `Axes.plot`
-    "What tells a series from the others, with and without colour."
+    index: int,  # number of the series, from 0
+) -> dict:  # colour, marker and line, for `Axes.plot`
+    """What tells a series from the others, with and without colour."""
     return dict(color=COLOURS[index % 6], marker=MARKERS[index % 6], linestyle=LINES[index % 6])
 
 # %% ../../nbs/law/06_figures.ipynb #e11528e5
 def drawable(
-    name: str, # from a table
-) -> str: # for a label, a title or a caption
-    "A name that a figure shows as it is, letters that the font lacks as escapes."
+    name: str,  # from a table
+) -> str:  # for a label, a title or a caption
+    """A name that a figure shows as it is, letters that the font lacks as escapes."""
     font = get_font(findfont(FontProperties()))
     known = "".join(c if font.get_char_index(ord(c)) else c.encode("unicode_escape").decode() for c in name)
     shown = printable(known, 30).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
 # %% ../../nbs/law/06_figures.ipynb #55cd665f
+def _number_of(count, what):
+    """A count in words: 1 run, 2 runs."""
+    return f"{count} {what}{'s' if count > 1 else ''}"
+
+
 def _counted(rows):
-    "How much was measured, for a caption."
-    runs, low, high = rows.groupby(RUN).ngroups, int(rows["trials"].min()), int(rows["trials"].max())
-    return f"{runs} run{'s' if runs > 1 else ''} ({rows['seed'].nunique()} seed{'s' if rows['seed'].nunique() > 1 else ''}), n = {f'{low:,}' if low == high else f'{low:,} to {high:,}'} per point"
+    """How much was measured, for a caption."""
+    runs, seeds = _number_of(rows.groupby(RUN).ngroups, "run"), _number_of(rows["seed"].nunique(), "seed")
+    low, high = int(rows["trials"].min()), int(rows["trials"].max())
+    return f"{runs} ({seeds}), n = {f'{low:,}' if low == high else f'{low:,} to {high:,}'} per point"
 
 # %% ../../nbs/law/06_figures.ipynb #7177a43e
 MOST_LINES = 8
 
+
+def _interval_of(counts):
+    """Ends of the 95% interval of each row of counts."""
+    return binomial_interval(counts["successes"].to_numpy(), counts["trials"].to_numpy())
+
+
 def length_figure(
-    table: pd.DataFrame, # measurement table of one arm; seeds are pooled
-) -> Picture: # accuracy against length, a line per round
-    "How far does each round reach? Exact-match accuracy by length with 95% bands."
+    table: pd.DataFrame,  # measurement table of one arm; seeds are pooled
+) -> Picture:  # accuracy against length, a line per round
+    """How far does each round reach? Exact-match accuracy by length with 95% bands."""
     rows = accuracy_by_length(table)
     counts = rows.groupby(["round", "length"], as_index=False)[["successes", "trials"]].sum()
     rounds = counts["round"].unique()
-    shown = rounds[np.unique(np.linspace(0, len(rounds) - 1, min(MOST_LINES, len(rounds))).round().astype(int))]
-    caption = f"{drawable(rows['task'].iloc[0])}, arm {drawable(rows['arm'].iloc[0])}; bands: 95%; {_counted(rows)} and run"
-    if len(shown) < len(rounds): caption += f"; {len(shown)} of {len(rounds)} rounds drawn"
+    places = np.linspace(0, len(rounds) - 1, min(MOST_LINES, len(rounds))).round().astype(int)
+    shown, first = rounds[np.unique(places)], rows.iloc[0]
+    caption = f"{drawable(first['task'])}, arm {drawable(first['arm'])}; bands: 95%; {_counted(rows)} and run"
+    if len(shown) < len(rounds):
+        caption += f"; {len(shown)} of {len(rounds)} rounds drawn"
     with style():
         figure, (axis,) = canvas("How far does each round reach?", caption)
         shades = mpl.colormaps["viridis"](np.linspace(0, 0.85, len(shown)))
-        for r, shade in zip(shown, shades):
-            part = counts[counts["round"] == r]
-            low, high = binomial_interval(part["successes"], part["trials"])
+        for r, shade in zip(shown, shades, strict=True):
+            part, label = counts[counts["round"] == r], f"round {r}" + (" (base)" if r == 0 else "")
+            rate, (low, high) = part["successes"] / part["trials"], _interval_of(part)
             axis.fill_between(part["length"], low, high, color=shade, alpha=0.2, linewidth=0)
-            axis.plot(part["length"], part["successes"] / part["trials"], color=shade, marker=f"${r}$", markersize=7, linewidth=1, label=f"round {r}" + (" (base)" if r == 0 else ""))
+            looks = dict(color=shade, marker=f"${r}$", markersize=7, linewidth=1)
+            axis.plot(part["length"], rate, label=label, **looks)
         axis.set(xlabel="length (digits)", ylabel="accuracy (share of exact answers)", ylim=(-0.03, 1.03))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -119,61 +158,75 @@ def length_figure(
 
 # %% ../../nbs/law/06_figures.ipynb #f7bbcfaa
 def _points(axis, entries, **look):
-    "Measured accuracies with 95% bars."
-    entries = [e for e in entries if e["trials"]]
-    if not entries: return
-    rate = np.array([e["measured"] for e in entries])
-    low, high = binomial_interval([e["successes"] for e in entries], [e["trials"] for e in entries])
-    bars = np.maximum([rate - low, high - rate], 0)
-    axis.errorbar([e["round"] for e in entries], rate, yerr=bars, color="black", linestyle="none", marker="o", capsize=2, **look)
+    """Measured accuracies with 95% bars."""
+    rows = pd.DataFrame([entry for entry in entries if entry["trials"]])
+    if rows.empty:
+        return
+    rate, (low, high) = rows["measured"].to_numpy(float), _interval_of(rows)
+    bars, looks = np.maximum([rate - low, high - rate], 0), dict(look, color="black", linestyle="none")
+    axis.errorbar(rows["round"], rate, yerr=bars, marker="o", capsize=2, **looks)
+
 
 def _collapse_bar(axis, collapse, last):
-    "Interval of the collapse round, drawn on the threshold; an arrow where it goes on for ever."
-    low = min(collapse["low"] or last + 1, last + 1)
-    high = min(collapse["high"] or last + 1, last + 1)
-    axis.plot([low, high], [collapse["threshold"]] * 2, color=COLOURS[1], linewidth=5, alpha=0.5, solid_capstyle="butt", label=f"collapse round, {collapse['level']:.0%}")
-    if collapse["high"] is None or collapse["high"] > last + 1: axis.plot([last + 1.0], [collapse["threshold"]], marker=">", color=COLOURS[1], markersize=8, linestyle="none", clip_on=False)
-    if collapse["round"] is not None and collapse["round"] <= last + 1: axis.plot([collapse["round"]], [collapse["threshold"]], marker="X", color=COLOURS[1], markersize=9, linestyle="none")
+    """Interval of the collapse round, drawn on the threshold; an arrow where it goes on for ever."""
+    low, high = (min(collapse[end] or last + 1, last + 1) for end in ("low", "high"))
+    height, point = collapse["threshold"], dict(color=COLOURS[1], linestyle="none")
+    bar = dict(color=COLOURS[1], linewidth=5, alpha=0.5, solid_capstyle="butt")
+    axis.plot([low, high], [height] * 2, label=f"collapse round, {collapse['level']:.0%}", **bar)
+    if collapse["high"] is None or collapse["high"] > last + 1:
+        axis.plot([last + 1.0], [height], marker=">", markersize=8, clip_on=False, **point)
+    if collapse["round"] is not None and collapse["round"] <= last + 1:
+        axis.plot([collapse["round"]], [height], marker="X", markersize=9, **point)
 
 # %% ../../nbs/law/06_figures.ipynb #40ed6b8c
 def law_figure(
-    report: dict, # of one arm, as `law_report` makes it under "arms"
-) -> Picture: # accuracy against round with law, band, origin and continuation
-    "What does the law say, and what happened?"
+    report: dict,  # of one arm, as `law_report` makes it under "arms"
+) -> Picture:  # accuracy against round with law, band, origin and continuation
+    """The law and what happened: accuracy, band, the interval of the collapse round, measurements."""
     entries, collapse = report["rounds"], report["collapse"]
-    rounds, last = [e["round"] for e in entries], entries[-1]["round"]
-    trials = [e["trials"] for e in entries if e["trials"]]
-    caption = f"{drawable(report['task'])}, arm {drawable(report['arm'])}; {report['runs']} run{'s' if report['runs'] > 1 else ''}, n = {max(trials):,} per round; bars: 95%; band: {collapse['level']:.0%} of measurements"
+    rows, last = pd.DataFrame(entries), entries[-1]["round"]
+    who = f"{drawable(report['task'])}, arm {drawable(report['arm'])}; {_number_of(report['runs'], 'run')}"
+    band = f"bars: 95%; band: {collapse['level']:.0%} of measurements"
+    caption = f"{who}, n = {int(rows['trials'].max()):,} per round; {band}"
     with style():
         figure, (axis,) = canvas("What does the law say, and what happened?", caption)
-        axis.fill_between(rounds, [e["low"] for e in entries], [e["high"] for e in entries], color=COLOURS[0], alpha=0.18, linewidth=0, label="forecast band")
-        axis.plot(rounds, [e["accuracy"] for e in entries], color=COLOURS[0], label=report["chosen"].replace("_", " "))
-        axis.axhline(collapse["threshold"], color="0.4", linewidth=1, linestyle=":", label="threshold")
-        axis.axvline(report["until_round"] + 0.5, color="0.4", linewidth=1, linestyle="--", label="forecast origin")
+        looks = dict(color=COLOURS[0], alpha=0.18, linewidth=0, label="forecast band")
+        axis.fill_between(rows["round"], rows["low"], rows["high"], **looks)
+        axis.plot(rows["round"], rows["accuracy"], color=COLOURS[0], label=report["chosen"].replace("_", " "))
+        thin = dict(color="0.4", linewidth=1)
+        axis.axhline(collapse["threshold"], linestyle=":", label="threshold", **thin)
+        axis.axvline(report["until_round"] + 0.5, linestyle="--", label="forecast origin", **thin)
         _collapse_bar(axis, collapse, last)
         _points(axis, [e for e in entries if e["seen"]], label="measured, seen by the fit")
-        _points(axis, [e for e in entries if not e["seen"]], markerfacecolor="white", label="measured afterwards")
-        axis.set(xlabel="round", ylabel="accuracy at the newest length", ylim=(-0.03, 1.03), xlim=(0.5, last + 1.2))
+        later = [e for e in entries if not e["seen"]]
+        _points(axis, later, markerfacecolor="white", label="measured afterwards")
+        axis.set(xlabel="round", xlim=(0.5, last + 1.2), ylim=(-0.03, 1.03))
+        axis.set_ylabel("accuracy at the newest length")
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 # %% ../../nbs/law/06_figures.ipynb #b6fa6cbf
 def arms_figure(
-    table: pd.DataFrame, # measurement table with one or more arms
-    threshold: float = 0.5, # accuracy that defines collapse
-) -> Picture: # accuracy against round, a line per run, arms told apart
-    "What does the filter change? Accuracy at the newest length for every arm and run."
+    table: pd.DataFrame,  # measurement table with one or more arms
+    threshold: float = 0.5,  # accuracy that defines collapse
+) -> Picture:  # accuracy against round, a line per run, arms told apart
+    """What does the filter change? Accuracy at the newest length for every arm and run."""
     series = trajectory(table)
     collapsed = collapse_round(series, threshold).dropna().set_index(RUN)["collapse_round"]
+    who = f"{', '.join(map(drawable, series['task'].unique()))}; {_counted(series)}"
+    caption = f"{who}; bars: 95%; x: measured collapse (below {threshold:g} twice running)"
+    bars, cross = dict(capsize=2, elinewidth=0.8, alpha=0.85), dict(marker="x", color="black", markersize=12)
     with style():
-        figure, (axis,) = canvas("What does the filter change?", f"{', '.join(map(drawable, series['task'].unique()))}; {_counted(series)}; bars: 95%; x: measured collapse (below {threshold:g} twice running)")
+        figure, (axis,) = canvas("What does the filter change?", caption)
         for i, (arm, runs) in enumerate(series.groupby("arm", sort=False)):
             for j, (key, run) in enumerate(runs.groupby(RUN)):
-                low, high = binomial_interval(run["successes"], run["trials"])
-                rate = (run["successes"] / run["trials"]).to_numpy()
-                axis.errorbar(run["round"], rate, yerr=np.maximum([rate - low, high - rate], 0), capsize=2, elinewidth=0.8, alpha=0.85, label=drawable(arm) if j == 0 else None, **look(i))
-                if key in collapsed: axis.plot([collapsed[key]], rate[run["round"] == collapsed[key]], marker="x", markersize=12, markeredgewidth=2, color="black")
+                rate, (low, high) = (run["successes"] / run["trials"]).to_numpy(), _interval_of(run)
+                ends, label = np.maximum([rate - low, high - rate], 0), drawable(arm) if j == 0 else None
+                axis.errorbar(run["round"], rate, yerr=ends, label=label, **bars, **look(i))
+                if key in collapsed:
+                    at = collapsed[key]
+                    axis.plot([at], rate[run["round"] == at], markeredgewidth=2, **cross)
         axis.axhline(threshold, color="0.4", linewidth=1, linestyle=":")
         axis.set(xlabel="round", ylabel="accuracy at the newest length", ylim=(-0.03, 1.03))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
@@ -182,81 +235,111 @@ def arms_figure(
 
 # %% ../../nbs/law/06_figures.ipynb #e4da69b7
 PANELS = {  # quantity of the error budget -> title of its panel
-    "tau": "tau: kept one length on", "label_raw": "g: raw labels right", "kept_right": "phi: right labels kept",
-    "kept_wrong": "psi: wrong labels kept", "label_kept": "q: kept labels right", "accuracy": "a: accuracy afterwards",
-    "kept_share": "labels kept", "agree_wrong": "voters wrong alike",
+    "tau": "tau: kept one length on",
+    "label_raw": "g: raw labels right",
+    "kept_right": "phi: right labels kept",
+    "kept_wrong": "psi: wrong labels kept",
+    "label_kept": "q: kept labels right",
+    "accuracy": "a: accuracy afterwards",
+    "kept_share": "labels kept",
+    "agree_wrong": "voters wrong alike",
 }
 
 # %% ../../nbs/law/06_figures.ipynb #c1427fa1
 def _panel(axis, budget, quantity):
-    "One step of the budget against the round, a line per run."
+    """One step of the budget against the round, a line per run."""
     part = budget[budget["quantity"] == quantity]
     for i, arm in enumerate(budget["arm"].unique()):
         for j, (_, run) in enumerate(part[part["arm"] == arm].groupby(RUN)):
-            bars = np.maximum([run["estimate"] - run["low"], run["high"] - run["estimate"]], 0)
-            axis.errorbar(run["round"], run["estimate"], yerr=bars, capsize=1.5, elinewidth=0.7, alpha=0.85, label=drawable(arm) if j == 0 else None, **look(i))
+            ends = np.maximum([run["estimate"] - run["low"], run["high"] - run["estimate"]], 0)
+            bars = dict(yerr=ends, capsize=1.5, elinewidth=0.7, alpha=0.85)
+            label = drawable(arm) if j == 0 else None
+            axis.errorbar(run["round"], run["estimate"], label=label, **bars, **look(i))
     axis.set(title=PANELS[quantity], ylim=(-0.05, max(1.05, 1.05 * part["estimate"].max())))
     axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, nbins=6))
 
 # %% ../../nbs/law/06_figures.ipynb #a648893d
 def budget_figure(
-    table: pd.DataFrame, # measurement table with label rows, one or more arms
-) -> Picture: # one panel per step of the round
-    "Where do errors enter? Every step of the error budget against the round, with 95% bars."
+    table: pd.DataFrame,  # measurement table with label rows, one or more arms
+) -> Picture:  # one panel per step of the round
+    """Where do errors enter? Every step of the error budget against the round, with 95% bars."""
     budget = error_budget(table)
     budget = budget[(budget["round"] >= 1) & budget["estimate"].notna()]
     present = [q for q in PANELS if (budget["quantity"] == q).any()]
-    columns = min(4, len(present))
+    columns, tasks = min(4, len(present)), ", ".join(map(drawable, budget["task"].unique()))
+    measured, rows = _counted(budget[budget["quantity"] == "accuracy"]), math.ceil(len(present) / columns)
+    caption = f"{tasks}; {measured} of a; bars: 95%; one line per run"
     with style():
-        figure, axes = canvas("Where do errors enter?", f"{', '.join(map(drawable, budget['task'].unique()))}; {_counted(budget[budget['quantity'] == 'accuracy'])} of a; bars: 95%; one line per run",
-                               math.ceil(len(present) / columns), columns, (9.6, 2.3 * math.ceil(len(present) / columns) + 0.8), sharex=True)
-        for axis, quantity in zip(axes, present): _panel(axis, budget, quantity)
-        for axis in axes[len(present):]: axis.set_visible(False)
-        for axis in axes[max(len(present) - columns, 0):len(present)]: axis.set_xlabel("round")
-        for axis in axes[::columns]: axis.set_ylabel("share")
+        size = (9.6, 2.3 * rows + 0.8)
+        figure, axes = canvas("Where do errors enter?", caption, rows, columns, size, sharex=True)
+        for axis, quantity in zip(axes, present, strict=False):  # the last panels may stay empty
+            _panel(axis, budget, quantity)
+        for axis in axes[len(present) :]:
+            axis.set_visible(False)
+        for axis in axes[max(len(present) - columns, 0) : len(present)]:
+            axis.set_xlabel("round")
+        for axis in axes[::columns]:
+            axis.set_ylabel("share")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", title="arm")
     return figure
 
 # %% ../../nbs/law/06_figures.ipynb #e0b2c5ce
-_DRAWN = {"task", "arm", "runs", "until_round", "chosen", "collapse", "rounds"}  # fields of a report that a figure needs
+_DRAWN = {
+    "task",
+    "arm",
+    "runs",
+    "until_round",
+    "chosen",
+    "collapse",
+    "rounds",
+}  # what a figure needs of a report
+
 
 def _arms_with_law(report):
-    "Name and report of the arms that have a law; LawError for what is no report."
+    """Name and report of the arms that have a law; LawError for what is no report."""
     arms = report.get("arms") if isinstance(report, dict) else None
-    if not isinstance(arms, dict) or not all(isinstance(arm, dict) and _DRAWN <= set(arm) for arm in arms.values()):
+    arms = list(arms.items()) if isinstance(arms, dict) else [("", None)]
+    if not all(isinstance(arm, dict) and set(arm) >= _DRAWN for _, arm in arms):
         raise LawError(f"{printable(repr(report))} is no report of a table; make one with law_report")
-    return {name: arm for name, arm in arms.items() if arm["rounds"]}
+    return {name: arm for name, arm in arms if arm["rounds"]}
+
 
 def _open_folder(folder):
-    "The folder as a path, made if need be; StorageError where that cannot be."
+    """The folder as a path, made if need be; StorageError where that cannot be."""
     try:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, TypeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StorageError(f"{printable(folder)}: cannot be used as a folder ({reason}); choose another") from None
+        text = f"{printable(folder)}: cannot be used as a folder ({reason}); choose another"
+        raise StorageError(text) from None
     return folder
 
 # %% ../../nbs/law/06_figures.ipynb #b6106f00
 def save_figures(
-    table: pd.DataFrame, # measurement table
-    report: dict, # as `law_report` makes it; {"arms": {}} when the table carries no law
-    folder: str, # where the PNG files go; made when it is not there
-    threshold: float = 0.5, # accuracy that defines collapse
-) -> list: # paths of the files written
+    table: pd.DataFrame,  # measurement table
+    report: dict,  # as `law_report` makes it; {"arms": {}} when the table carries no law
+    folder: str | Path,  # where the PNG files go; made when it is not there
+    threshold: float = 0.5,  # accuracy that defines collapse
+) -> list[Path]:  # the files written
     """Save every figure that the table can show.
 
-    Raises: TableError and LawError for what is no table, report or threshold; StorageError when the folder cannot be written to."""
+    Raises: TableError and LawError for what is no table, report or threshold; StorageError when the folder
+    cannot be written to.
+    """
     table, laws, pictures = check_table(table), _arms_with_law(report), {}
     check_threshold(threshold)
-    folder, several = _open_folder(folder), table["task"].nunique() > 1
+    place, several = _open_folder(folder), table["task"].nunique() > 1
     for (task, arm), rows in table.groupby(["task", "arm"]):
         if rows.loc[rows["quantity"] == "accuracy"].groupby("round")["length"].nunique().max() > 1:
             pictures[file_name("accuracy_by_length", *([task] if several else []), arm)] = length_figure(rows)
-    for name, arm in laws.items(): pictures[file_name("law", *name.split("/"))] = law_figure(arm)
+    for name, arm in laws.items():
+        pictures[file_name("law", *name.split("/"))] = law_figure(arm)
     for task, rows in table.groupby("task"):
         part = [task] if several else []
         pictures[file_name("arms", *part)] = arms_figure(rows, threshold)
-        if rows["quantity"].eq("label_kept").any(): pictures[file_name("error_budget", *part)] = budget_figure(rows)
-    for name, picture in pictures.items(): write_whole(folder/f"{name}.png", picture.png())
-    return [folder/f"{name}.png" for name in pictures]
+        if rows["quantity"].eq("label_kept").any():
+            pictures[file_name("error_budget", *part)] = budget_figure(rows)
+    for name, picture in pictures.items():
+        write_whole(place / f"{name}.png", picture.png())
+    return [place / f"{name}.png" for name in pictures]

@@ -13,150 +13,236 @@ import numpy as np
 import pandas as pd
 from scipy.special import gammainc, gammaincc, gammaincinv, logit
 
-from .round_curves import PRIOR_OVERDISPERSION, PRIOR_POINTS, Law, Parameter, corrected_akaike, fit_batch, log_likelihood
+from si_nb.law.round_curves import (
+    PRIOR_OVERDISPERSION,
+    PRIOR_POINTS,
+    Law,
+    Parameter,
+    corrected_akaike,
+    fit_batch,
+    log_likelihood,
+)
 from ..record.table import RUN, accuracy_by_length, trajectory
 
 # %% ../../nbs/law/00_length_curves.ipynb #da4cca4b
 class CurveError(ValueError):
-    "Counts by length from which no curve or horizon can be had; the message is one line with the reason and the remedy."
+    """Counts by length from which no curve or horizon can be had; one line with reason and remedy."""
+
+
+def _ahead(x):
+    """Sums of the first 0, 1, ... entries along the last axis."""
+    return np.concatenate([np.zeros_like(x[..., :1]), np.cumsum(x, -1)], -1)
+
 
 def falling(
-    rates: np.ndarray, # (..., P) float, by rising length
-    weights: np.ndarray, # same shape, positive
-) -> np.ndarray: # same shape, never rising along the last axis
-    "Least-squares regression on non-increasing sequences, for any number of curves at once."
-    ahead = lambda x: np.concatenate([np.zeros_like(x[..., :1]), np.cumsum(x, -1)], -1)
-    total, weight = [ahead(x)[..., None, 1:] - ahead(x)[..., :-1, None] for x in (rates * weights, weights)]  # (..., j, k)
+    rates: np.ndarray,  # (..., P) float, by rising length
+    weights: np.ndarray,  # same shape, positive
+) -> np.ndarray:  # same shape, never rising along the last axis
+    """Least-squares regression on non-increasing sequences, for any number of curves at once."""
+    sums = (_ahead(rates * weights), _ahead(weights))
+    total, weight = (x[..., None, 1:] - x[..., :-1, None] for x in sums)  # (..., j, k)
     order = np.tri(rates.shape[-1], dtype=bool).T  # j <= k
     mean = np.where(order, total / np.where(order, weight, 1), -np.inf)
     highest = np.maximum.accumulate(mean[..., ::-1], -1)[..., ::-1]
     return np.where(order, highest, np.inf).min(-2)
 
 # %% ../../nbs/law/00_length_curves.ipynb #9b97d783
-FLAGS = {"crossed": "falls through the threshold between two measured lengths",
-         "above": "above the threshold at every length: the horizon lies at or beyond the longest",
-         "below": "below the threshold at every length: extrapolated from the shortest"}
+FLAGS = {
+    "crossed": "falls through the threshold between two measured lengths",
+    "above": "above the threshold at every length: the horizon lies at or beyond the longest",
+    "below": "below the threshold at every length: extrapolated from the shortest",
+}
+
 
 def _check_counts(lengths, successes, trials, threshold):
-    "Refuse what has no horizon."
-    if not 0 < threshold < 1: raise CurveError(f"threshold {threshold} is no accuracy between 0 and 1; give a share such as 0.5")
-    if lengths.ndim != 1 or len(lengths) == 0: raise CurveError("no length was measured; give at least one")
-    if not (np.diff(lengths, prepend=0) > 0).all(): raise CurveError("lengths must be positive and rise; sort them and give each once")
-    if successes.shape != trials.shape or successes.shape[-1:] != lengths.shape: raise CurveError(f"counts of shape {successes.shape} and {trials.shape} for {len(lengths)} lengths; give one count per length")
-    if not (trials >= 1).all(): raise CurveError("a length has no trials; leave it out")
-    if not ((successes >= 0) & (successes <= trials)).all(): raise CurveError("successes must lie between 0 and trials; correct the counts")
+    """Refuse what has no horizon."""
+    if not 0 < threshold < 1:
+        raise CurveError(f"threshold {threshold} is no accuracy between 0 and 1; give a share such as 0.5")
+    if lengths.ndim != 1 or len(lengths) == 0:
+        raise CurveError("no length was measured; give at least one")
+    if not (np.diff(lengths, prepend=0) > 0).all():
+        raise CurveError("lengths must be positive and rise; sort them and give each once")
+    if successes.shape != trials.shape or successes.shape[-1:] != lengths.shape:
+        shapes = f"counts of shape {successes.shape} and {trials.shape}"
+        raise CurveError(f"{shapes} for {len(lengths)} lengths; give one count per length")
+    if not (trials >= 1).all():
+        raise CurveError("a length has no trials; leave it out")
+    if not ((successes >= 0) & (successes <= trials)).all():
+        raise CurveError("successes must lie between 0 and trials; correct the counts")
 
 # %% ../../nbs/law/00_length_curves.ipynb #8a53a42b
+def _at(x, i):
+    """Entries (...) of x (..., P) at the places i (...)."""
+    return np.take_along_axis(x, i[..., None], -1)[..., 0]
+
+
+def _crossed(n, log_odds, variance, right):
+    """Where lines between neighbours pass zero, and the standard error of that; right: the place after."""
+    n = np.broadcast_to(n, log_odds.shape)
+    gap = _at(n, right) - _at(n, right - 1)
+    drop = _at(log_odds, right - 1) - _at(log_odds, right)
+    share = _at(log_odds, right - 1) / drop
+    noise = np.sqrt((1 - share) ** 2 * _at(variance, right - 1) + share**2 * _at(variance, right))
+    return _at(n, right - 1) + share * gap, gap / drop * noise
+
+
 def horizon(
-    lengths: np.ndarray, # (P,) rising, symbols
-    successes: np.ndarray, # (P,) or (..., P) counts
-    trials: np.ndarray, # broadcasts against successes, positive
-    threshold: float = 0.5, # accuracy, in (0, 1)
-) -> tuple: # horizon (...) float, its standard error (...) float (nan when flagged above), flag (...) str, a key of FLAGS
+    lengths: np.ndarray,  # (P,) rising, symbols
+    successes: np.ndarray,  # (P,) or (..., P) counts
+    trials: np.ndarray | float,  # broadcasts against successes, positive
+    threshold: float = 0.5,  # accuracy, in (0, 1)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # (...) each: horizon, standard error, flag
     """The length at which accuracy falls through a threshold, for one curve or many.
 
-    Raises: CurveError, one line, for counts or lengths that cannot be."""
-    n, s = np.asarray(lengths, float), np.asarray(successes, float)
-    trials = np.broadcast_to(np.asarray(trials, float), s.shape) if np.ndim(trials) <= s.ndim else np.asarray(trials, float)
-    _check_counts(n, s, trials, threshold)
-    rate = falling((s + 0.5) / (trials + 1), trials)
-    pooled = (trials[..., None, :] * (np.abs(rate[..., None] - rate[..., None, :]) < 1e-12)).sum(-1)  # trials behind each point
+    The flag is a key of FLAGS; the standard error is nan when it is above.
+
+    Raises: CurveError, one line, for counts or lengths that cannot be.
+    """
+    n, s, t = np.asarray(lengths, float), np.asarray(successes, float), np.asarray(trials, float)
+    t = np.broadcast_to(t, s.shape) if t.ndim <= s.ndim else t
+    _check_counts(n, s, t, threshold)
+    rate = falling((s + 0.5) / (t + 1), t)
+    alike = np.abs(rate[..., None] - rate[..., None, :]) < 1e-12
+    pooled = (t[..., None, :] * alike).sum(-1)  # trials behind each point
     log_odds, variance = logit(rate) - logit(threshold), 1 / (pooled * rate * (1 - rate))
     below = log_odds <= 0
     right = np.maximum(below.argmax(-1), 1) if len(n) > 1 else np.zeros(s.shape[:-1], int)
-    at = lambda x, i: np.take_along_axis(np.broadcast_to(x, s.shape), i[..., None], -1)[..., 0]
     with np.errstate(invalid="ignore", divide="ignore"):  # where nothing falls, another branch is taken
-        drop = at(log_odds, right - 1) - at(log_odds, right)
-        share = at(log_odds, right - 1) / drop
-        crossed = at(n, right - 1) + share * (at(n, right) - at(n, right - 1))
-        noise = (at(n, right) - at(n, right - 1)) / drop * np.sqrt((1 - share) ** 2 * at(variance, right - 1) + share**2 * at(variance, right))
+        crossed, noise = _crossed(n, log_odds, variance, right)
     first = rate[..., 0]
     shrunk = n[0] * np.log(threshold) / np.log(first)
     shrunk_noise = shrunk / -np.log(first) / first * np.sqrt(variance[..., 0]) * first * (1 - first)
     cases = [below[..., 0], ~below.any(-1)]
-    return (np.select(cases, [shrunk, np.full(first.shape, n[-1])], crossed), np.select(cases, [shrunk_noise, np.full(first.shape, np.nan)], noise),
-            np.select(cases, ["below", "above"], "crossed"))
+    return (
+        np.select(cases, [shrunk, np.full(first.shape, n[-1])], crossed),
+        np.select(cases, [shrunk_noise, np.full(first.shape, np.nan)], noise),
+        np.select(cases, ["below", "above"], "crossed"),
+    )
 
 # %% ../../nbs/law/00_length_curves.ipynb #3a2d7b5b
 def counts_by_length(
-    table: pd.DataFrame, # measurement table
-) -> tuple: # run columns and round, a row each (B, 5); lengths (P,); successes (B, P); trials (B, P), 0 where not measured
+    table: pd.DataFrame,  # measurement table
+) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, np.ndarray]:  # (B, 5), (P,), (B, P), (B, P)
     """Accuracy counts, pooled over voters, of all rounds of all runs as arrays.
 
-    Raises: TableError for what is no table, CurveError when no accuracy was measured."""
+    Run columns and round, a row each; lengths; successes; trials, 0 where a length was not measured.
+
+    Raises: TableError for what is no table, CurveError when no accuracy was measured.
+    """
     accuracy = accuracy_by_length(table)
-    if not accuracy["trials"].gt(0).any(): raise CurveError("the table has no accuracy with trials; measure at least one length")
-    counts = accuracy[accuracy["trials"] > 0].pivot(index=RUN + ["round"], columns="length", values=["successes", "trials"]).fillna(0)
+    if not accuracy["trials"].gt(0).any():
+        raise CurveError("the table has no accuracy with trials; measure at least one length")
+    accuracy, values = accuracy[accuracy["trials"] > 0], ["successes", "trials"]
+    counts = accuracy.pivot(index=[*RUN, "round"], columns="length", values=values).fillna(0)
     lengths = counts["trials"].columns.to_numpy(float)
-    return counts.index.to_frame(index=False), lengths, counts["successes"].to_numpy(float), counts["trials"].to_numpy(float)
+    successes, trials = (counts[value].to_numpy(float) for value in values)
+    return counts.index.to_frame(index=False), lengths, successes, trials
 
 # %% ../../nbs/law/00_length_curves.ipynb #080a2cd4
 def horizons(
-    table: pd.DataFrame, # measurement table
-    threshold: float = 0.5, # accuracy, in (0, 1)
-) -> pd.DataFrame: # run columns, round, length (newest), horizon, deviation, margin, flag; sorted by run and round
+    table: pd.DataFrame,  # measurement table
+    threshold: float = 0.5,  # accuracy, in (0, 1)
+) -> pd.DataFrame:  # run columns, round, length (newest), horizon, deviation, margin, flag; sorted
     """Horizon and margin (horizon minus newest length) of every round, base model included.
 
-    Raises: TableError as `trajectory` does, CurveError for a threshold outside (0, 1)."""
+    Raises: TableError as `trajectory` does, CurveError for a threshold outside (0, 1).
+    """
     newest, (rows, lengths, successes, trials) = trajectory(table), counts_by_length(table)
     patterns, which = np.unique(trials > 0, axis=0, return_inverse=True)
     parts = []
     for number, used in enumerate(patterns):
         same = which.ravel() == number
         found = horizon(lengths[used], successes[same][:, used], trials[same][:, used], threshold)
-        parts.append(rows[same].assign(**dict(zip(("horizon", "deviation", "flag"), found))))
-    found = newest[RUN + ["round", "length"]].merge(pd.concat(parts), on=RUN + ["round"])
-    return found.assign(margin=found["horizon"] - found["length"])[RUN + ["round", "length", "horizon", "deviation", "margin", "flag"]]
+        parts.append(rows[same].assign(horizon=found[0], deviation=found[1], flag=found[2]))
+    whole = newest[[*RUN, "round", "length"]].merge(pd.concat(parts), on=[*RUN, "round"])
+    whole = whole.assign(margin=whole["horizon"] - whole["length"])
+    return whole[[*RUN, "round", "length", "horizon", "deviation", "margin", "flag"]]
 
 # %% ../../nbs/law/00_length_curves.ipynb #674e2a93
 _LENGTHS = tuple(np.geomspace(1.0, 200.0, 40))  # first guesses, symbols
 _STEEP = (0.5, 1.0, 2.0, 4.0, 8.0, 14.0, 20.0, 30.0, 50.0)
 
+
 def _length(name):
-    "A parameter that is a length."
+    """A parameter that is a length."""
     return Parameter(name, "symbols", 1e-2, 1e6, _LENGTHS)
 
-LENGTH_CURVES = {}  # name -> Law with the length n for the round
+
+LENGTH_CURVES: dict[str, Law] = {}  # name -> Law with the length n for the round
 LENGTH_CURVES["constant_error"] = Law(
-    "constant_error", "a = (1 - d)^n", (Parameter("d", "per symbol", 1e-9, 1 - 1e-9, tuple(np.geomspace(1e-6, 0.9, 40)), "logit"),),
-    lambda n, d: -n * np.log1p(-d), ("decay",), lambda H, d: -H / np.log1p(-d))
+    "constant_error",
+    "a = (1 - d)^n",
+    (Parameter("d", "per symbol", 1e-9, 1 - 1e-9, tuple(np.geomspace(1e-6, 0.9, 40)), "logit"),),
+    lambda n, d: -n * np.log1p(-d),
+    ("decay",),
+    lambda H, d: -H / np.log1p(-d),
+)
 LENGTH_CURVES["weibull"] = Law(
-    "weibull", "a = exp(-(n / l)^k)", (_length("l"), Parameter("k", "1", 0.05, 200, _STEEP)),
-    lambda n, l, k: np.exp(np.minimum(k * np.log(n / l), 7.0)), ("decay", "runaway", "slowing"), lambda H, l, k: l * H ** (1 / k))
+    "weibull",
+    "a = exp(-(n / l)^k)",
+    (_length("l"), Parameter("k", "1", 0.05, 200, _STEEP)),
+    lambda n, length, k: np.exp(np.minimum(k * np.log(n / length), 7.0)),
+    ("decay", "runaway", "slowing"),
+    lambda H, length, k: length * H ** (1 / k),
+)
 LENGTH_CURVES["log_logistic"] = Law(
-    "log_logistic", "a = 1 / (1 + (n / l)^k)", (_length("l"), Parameter("k", "1", 0.05, 200, _STEEP)),
-    lambda n, l, k: np.logaddexp(0, k * np.log(n / l)), ("runaway", "slowing"), lambda H, l, k: l * np.expm1(H) ** (1 / k))
+    "log_logistic",
+    "a = 1 / (1 + (n / l)^k)",
+    (_length("l"), Parameter("k", "1", 0.05, 200, _STEEP)),
+    lambda n, length, k: np.logaddexp(0, k * np.log(n / length)),
+    ("runaway", "slowing"),
+    lambda H, length, k: length * np.expm1(H) ** (1 / k),
+)
 LENGTH_CURVES["logistic"] = Law(
-    "logistic", "a = 1 / (1 + exp((n - l) / s))", (_length("l"), Parameter("s", "symbols", 0.01, 1e3, (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 5.0, 10.0))),
-    lambda n, l, s: np.logaddexp(0, (n - l) / s), ("runaway",), lambda H, l, s: l + s * np.log(np.expm1(H)))
+    "logistic",
+    "a = 1 / (1 + exp((n - l) / s))",
+    (_length("l"), Parameter("s", "symbols", 0.01, 1e3, (0.1, 0.2, 0.4, 0.7, 1.0, 1.5, 2.5, 5.0, 10.0))),
+    lambda n, length, s: np.logaddexp(0, (n - length) / s),
+    ("runaway",),
+    lambda H, length, s: length + s * np.log(np.expm1(H)),
+)
 
 # %% ../../nbs/law/00_length_curves.ipynb #f40516ab
 def _noise_hazard(n, r, q):
-    "-ln a, with all digits at both ends."
+    """-ln a, with all digits at both ends."""
     x = q / (2 * r * n**2)
     wrong = gammaincc(q / 2, x)
-    with np.errstate(divide="ignore"): return np.where(wrong < 0.5, -np.log1p(-wrong), -np.log(gammainc(q / 2, x)))
+    with np.errstate(divide="ignore"):
+        return np.where(wrong < 0.5, -np.log1p(-wrong), -np.log(gammainc(q / 2, x)))
+
 
 LENGTH_CURVES["accumulated_noise"] = Law(
-    "accumulated_noise", "a = gammainc(q / 2, q / (2 r n^2))",
-    (Parameter("r", "per symbol squared", 1e-8, 1e2, tuple(1 / np.array(_LENGTHS) ** 2)), Parameter("q", "1", 0.1, 2e4, tuple(np.geomspace(0.5, 5e3, 16)))),
-    _noise_hazard, ("runaway", "slowing"), lambda H, r, q: np.sqrt(q / (2 * r * gammaincinv(q / 2, np.exp(-H)))))
+    "accumulated_noise",
+    "a = gammainc(q / 2, q / (2 r n^2))",
+    (
+        Parameter("r", "per symbol squared", 1e-8, 1e2, tuple(1 / np.array(_LENGTHS) ** 2)),
+        Parameter("q", "1", 0.1, 2e4, tuple(np.geomspace(0.5, 5e3, 16))),
+    ),
+    _noise_hazard,
+    ("runaway", "slowing"),
+    lambda H, r, q: np.sqrt(q / (2 * r * gammaincinv(q / 2, np.exp(-H)))),
+)
 
 # %% ../../nbs/law/00_length_curves.ipynb #04530d1a
 LENGTH_CURVES["slips_and_reach"] = Law(
-    "slips_and_reach", "a = (1 - d)^n / (1 + exp((n - l) / s))",
-    (Parameter("d", "per symbol", 1e-9, 1 - 1e-9, (1e-4, 1e-3, 0.01, 0.03, 0.1), "logit"),) + LENGTH_CURVES["logistic"].parameters,
-    lambda n, d, l, s: -n * np.log1p(-d) + np.logaddexp(0, (n - l) / s), ("decay", "runaway"))
+    "slips_and_reach",
+    "a = (1 - d)^n / (1 + exp((n - l) / s))",
+    (Parameter("d", "per symbol", 1e-9, 1 - 1e-9, (1e-4, 1e-3, 0.01, 0.03, 0.1), "logit"),)
+    + LENGTH_CURVES["logistic"].parameters,
+    lambda n, d, length, s: -n * np.log1p(-d) + np.logaddexp(0, (n - length) / s),
+    ("decay", "runaway"),
+)
 
 # %% ../../nbs/law/00_length_curves.ipynb #385e680d
 SHORTEST, LONGEST = 1e-3, 1e12  # symbols; beyond them a crossing is 0 or infinite
 
+
 def crossing_length(
-    curve: Law, # of LENGTH_CURVES
-    parameters: np.ndarray, # (k,) or (B, k) float
-    threshold: float = 0.5, # accuracy, in (0, 1)
-) -> np.ndarray: # () or (B,) float, symbols; 0: below at every length, inf: never
-    "The length at which a curve falls through the threshold."
+    curve: Law,  # of LENGTH_CURVES
+    parameters: np.ndarray,  # (k,) or (B, k) float
+    threshold: float = 0.5,  # accuracy, in (0, 1)
+) -> np.ndarray:  # () or (B,) float, symbols; 0: below at every length, inf: never
+    """The length at which a curve falls through the threshold."""
     parameters, hazard = np.asarray(parameters, float), -np.log(threshold)
     if curve.crossing is not None:
         found = curve.crossing(hazard, *np.moveaxis(parameters, -1, 0))
@@ -170,24 +256,28 @@ def crossing_length(
 
 # %% ../../nbs/law/00_length_curves.ipynb #8956ca7b
 def _checked(curve, lengths, successes, trials):
-    "Counts as (B, P) float arrays, or a CurveError."
+    """Counts as (B, P) float arrays, or a CurveError."""
     n, s = np.asarray(lengths, float), np.asarray(successes, float)
     s, t = np.broadcast_arrays(s, np.asarray(trials, float))
     _check_counts(n, s, np.where(t == 0, 1, t), 0.5)
     measured = (t > 0).sum(-1).min(initial=len(n))
-    if measured < len(curve.parameters): raise CurveError(f"{curve.name} has {len(curve.parameters)} parameters and there are only {measured} lengths; measure more lengths")
+    if measured < len(curve.parameters):
+        short = f"{curve.name} has {len(curve.parameters)} parameters and there are only {measured} lengths"
+        raise CurveError(f"{short}; measure more lengths")
     return n, s.reshape(-1, len(n)), t.reshape(-1, len(n))
 
+
 def fit_curve(
-    curve: Law, # of LENGTH_CURVES
-    lengths: np.ndarray, # (P,) rising, symbols
-    successes: np.ndarray, # (P,) or (..., P) counts
-    trials: np.ndarray, # broadcasts against successes; 0 where a length was not measured
-    weights: np.ndarray = 1.0, # broadcasts against successes, multiplies each point's log-likelihood
-) -> tuple: # parameters (..., k), converged (...) bool
+    curve: Law,  # of LENGTH_CURVES
+    lengths: np.ndarray,  # (P,) rising, symbols
+    successes: np.ndarray,  # (P,) or (..., P) counts
+    trials: np.ndarray,  # broadcasts against successes; 0 where a length was not measured
+    weights: np.ndarray | float = 1.0,  # broadcasts against successes, multiplies each log-likelihood
+) -> tuple:  # parameters (..., k), converged (...) bool
     """Maximum-likelihood fit of one curve, or of each of many.
 
-    Raises: CurveError for counts that cannot be, or fewer lengths than parameters."""
+    Raises: CurveError for counts that cannot be, or fewer lengths than parameters.
+    """
     shape = np.broadcast_shapes(np.shape(successes), np.shape(trials))
     n, s, t = _checked(curve, lengths, successes, trials)
     w = np.broadcast_to(weights, shape).reshape(s.shape)
@@ -199,46 +289,69 @@ def fit_curve(
 
 # %% ../../nbs/law/00_length_curves.ipynb #5189273c
 def left_out(
-    curve: Law, # of LENGTH_CURVES
-    lengths: np.ndarray, # (P,) rising, symbols
-    successes: np.ndarray, # (P,) or (..., P) counts
-    trials: np.ndarray, # broadcasts against successes; 0 where not measured
-) -> np.ndarray: # accuracy, shape of successes
+    curve: Law,  # of LENGTH_CURVES
+    lengths: np.ndarray,  # (P,) rising, symbols
+    successes: np.ndarray,  # (P,) or (..., P) counts
+    trials: np.ndarray,  # broadcasts against successes; 0 where not measured
+) -> np.ndarray:  # accuracy, shape of successes
     """The accuracy that a curve expects at each length when it is fitted to the other lengths alone.
 
-    Raises: CurveError as `fit_curve` does."""
+    Raises: CurveError as `fit_curve` does.
+    """
     n = np.asarray(lengths, float)
-    if len(n) <= len(curve.parameters): raise CurveError(f"{curve.name} has {len(curve.parameters)} parameters; leaving out one of {len(n)} lengths leaves too few")
+    if len(n) <= len(curve.parameters):
+        many = f"{curve.name} has {len(curve.parameters)} parameters"
+        raise CurveError(f"{many}; leaving out one of {len(n)} lengths leaves too few")
     fits = [fit_curve(curve, n, successes, trials, np.arange(len(n)) != i)[0] for i in range(len(n))]
-    return np.concatenate([curve.accuracy(n[i:i + 1], found) for i, found in enumerate(fits)], -1)
+    return np.concatenate([curve.accuracy(n[i : i + 1], found) for i, found in enumerate(fits)], -1)
 
 # %% ../../nbs/law/00_length_curves.ipynb #b4e3b289
 def _dispersion(rate, s, t, parameters):
-    "Moment estimate of the intra-class correlation, shrunk; variances below one count are taken as one."
+    """Moment estimate of the intra-class correlation, shrunk; variances below one count are taken as one."""
     spare = (t > 0).sum() - parameters
     excess = ((s - t * rate) ** 2 / np.maximum(t * rate * (1 - rate), 1)).sum() - spare
-    return (max(excess, 0) / np.maximum(t[t > 0] - 1, 1).mean() + PRIOR_POINTS * PRIOR_OVERDISPERSION) / (max(spare, 0) + PRIOR_POINTS)
+    seen = max(excess, 0) / np.maximum(t[t > 0] - 1, 1).mean()
+    return (seen + PRIOR_POINTS * PRIOR_OVERDISPERSION) / (max(spare, 0) + PRIOR_POINTS)
+
+
+def _described(curve, n, s, t):
+    """How one formula does on many curves; its log-likelihoods point by point as an array."""
+    found, converged = fit_curve(curve, n, s, t)
+    rate, shares, measured = curve.accuracy(n, found), s / np.maximum(t, 1), t > 0
+    return dict(
+        parameters=len(curve.parameters),
+        each=log_likelihood(curve(n, found), s, t),
+        error=np.abs(rate - shares)[measured].mean(),
+        error_left_out=np.abs(left_out(curve, n, s, t) - shares)[measured].mean(),
+        converged=converged.mean(),
+        rho=_dispersion(rate, s, t, found.size),
+    )
+
 
 def compare_curves(
-    lengths: np.ndarray, # (P,) rising, symbols
-    successes: np.ndarray, # (P,) or (..., P) counts
-    trials: np.ndarray, # broadcasts against successes; 0 where not measured
-    curves: dict = LENGTH_CURVES, # name -> Law
-) -> pd.DataFrame: # a row per formula, lowest AICc first: parameters, log_likelihood, aicc, wins, error, error_left_out, converged
-    """Formulas compared over many curves: sums of log-likelihood and AICc, share of curves on which each has the lowest AICc,
-    mean absolute error of the accuracy at lengths fitted and at lengths left out.
+    lengths: np.ndarray,  # (P,) rising, symbols
+    successes: np.ndarray,  # (P,) or (..., P) counts
+    trials: np.ndarray | float,  # broadcasts against successes; 0 where not measured
+    curves: dict[str, Law] = LENGTH_CURVES,  # name -> Law
+) -> pd.DataFrame:  # a row per formula, lowest AICc first
+    """Formulas compared over many curves.
 
-    Raises: CurveError as `fit_curve` does."""
-    rows = {}
-    for name, curve in curves.items():
-        n, s, t = _checked(curve, lengths, successes, trials)
-        found, converged = fit_curve(curve, n, s, t)
-        rate, measured = curve.accuracy(n, found), t > 0
-        error = lambda expected: np.abs(expected - s / np.maximum(t, 1))[measured].mean()
-        rows[name] = dict(parameters=len(curve.parameters), each=log_likelihood(curve(n, found), s, t), error=error(rate),
-                          error_left_out=error(left_out(curve, n, s, t)), converged=converged.mean(), rho=_dispersion(rate, s, t, found.size))
+    Parameters; sums of log-likelihood and AICc; the share of curves on which each wins, with the lowest AICc;
+    mean absolute error of the accuracy at lengths fitted and left out; share of fits that converged.
+
+    Raises: CurveError as `fit_curve` does.
+    """
+    checked = {name: _checked(curve, lengths, successes, trials) for name, curve in curves.items()}
+    rows = {name: _described(curves[name], *counts) for name, counts in checked.items()}
+    *_, t = next(iter(checked.values()))
     weights = 1 / (1 + np.maximum(t - 1, 0) * min(row["rho"] for row in rows.values()))
-    aicc = np.array([np.vectorize(corrected_akaike)((weights * row["each"]).sum(-1), row["parameters"], (weights * t).sum(-1)) for row in rows.values()])
-    table = pd.DataFrame([{**row, "log_likelihood": row["each"].sum(), "aicc": total, "wins": share} for row, total, share in
-                          zip(rows.values(), aicc.sum(-1), np.bincount(aicc.argmin(0), minlength=len(rows)) / aicc.shape[1])], index=pd.Index(rows, name="curve"))
-    return table[["parameters", "log_likelihood", "aicc", "wins", "error", "error_left_out", "converged"]].sort_values("aicc")
+    criterion, sizes = np.vectorize(corrected_akaike), (weights * t).sum(-1)
+    each = [criterion((weights * row["each"]).sum(-1), row["parameters"], sizes) for row in rows.values()]
+    aicc, found = np.array(each), pd.DataFrame(rows).T
+    found = found.assign(
+        log_likelihood=[row["each"].sum() for row in rows.values()],
+        aicc=aicc.sum(-1),
+        wins=np.bincount(aicc.argmin(0), minlength=len(rows)) / aicc.shape[1],
+    ).rename_axis("curve")
+    columns = ["parameters", "log_likelihood", "aicc", "wins", "error", "error_left_out", "converged"]
+    return found[columns].infer_objects().astype({"parameters": int}).sort_values("aicc")

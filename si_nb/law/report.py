@@ -7,236 +7,406 @@ __all__ = ['reproduction_number', 'reproduction_by_round', 'arm_report', 'law_re
            'print_report']
 
 # %% ../../nbs/law/05_report.ipynb #a874dc3f
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .forecasters import (LEVEL, MOST_RESAMPLES, WALKERS, Forecast, Readings, budget_factors, check_choice, check_threshold, check_whole, collapse_round, forecast,
-                            load_weights, predicted_accuracy)
+from si_nb.law.forecasters import (
+    FORECASTERS,
+    LEVEL,
+    MOST_RESAMPLES,
+    RESAMPLES,
+    Forecast,
+    Readings,
+    budget_factors,
+    check_choice,
+    check_threshold,
+    check_whole,
+    collapse_round,
+    common_settings,
+    forecast,
+    load_weights,
+    predicted_accuracy,
+)
+from .horizon import load_population
 from .round_curves import LawError
-from ..record.table import LONGEST_LINE, MINIMAL, RUN, check_table, check_trajectory, error_budget, printable, trajectory
+from si_nb.record.table import (
+    LONGEST_LINE,
+    MINIMAL,
+    RUN,
+    check_table,
+    check_trajectory,
+    error_budget,
+    printable,
+    trajectory,
+)
 
 # %% ../../nbs/law/05_report.ipynb #cfc96ca9
+def _summary(number):
+    """Median and LEVEL interval of a sample."""
+    low, middle, high = np.quantile(number, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
+    return dict(value=middle, low=low, high=high)
+
+
 def reproduction_number(
-    table: pd.DataFrame, # measurement table of one arm, with label rows, or Readings of it
-    until_round: int = None, # leave later rounds out
-    draws: int = 1000, # posterior draws
-    generator: np.random.Generator = None, # source of chance; None: default_rng(0)
-) -> dict: # value, low, high (LEVEL interval); None when the table cannot say
-    "How many later errors one error brings about: R = tau kappa psi / phi, pooled over rounds and runs."
+    table: pd.DataFrame | Readings,  # measurements of one arm, with label rows, or Readings of them
+    until_round: int | None = None,  # leave later rounds out
+    draws: int = RESAMPLES,  # posterior draws
+    generator: np.random.Generator | None = None,  # source of chance; None: default_rng(0)
+) -> dict[str, float | None]:  # value, low, high (LEVEL interval); None when the table cannot say
+    """How many later errors one error brings about: R = tau kappa psi / phi, pooled over rounds and runs."""
     factors = budget_factors(table, until_round, draws, generator)
-    if factors is None or factors.kappa is None or factors.tau.shape[1] == 0: return dict(value=None, low=None, high=None)
+    if factors is None or factors.kappa is None or factors.tau.shape[1] == 0:
+        return dict(value=None, low=None, high=None)
     number = np.exp(np.log(factors.tau).mean(1)) * factors.kappa * factors.psi / factors.phi
-    low, middle, high = np.quantile(number, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2])
-    return dict(value=float(middle), low=float(low), high=float(high))
+    return {name: float(value) for name, value in _summary(number).items()}
 
 # %% ../../nbs/law/05_report.ipynb #80d830c6
 def reproduction_by_round(
-    table: pd.DataFrame, # measurement table with label rows, any number of runs
-    draws: int = 1000, # posterior draws
-    generator: np.random.Generator = None, # source of chance; None: default_rng(0)
-) -> pd.DataFrame: # run columns, round, value, low, high (LEVEL interval)
-    "R of every round with kappa = 1: survival of the step into the round, times psi over phi of its filter."
-    generator = np.random.default_rng(0) if generator is None else generator
-    wide = error_budget(table).pivot(index=[*RUN, "round"], columns="quantity", values=["successes", "trials"])
+    table: pd.DataFrame,  # measurement table with label rows, any number of runs
+    draws: int = RESAMPLES,  # posterior draws
+    generator: np.random.Generator | None = None,  # source of chance; None: default_rng(0)
+) -> pd.DataFrame:  # run columns, round, value, low, high (LEVEL interval)
+    """R of every round with kappa = 1: survival of the step into it, times psi over phi of its filter."""
+    generator, parts = np.random.default_rng(0) if generator is None else generator, ["successes", "trials"]
+    wide = error_budget(table).pivot(index=[*RUN, "round"], columns="quantity", values=parts)
     before = wide.xs("accuracy", axis=1, level="quantity").groupby(RUN).shift(1)
-    right, tried = wide["successes"].assign(before=before["successes"]), wide["trials"].assign(before=before["trials"])
+    right, tried = (wide[part].assign(before=before[part]) for part in parts)
     use = tried[["before", "label_raw", "kept_right", "kept_wrong"]].gt(0).all(axis=1)
-    right, tried = right[use], tried[use]
-    beta = lambda q: generator.beta(right[q] + 0.5, tried[q] - right[q] + 0.5, size=(draws, len(right)))
-    number = beta("label_raw") / beta("before") * beta("kept_wrong") / beta("kept_right")
-    low, middle, high = np.quantile(number, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
-    return right.index.to_frame(index=False).assign(value=middle, low=low, high=high)
+    right, wrong = right[use], (tried - right)[use]
+    raw, earlier, psi, phi = (
+        generator.beta(right[name] + 0.5, wrong[name] + 0.5, size=(draws, len(right)))
+        for name in ("label_raw", "before", "kept_wrong", "kept_right")
+    )
+    return right.index.to_frame(index=False).assign(**_summary(raw / earlier * psi / phi))
 
 # %% ../../nbs/law/05_report.ipynb #f17a0824
 def _number(value):
-    "A float for JSON; None where it is not finite."
+    """A float for JSON; None where it is not finite."""
     return float(value) if value is not None and np.isfinite(value) else None
 
+
+_FITTED = ("log_likelihood", "aicc", "weight")  # numbers that only a fitted curve has
+
+
 def _law_entry(name, forecast, weights):
-    "One forecaster that could speak: its parameters with intervals, how it fits, and its weight in the average."
-    outlook, fit = forecast.outlooks[name], forecast.fits.fits.get(name) if forecast.fits else None
-    parameters = {n: {k: v if k == "unit" else _number(v) for k, v in p.items()} for n, p in outlook.parameters.items()}
-    known = dict(log_likelihood=_number(fit.log_likelihood), aicc=_number(fit.aicc), weight=_number(fit.weight), converged=fit.converged) if fit else \
-        dict(log_likelihood=None, aicc=None, weight=None, converged=True)
-    return dict(name=name, formula=fit.law.formula if fit else WALKERS[name].formula, parameters=parameters, **known,
-                average_weight=weights.get(name, 0.0), failed_resamples=outlook.failed)
+    """One forecaster that could speak: its parameters with intervals, how it fits, and its average weight."""
+    courses, fit = forecast.asked[name], forecast.fits.fits.get(name) if forecast.fits else None
+    parameters = {
+        parameter: {key: value if key == "unit" else _number(value) for key, value in known.items()}
+        for parameter, known in courses.parameters.items()
+    }
+    return dict(
+        name=name,
+        formula=FORECASTERS[name].formula,
+        parameters=parameters,
+        **{key: _number(getattr(fit, key)) if fit else None for key in _FITTED},
+        converged=fit.converged if fit else True,
+        average_weight=weights.get(name, 0.0),
+        failed_resamples=courses.failed,
+    )
+
 
 def _measured_entries(series, threshold):
-    "Measured collapse of every run of an arm."
-    return [dict(run_id=row["run_id"], seed=int(row["seed"]), collapse_round=None if row["censored"] else int(row["collapse_round"]),
-                 censored=bool(row["censored"]), at_least=int(row["at_least"]), last_round=int(row["last_round"]))
-            for row in collapse_round(series, threshold).to_dict("records")]
+    """Measured collapse of every run of an arm."""
+    return [
+        dict(
+            run_id=row["run_id"],
+            seed=int(row["seed"]),
+            collapse_round=None if row["censored"] else int(row["collapse_round"]),
+            censored=bool(row["censored"]),
+            at_least=int(row["at_least"]),
+            last_round=int(row["last_round"]),
+        )
+        for row in collapse_round(series, threshold).to_dict("records")
+    ]
 
 # %% ../../nbs/law/05_report.ipynb #84bcb37d
 def _round_entries(forecast, series):
-    "Predicted and measured accuracy, round by round; measured is pooled over runs."
+    """Predicted and measured accuracy, round by round; measured is pooled over runs."""
     pooled, entries = series.groupby("round")[["successes", "trials"]].sum(), []
     for row in predicted_accuracy(forecast).to_dict("records"):
-        successes, trials = map(int, pooled.loc[row["round"]]) if row["round"] in pooled.index else (None, None)
-        entries.append(dict(round=int(row["round"]), accuracy=_number(row["accuracy"]), low=_number(row["low"]), high=_number(row["high"]), seen=bool(row["seen"]),
-                            successes=successes, trials=trials, measured=successes / trials if trials else None))
+        predicted = {name: _number(row[name]) for name in ("accuracy", "low", "high")}
+        successes = trials = measured = None
+        if row["round"] in pooled.index:
+            successes, trials = map(int, pooled.loc[row["round"]])
+            measured = successes / trials if trials else None
+        counts = dict(successes=successes, trials=trials, measured=measured)
+        entries.append(dict(round=int(row["round"]), **predicted, seen=bool(row["seen"]), **counts))
     return entries
 
 # %% ../../nbs/law/05_report.ipynb #3e91d1ac
+def _who(series):
+    """What a report is of."""
+    first = series.iloc[0]
+    return dict(task=str(first["task"]), arm=str(first["arm"]), runs=int(series.groupby(RUN).ngroups))
+
+
 def arm_report(
-    forecast: Forecast, # of this arm
-    series: pd.DataFrame, # its trajectory, all rounds
-    reproduction: dict = None, # as `reproduction_number` gives it; None: the table cannot say
-) -> dict: # strictly JSON
-    "A forecast and what was measured, as plain numbers."
-    collapse = dict(threshold=float(forecast.threshold), round=forecast.collapse_round, low=forecast.low, high=forecast.high, level=LEVEL,
-                    probability_by_last_round=forecast.probability_by_last_round, sustained_probability=forecast.sustained_probability)
+    forecast: Forecast,  # of this arm
+    series: pd.DataFrame,  # its trajectory, all rounds
+    reproduction: dict | None = None,  # as `reproduction_number` gives it; None: the table cannot say
+) -> dict[str, Any]:  # strictly JSON
+    """A forecast and what was measured, as plain numbers."""
+    collapse = dict(
+        threshold=float(forecast.threshold),
+        round=forecast.collapse_round,
+        low=forecast.low,
+        high=forecast.high,
+        level=LEVEL,
+        probability_by_last_round=forecast.probability_by_last_round,
+        sustained_probability=forecast.sustained_probability,
+    )
     weights = load_weights()
-    return dict(task=str(series["task"].iloc[0]), arm=str(series["arm"].iloc[0]), runs=int(series.groupby(RUN).ngroups),
-                until_round=forecast.until_round, last_round=forecast.last_round, note=None,
-                laws=[_law_entry(name, forecast, weights) for name in forecast.outlooks], left_out=forecast.refused,
-                overdispersion=_number(forecast.overdispersion.mean()), chosen=forecast.law, collapse=collapse,
-                measured=_measured_entries(series, forecast.threshold), rounds=_round_entries(forecast, series),
-                reproduction_number=reproduction or dict(value=None, low=None, high=None))
+    return dict(
+        **_who(series),
+        until_round=forecast.until_round,
+        last_round=forecast.last_round,
+        note=None,
+        warnings=list(forecast.warnings),
+        laws=[_law_entry(name, forecast, weights) for name in forecast.asked],
+        left_out=forecast.refused,
+        overdispersion=_number(forecast.courses.scatter.mean()),
+        chosen=forecast.law,
+        collapse=collapse,
+        measured=_measured_entries(series, forecast.threshold),
+        rounds=_round_entries(forecast, series),
+        reproduction_number=reproduction or dict(value=None, low=None, high=None),
+    )
 
 # %% ../../nbs/law/05_report.ipynb #0110cb85
 def _no_law(series, threshold, line):
-    "The report of an arm to which no law could be fitted."
-    return dict(task=str(series["task"].iloc[0]), arm=str(series["arm"].iloc[0]), runs=int(series.groupby(RUN).ngroups), until_round=None,
-                last_round=int(series["round"].max()), note=line, laws=[], left_out={}, overdispersion=None, chosen=None,
-                collapse=dict(threshold=float(threshold), round=None, low=None, high=None, level=LEVEL, probability_by_last_round=None, sustained_probability=None),
-                measured=_measured_entries(series, threshold), rounds=[], reproduction_number=dict(value=None, low=None, high=None))
+    """The report of an arm to which no law could be fitted."""
+    nothing = dict.fromkeys(("round", "low", "high", "probability_by_last_round", "sustained_probability"))
+    return dict(
+        **_who(series),
+        until_round=None,
+        last_round=int(series["round"].max()),
+        note=line,
+        warnings=[],
+        laws=[],
+        left_out={},
+        overdispersion=None,
+        chosen=None,
+        collapse=dict(nothing, threshold=float(threshold), level=LEVEL),
+        measured=_measured_entries(series, threshold),
+        rounds=[],
+        reproduction_number=dict(value=None, low=None, high=None),
+    )
 
 # %% ../../nbs/law/05_report.ipynb #3dc7baaa
+_NOT_TOLD = [
+    "run_id",
+    "task",
+    "seed",
+    "si_method",
+]  # columns of settings that the arm and its runs say already
+
+
 def _differences(runs, settings):
-    "In words, the settings in which each run differs from most runs of its task and arm, or that they are not known; nothing where no run has any."
-    if settings is None or not runs["run_id"].isin(settings["run_id"]).any(): return [""] * len(runs)
-    known = runs[["run_id"]].merge(settings, on="run_id", how="left").set_index(runs.index).drop(columns=["run_id", "task", "seed", "si_method"], errors="ignore")
+    """In words, the settings in which each run differs from most runs of its task and arm; or not known."""
+    if settings is None or not runs["run_id"].isin(settings["run_id"]).any():
+        return [""] * len(runs)
+    known = runs[["run_id"]].merge(settings, on="run_id", how="left").set_index(runs.index)
+    known = known.drop(columns=_NOT_TOLD, errors="ignore")
     usual = known.groupby([runs["task"], runs["arm"]]).transform(lambda values: values.mode().get(0))
-    other = known.where(known.ne(usual) & known.notna())
-    words = [", ".join(f"{name} {value}" for name, value in row.items() if pd.notna(value)) for row in other.to_dict("records")]
+    other = known.where(known.ne(usual) & known.notna()).to_dict("records")
+    words = [", ".join(f"{name} {value}" for name, value in row.items() if pd.notna(value)) for row in other]
     return np.where(runs["run_id"].isin(settings["run_id"]), words, "settings not known")
 
+
 def _subjects(series, settings):
-    "Name and trajectory of what each fit is of: a cell of runs that differ in the seed alone, or a single run."
+    """Name and trajectory of each fit: of runs that differ in the seed alone, or of a single run."""
     runs = series[RUN].drop_duplicates()
     runs = runs.assign(cell=_differences(runs, settings))
-    alone = runs.duplicated(["task", "arm", "cell", "seed"], keep=False).groupby([runs[c] for c in ("task", "arm", "cell")]).transform("any")
+    twice = runs.duplicated(["task", "arm", "cell", "seed"], keep=False)
+    alone = twice.groupby([runs[c] for c in ("task", "arm", "cell")]).transform("any")
     name = runs["arm"] if series["task"].nunique() == 1 else runs["task"] + "/" + runs["arm"]
     runs["name"] = (name + (", " + runs["cell"]).where(runs["cell"] != "", "")).where(~alone, runs["run_id"])
     parts = [part for _, part in runs.groupby(["task", "arm", "cell", "name"])]
-    for name, part in zip(_distinct(parts), parts, strict=True): yield name, series.merge(part[RUN], on=RUN)
+    for name, part in zip(_distinct(parts), parts, strict=True):
+        yield name, series.merge(part[RUN], on=RUN)
+
 
 def _distinct(parts):
-    "A name for every fit that no other has: its own, else with task and arm, else with a number too."
+    """A name for every fit that no other has: its own, else with task and arm, else with a number too."""
     own = [part["name"].iloc[0] for part in parts]
-    fuller = [f"{name} ({part['task'].iloc[0]}, {part['arm'].iloc[0]})" if own.count(name) > 1 else name for name, part in zip(own, parts, strict=True)]
+    fuller = [
+        f"{name} ({part['task'].iloc[0]}, {part['arm'].iloc[0]})" if own.count(name) > 1 else name
+        for name, part in zip(own, parts, strict=True)
+    ]
     return [f"{name} {number}" if fuller.count(name) > 1 else name for number, name in enumerate(fuller, 1)]
 
+# %% ../../nbs/law/05_report.ipynb #92ce4fdd
+_FEWEST_RESAMPLES = 100  # courses of each forecaster, however many fits there are
+
+
+def _share_of_resamples(fits):
+    """Courses of each forecaster: where there are many fits, each gets its share of ten times the usual."""
+    return max(_FEWEST_RESAMPLES, min(RESAMPLES, 10 * RESAMPLES // fits))
+
+
 def _read_off(table, until_round):
-    "A checked table and its readings up to the origin; a trajectory, which has neither, as it is."
-    if isinstance(table, pd.DataFrame) and "quantity" not in table and set(table.columns) != set(MINIMAL): return check_trajectory(table), None
+    """A checked table and its readings up to the origin; a trajectory, which has neither, as it is."""
+    if isinstance(table, pd.DataFrame) and "quantity" not in table and set(table.columns) != set(MINIMAL):
+        return check_trajectory(table), None
     table = check_table(table)
     return trajectory(table), Readings(table if until_round is None else table[table["round"] <= until_round])
 
-# %% ../../nbs/law/05_report.ipynb #c03aa2ff
-_RESAMPLES, _FEWEST_RESAMPLES = 1000, 100  # courses of each forecaster; where there are many fits, each gets its share of ten times as many
 
-def law_report(
-    table: pd.DataFrame, # measurement table, a table of round, successes, trials, or a trajectory
-    until_round: int = None, # fit rounds 1..until_round; None: all
-    threshold: float = 0.5, # accuracy below which a run has collapsed
-    law: str = "best", # "best", "average", or the name of a law
-    resamples: int = None, # courses of each forecaster; None: 1,000, fewer for more than ten fits
-    seed: int = 0, # of the bootstrap
-    settings: pd.DataFrame = None, # as `read_settings` gives them; None: not known
-) -> dict: # arms: name -> report; for a single arm its fields as well; strictly JSON
-    """Fit, compare and forecast every arm of a table, cell by cell where settings are known.
-
-    Raises: TableError for a table that is none; LawError when no arm can be fitted. One line each."""
+def _check_request(until_round, threshold, law, resamples, seed):
+    """Refuse what no table could be asked for."""
     check_threshold(threshold)
     check_choice(law)
-    if resamples is not None: check_whole("resamples", resamples, 1, MOST_RESAMPLES)
     check_whole("seed", seed, 0)
-    if until_round is not None: check_whole("until_round", until_round, 0)
+    if resamples is not None:
+        check_whole("resamples", resamples, 1, MOST_RESAMPLES)
+    if until_round is not None:
+        check_whole("until_round", until_round, 0)
+
+# %% ../../nbs/law/05_report.ipynb #c03aa2ff
+def law_report(
+    table: pd.DataFrame,  # measurement table, a table of round, successes, trials, or a trajectory
+    until_round: int | None = None,  # fit rounds 1..until_round; None: all
+    threshold: float = 0.5,  # accuracy below which a run has collapsed
+    law: str = "best",  # best, average, or the name of a forecaster
+    resamples: int | None = None,  # courses of each forecaster; None: 1,000, fewer for more than ten fits
+    seed: int = 0,  # of the bootstrap
+    settings: pd.DataFrame | None = None,  # as `read_settings` gives them; None: not known
+    kinds: Mapping | None = None,  # keep rule -> kind; None, or a rule not in it: as in the population
+) -> dict[str, Any]:  # arms: name -> report; for a single arm its fields as well; strictly JSON
+    """Fit, compare and forecast every arm of a table, cell by cell where settings are known.
+
+    Raises: TableError for a table that is none; LawError when no arm can be fitted. One line each.
+    """
+    _check_request(until_round, threshold, law, resamples, seed)
     series, whole = _read_off(table, until_round)
-    subjects, generator, arms = list(_subjects(series, settings)), np.random.default_rng(seed), {}
-    resamples = resamples or max(_FEWEST_RESAMPLES, min(_RESAMPLES, 10 * _RESAMPLES // len(subjects)))
+    generator, population, arms = np.random.default_rng(seed), load_population(), {}
+    subjects = list(_subjects(series, settings))
+    resamples = resamples or _share_of_resamples(len(subjects))
     for name, part in subjects:
-        rows = None if whole is None else whole.of(part)
-        try: found = forecast(part, until_round, threshold, law, resamples, generator, rows)
-        except LawError as error: arms[name] = _no_law(part, threshold, str(error)); continue
-        arms[name] = arm_report(found, part, None if rows is None else reproduction_number(rows, found.until_round, resamples, generator))
-    if all(a["note"] for a in arms.values()): raise LawError("; ".join(f"{printable(name)}: {a['note']}" for name, a in arms.items()))
+        rows, known = None if whole is None else whole.of(part), common_settings(part, settings)
+        asked = (until_round, threshold, law, resamples, generator, rows, population, kinds, known)
+        try:
+            found = forecast(part, *asked)
+        except LawError as error:
+            arms[name] = _no_law(part, threshold, str(error))
+            continue
+        number = rows and reproduction_number(rows, found.until_round, resamples, generator)
+        arms[name] = arm_report(found, part, number)
+    if all(arm["note"] for arm in arms.values()):
+        raise LawError("; ".join(f"{printable(name)}: {arm['note']}" for name, arm in arms.items()))
     return {**(next(iter(arms.values())) if len(arms) == 1 else {}), "arms": arms}
 
 # %% ../../nbs/law/05_report.ipynb #f211a03c
 def _rounds_seen(until_round):
-    "What a forecast saw, in words."
+    """What a forecast saw, in words."""
     return f"rounds 1-{until_round}" if until_round else "the base model"
 
+
 def collapse_line(
-    report: dict, # of one arm
-) -> str: # one line
-    "What is forecast about the collapse of an arm, in words."
-    if report["note"]: return report["note"]
+    report: dict,  # of one arm
+) -> str:  # one line
+    """What is forecast about the collapse of an arm, in words."""
+    if report["note"]:
+        return report["note"]
     c = report["collapse"]
-    say = lambda r: "never" if r is None else str(r)
-    if c["round"] is None: start = f"no collapse below {c['threshold']:g} forecast"
-    else: start = f"collapse below {c['threshold']:g} forecast at round {c['round']}"
-    interval = f"{c['level']:.0%} interval {say(c['low'])} to {say(c['high'])}"
-    return (f"{start} ({interval}) by {report['chosen']} from {_rounds_seen(report['until_round'])}; collapsed by round {report['last_round']} with probability "
-            f"{c['probability_by_last_round']:.2f}, never with {c['sustained_probability']:.2f}")
+    low, high = ("never" if end is None else str(end) for end in (c["low"], c["high"]))
+    below = f"collapse below {c['threshold']:g} forecast"
+    start = f"no {below}" if c["round"] is None else f"{below} at round {c['round']}"
+    return (
+        f"{start} ({c['level']:.0%} interval {low} to {high}) by {report['chosen']} "
+        f"from {_rounds_seen(report['until_round'])}; collapsed by round {report['last_round']} "
+        f"with probability {c['probability_by_last_round']:.2f}, never with {c['sustained_probability']:.2f}"
+    )
+
 
 def measured_line(
-    report: dict, # of one arm
-) -> str: # one line
-    "What was measured about the collapse of an arm's runs, in words."
-    each = [f"not before round {m['at_least']}" if m["censored"] else f"at round {m['collapse_round']}" for m in report["measured"]]
+    report: dict,  # of one arm
+) -> str:  # one line
+    """What was measured about the collapse of an arm's runs, in words."""
+    each = [
+        f"not before round {m['at_least']}" if m["censored"] else f"at round {m['collapse_round']}"
+        for m in report["measured"]
+    ]
     return "measured: collapse " + ", ".join(each)
 
 # %% ../../nbs/law/05_report.ipynb #660af89f
+_SHOWN = {"log_likelihood": "log-lik.", "aicc": "AICc", "weight": "weight", "average_weight": "in average"}
+_DIGITS = {"log_likelihood": ".1f", "aicc": ".1f", "weight": ".3f", "average_weight": ".2f"}
+
+
 def _laws_table(report):
-    "The fitted laws of one arm as a rich table."
+    """The forecasters of one arm as a rich table."""
     who = f"{report['runs']} runs" if report["runs"] > 1 else printable(report["measured"][0]["run_id"])
-    title = f"{printable(report['task'])}, arm {printable(report['arm'])}: {who}, {_rounds_seen(report['until_round'])}"
-    shown = Table(title=Text(title, style="table.title"), title_justify="left")
-    for column in ("law", f"parameters ({LEVEL:.0%} interval)"): shown.add_column(column, overflow="fold")
-    for column in ("log-lik.", "AICc", "weight", "in average"): shown.add_column(column, justify="right")
+    arm = f"{printable(report['task'])}, arm {printable(report['arm'])}"
+    title = Text(f"{arm}: {who}, {_rounds_seen(report['until_round'])}", style="table.title")
+    shown = Table(title=title, title_justify="left")
+    for column in ("law", f"parameters ({LEVEL:.0%} interval)"):
+        shown.add_column(column, overflow="fold")
+    for column in _SHOWN.values():
+        shown.add_column(column, justify="right")
     for law in report["laws"]:
-        inside = ", ".join(f"{n} = {p['value']:.3g} ({p['low']:.3g} to {p['high']:.3g})" for n, p in law["parameters"].items())
-        numbers = [(law["log_likelihood"], ".1f"), (law["aicc"], ".1f"), (law["weight"], ".3f"), (law["average_weight"], ".2f")]
-        shown.add_row(law["name"] + ("" if law["converged"] else " (not converged)"), inside, *["-" if x is None else format(x, digits) for x, digits in numbers])
+        inside = ", ".join(
+            f"{name} = {p['value']:.3g} ({p['low']:.3g} to {p['high']:.3g})"
+            for name, p in law["parameters"].items()
+        )
+        numbers = ["-" if law[key] is None else format(law[key], _DIGITS[key]) for key in _SHOWN]
+        shown.add_row(law["name"] + ("" if law["converged"] else " (not converged)"), inside, *numbers)
     return shown
 
+
 def _rounds_table(report):
-    "Forecast beside measurement for the rounds after the origin that were measured."
+    """Forecast beside measurement for the rounds after the origin that were measured."""
     shown = Table(title="after the forecast", title_justify="left")
-    for column in ("round", "forecast a_r", f"{LEVEL:.0%} band", "measured"): shown.add_column(column, justify="right")
+    for column in ("round", "forecast a_r", f"{LEVEL:.0%} band", "measured"):
+        shown.add_column(column, justify="right")
     later = [r for r in report["rounds"] if not r["seen"] and r["measured"] is not None]
-    for r in later: shown.add_row(str(r["round"]), f"{r['accuracy']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}", f"{r['measured']:.3f}")
+    for r in later:
+        band = f"{r['low']:.3f} to {r['high']:.3f}"
+        shown.add_row(str(r["round"]), f"{r['accuracy']:.3f}", band, f"{r['measured']:.3f}")
     return shown if later else None
 
 # %% ../../nbs/law/05_report.ipynb #3586c70a
 def _say(console, line):
-    "Print a line as it is: rich reads no markup in it, and the terminal obeys nothing in it."
+    """Print a line as it is: rich reads no markup in it, and the terminal obeys nothing in it."""
     console.print(Text(printable(line, 10 * LONGEST_LINE)), soft_wrap=True)
 
+
+def _print_arm(arm, console):
+    """Print what is known of one arm."""
+    if arm["laws"]:
+        console.print(_laws_table(arm))
+    for why in dict.fromkeys(arm["left_out"].values()):
+        names = ", ".join(name for name, reason in arm["left_out"].items() if reason == why)
+        _say(console, f"left out: {names} ({why})")
+    failed = {law["name"]: law["failed_resamples"] for law in arm["laws"] if law["failed_resamples"]}
+    if failed:
+        _say(console, "refits that did not converge: " + ", ".join(f"{n} {k}" for n, k in failed.items()))
+    for line in arm["warnings"]:
+        _say(console, f"warning: {line}")
+    _say(console, f"{printable(arm['arm'])}: {arm['note']}" if arm["note"] else collapse_line(arm))
+    R = arm["reproduction_number"]
+    if R["value"] is not None:
+        interval = f"{R['low']:.2f} to {R['high']:.2f}"
+        _say(console, f"reproduction number of an error: {R['value']:.2f} ({interval})")
+    later = _rounds_table(arm) if arm["rounds"] else None
+    if later:
+        console.print(later)
+    _say(console, measured_line(arm))
+    console.print()
+
+
 def print_report(
-    report: dict, # as `law_report` makes it
-    console: Console = None, # where to print; None: standard output
+    report: dict,  # as `law_report` makes it
+    console: Console | None = None,  # where to print; None: standard output
 ) -> None:
-    "Print laws, forecast and measurement of every arm."
+    """Print laws, forecast and measurement of every arm."""
     console = Console() if console is None else console
     for arm in report["arms"].values():
-        if arm["laws"]: console.print(_laws_table(arm))
-        for why in dict.fromkeys(arm["left_out"].values()):
-            names = ", ".join(name for name, reason in arm["left_out"].items() if reason == why)
-            _say(console, f"left out: {names} ({why})")
-        failed = {law["name"]: law["failed_resamples"] for law in arm["laws"] if law["failed_resamples"]}
-        if failed: _say(console, "refits that did not converge: " + ", ".join(f"{n} {k}" for n, k in failed.items()))
-        _say(console, f"{printable(arm['arm'])}: {arm['note']}" if arm["note"] else collapse_line(arm))
-        R = arm["reproduction_number"]
-        if R["value"] is not None: _say(console, f"reproduction number of an error: {R['value']:.2f} ({R['low']:.2f} to {R['high']:.2f})")
-        later = _rounds_table(arm) if arm["rounds"] else None
-        if later: console.print(later)
-        _say(console, measured_line(arm))
-        console.print()
+        _print_arm(arm, console)

@@ -7,21 +7,33 @@ __all__ = ['UNIFORM_SHARE', 'SHARES', 'ranked_probability_score', 'log_probabili
            'rolling_origin', 'at_shares', 'compare', 'stack']
 
 # %% ../../nbs/law/04_scores.ipynb #79c1368f
+from collections.abc import Mapping
+from itertools import product
+
 import numpy as np
 import pandas as pd
 from scipy.special import logsumexp
 
-from .forecasters import FORECASTERS, LEVEL, Forecast, collapse_round, forecast, predicted_rates, shortest_interval
+from si_nb.law.forecasters import (
+    FORECASTERS,
+    LEVEL,
+    Forecast,
+    collapse_round,
+    common_settings,
+    forecast,
+    predicted_rates,
+    shortest_interval,
+)
 from .horizon import Population, load_population
 from .round_curves import FOREVER, LawError, log_likelihood
 from ..record.table import RUN, trajectory
 
 # %% ../../nbs/law/04_scores.ipynb #eb02e038
 def ranked_probability_score(
-    draws: np.ndarray, # (B, Q) sample of the forecast
-    outcome: np.ndarray, # (Q,) what came out
-) -> np.ndarray: # (Q,) same unit as the outcome; smaller is better
-    "Continuous ranked probability score of a sample, E|X - y| - E|X - X'| / 2. Gneiting & Raftery (2007)."
+    draws: np.ndarray,  # (B, Q) sample of the forecast
+    outcome: np.ndarray,  # (Q,) what came out
+) -> np.ndarray:  # (Q,) same unit as the outcome; smaller is better
+    """Continuous ranked probability score, E|X - y| - E|X - X'| / 2. Gneiting & Raftery (2007)."""
     ordered, size = np.sort(draws, 0), len(draws)
     position = (2 * np.arange(1, size + 1) - size - 1)[:, None]
     return np.abs(draws - outcome).mean(0) - (position * ordered).sum(0) / size**2
@@ -29,118 +41,164 @@ def ranked_probability_score(
 # %% ../../nbs/law/04_scores.ipynb #0fe717f7
 UNIFORM_SHARE = 1e-3  # of every forecast, spread over all counts
 
+
 def log_probability(
-    rates: np.ndarray, # (B, Q) draws of the accuracy
-    overdispersion: np.ndarray, # (B,) scatter about each
-    successes: np.ndarray, # (Q,) counts that came out
-    trials: np.ndarray, # (Q,) counts
-) -> np.ndarray: # (Q,) nats
-    "Log-probability of counts under a mixture of beta-binomials and a small uniform share."
-    each = log_likelihood(-np.log(np.clip(rates, 1e-6, 1 - 1e-6)), successes, trials, np.maximum(overdispersion, 1e-6)[:, None])
-    return np.logaddexp(logsumexp(each, axis=0) - np.log(len(rates)) + np.log1p(-UNIFORM_SHARE), np.log(UNIFORM_SHARE) - np.log(trials + 1))
+    rates: np.ndarray,  # (B, Q) draws of the accuracy
+    overdispersion: np.ndarray,  # (B,) scatter about each
+    successes: np.ndarray,  # (Q,) counts that came out
+    trials: np.ndarray,  # (Q,) counts
+) -> np.ndarray:  # (Q,) nats
+    """Log-probability of counts under a mixture of beta-binomials and a small uniform share."""
+    each = log_likelihood(
+        -np.log(np.clip(rates, 1e-6, 1 - 1e-6)), successes, trials, np.maximum(overdispersion, 1e-6)[:, None]
+    )
+    return np.logaddexp(
+        logsumexp(each, axis=0) - np.log(len(rates)) + np.log1p(-UNIFORM_SHARE),
+        np.log(UNIFORM_SHARE) - np.log(trials + 1),
+    )
 
 # %% ../../nbs/law/04_scores.ipynb #2af31458
 def score_forecast(
-    forecast: Forecast, # made from the first rounds
-    trajectory: pd.DataFrame, # the same arm with its later rounds
-    generator: np.random.Generator = None, # source of chance; None: default_rng(0)
-) -> pd.DataFrame: # run columns, round, horizon, measured, log_score, crps, inside_50, inside_90, width_50, width_90
-    "Score a forecast on every measured round after its origin, up to the rounds it predicts."
-    generator = np.random.default_rng(0) if generator is None else generator
-    later = trajectory[(trajectory["round"] > forecast.until_round) & (trajectory["round"] <= forecast.rounds[-1]) & (trajectory["trials"] > 0)]
+    forecast: Forecast,  # made from the first rounds
+    trajectory: pd.DataFrame,  # the same arm with its later rounds
+    generator: np.random.Generator | None = None,  # source of chance; None: default_rng(0)
+) -> (
+    pd.DataFrame
+):  # run columns, round, lead, measured, log_score, crps, inside_50, inside_90, width_50, width_90
+    """Score a forecast on every measured round after its origin, up to the rounds it predicts."""
+    generator, courses = np.random.default_rng(0) if generator is None else generator, forecast.courses
+    ahead = (trajectory["round"] > forecast.until_round) & (trajectory["round"] <= forecast.rounds[-1])
+    later = trajectory[ahead & (trajectory["trials"] > 0)]
     successes, trials = later["successes"].to_numpy(float), later["trials"].to_numpy(float)
     rounds, measured = later["round"].to_numpy(), successes / trials
     drawn = predicted_rates(forecast, rounds, trials.astype(int), generator)
+    found = later[[*RUN, "round"]].assign(
+        lead=later["round"] - forecast.until_round,
+        measured=measured,
+        log_score=log_probability(courses.accuracy[:, rounds - 1], courses.scatter, successes, trials),
+        crps=ranked_probability_score(drawn, measured),
+    )
     ends = {level: np.quantile(drawn, [0.5 - level / 200, 0.5 + level / 200], axis=0) for level in (50, 90)}
-    inside = {f"inside_{level}": (low <= measured) & (measured <= high) for level, (low, high) in ends.items()}
-    width = {f"width_{level}": high - low for level, (low, high) in ends.items()}
-    return later[RUN + ["round"]].assign(horizon=later["round"] - forecast.until_round, measured=measured,
-        log_score=log_probability(forecast.draws[:, rounds - 1], forecast.overdispersion, successes, trials),
-        crps=ranked_probability_score(drawn, measured), **inside, **width).reset_index(drop=True)
+    for level, (low, high) in ends.items():
+        found[f"inside_{level}"] = (low <= measured) & (measured <= high)
+    for level, (low, high) in ends.items():
+        found[f"width_{level}"] = high - low
+    return found.reset_index(drop=True)
 
 # %% ../../nbs/law/04_scores.ipynb #c62e05c2
 def score_collapse(
-    forecast: Forecast, # made from the first rounds
-    trajectory: pd.DataFrame, # the same arm with all that was measured
-) -> pd.DataFrame: # run columns, collapse_round, censored, at_least, last_round, forecast, low, high, low_50, high_50, absolute_error, inside_50, inside
-    "Forecast collapse round against the measured one of every run; for censored runs the smallest error that the run proves."
-    found = collapse_round(trajectory, forecast.threshold)
-    low, high, lower, upper = [min(end, FOREVER) for level in (LEVEL, 0.5) for end in shortest_interval(forecast.collapses, level)]
-    guess, actual = FOREVER if forecast.collapse_round is None else forecast.collapse_round, found["at_least"].to_numpy(float)
-    error = np.where(found["censored"], np.maximum(actual - guess, 0), np.abs(actual - guess))
-    holds = lambda low, high: (found["censored"] | (actual >= low)) & (actual <= high)
-    return found.assign(forecast=np.inf if forecast.collapse_round is None else float(guess), low=low, high=high, low_50=lower, high_50=upper, absolute_error=error,
-                        inside_50=holds(lower, upper), inside=holds(low, high))
+    forecast: Forecast,  # made from the first rounds
+    trajectory: pd.DataFrame,  # the same arm with all that was measured
+) -> (
+    pd.DataFrame
+):  # as `collapse_round`, and forecast, low, high, low_50, high_50, absolute_error, inside_50, inside
+    """Forecast collapse round against the measured one of every run.
+
+    For censored runs the smallest error that the run proves.
+    """
+    found, collapses = collapse_round(trajectory, forecast.threshold), forecast.courses.collapses
+    low, high = (min(end, FOREVER) for end in shortest_interval(collapses, LEVEL))
+    lower, upper = (min(end, FOREVER) for end in shortest_interval(collapses, 0.5))
+    named, actual = forecast.collapse_round, found["at_least"].to_numpy(float)
+    gap = actual - (FOREVER if named is None else named)
+    return found.assign(
+        forecast=np.inf if named is None else float(named),
+        low=low,
+        high=high,
+        low_50=lower,
+        high_50=upper,
+        absolute_error=np.where(found["censored"], np.maximum(gap, 0), np.abs(gap)),
+        inside_50=(found["censored"] | (actual >= lower)) & (actual <= upper),
+        inside=(found["censored"] | (actual >= low)) & (actual <= high),
+    )
 
 # %% ../../nbs/law/04_scores.ipynb #06314940
 def rolling_origin(
-    table: pd.DataFrame, # measurement table of any number of runs
-    names: tuple = FORECASTERS, # forecasters to judge
-    threshold: float = 0.5, # accuracy that defines collapse
-    resamples: int = 100, # size of every sample
-    seed: int = 0, # of the sampling
-    population: Population = None, # what other runs teach; None: the one that comes with si_nb
-) -> tuple: # scores per run, origin, forecaster, round; calls per run, origin, forecaster; refusals: run, origin, forecaster, why
-    "Forecast every run from every round before its end, and score each forecast on what followed."
-    scores, calls, refusals, runs, population = [], [], [], trajectory(table), population or load_population()
-    for key, run in runs.groupby(RUN):
+    table: pd.DataFrame,  # measurement table of any number of runs
+    names: tuple[str, ...] | None = None,  # forecasters to judge; None: all that are registered
+    threshold: float = 0.5,  # accuracy that defines collapse
+    resamples: int = 100,  # size of every sample
+    seed: int = 0,  # of the sampling
+    population: Population | None = None,  # what other runs teach; None: the one that comes with si_nb
+    kinds: Mapping | None = None,  # keep rule -> kind; None: as in the population
+    settings: pd.DataFrame | None = None,  # as `read_settings` gives them; None: not known
+) -> tuple[
+    pd.DataFrame, pd.DataFrame, pd.DataFrame
+]:  # scores, calls, refusals, by run, origin and forecaster
+    """Forecast every run from every round before its end, and score each forecast on what followed."""
+    scores, calls, refusals, population = [], [], [], population or load_population()
+    names = tuple(FORECASTERS) if names is None else names
+    for key, run in trajectory(table).groupby(RUN):
         rows, end = table.merge(run[RUN].drop_duplicates(), on=RUN), collapse_round(run, threshold)
-        for origin in range(min(end["at_least"].iloc[0], end["last_round"].iloc[0])):
-            for name in names:
-                try: made = forecast(run, origin, threshold, name, resamples, np.random.default_rng(seed), rows, population)
-                except LawError as error: refusals.append((*key, origin, name, str(error))); continue
-                label = dict(origin=origin, forecaster=name)
-                scores.append(score_forecast(made, run, np.random.default_rng(seed)).assign(**label))
-                calls.append(score_collapse(made, run).assign(**label))
-    return pd.concat(scores, ignore_index=True), pd.concat(calls, ignore_index=True), pd.DataFrame(refusals, columns=[*RUN, "origin", "forecaster", "why"])
+        known = common_settings(run, settings)
+        origins = range(min(end["at_least"].iloc[0], end["last_round"].iloc[0]))
+        for origin, name in product(origins, names):
+            seen, generator = (run, origin, threshold, name, resamples), np.random.default_rng(seed)
+            try:
+                found = forecast(*seen, generator, rows, population, kinds, known)
+            except LawError as error:
+                refusals.append((*key, origin, name, str(error)))
+                continue
+            label = dict(origin=origin, forecaster=name)
+            scores.append(score_forecast(found, run, np.random.default_rng(seed)).assign(**label))
+            calls.append(score_collapse(found, run).assign(**label))
+    refused = pd.DataFrame(refusals, columns=[*RUN, "origin", "forecaster", "why"])
+    return pd.concat(scores, ignore_index=True), pd.concat(calls, ignore_index=True), refused
 
 # %% ../../nbs/law/04_scores.ipynb #fb30f477
-SHARES = {0.0: 2, 1 / 3: 2, 1 / 2: 1}  # share of the life seen -> rounds (and tenths of the collapse round) that count as close
+SHARES = {0.0: 2, 1 / 3: 2, 1 / 2: 1}  # share of the life seen -> rounds, or tenths, that count as close
+
 
 def at_shares(
-    calls: pd.DataFrame, # as `rolling_origin` gives them
-) -> pd.DataFrame: # those at the origins of SHARES, with columns share, close, wrongly_called
-    "Calls from the base model alone, from a third and from half of each run's life."
+    calls: pd.DataFrame,  # as `rolling_origin` gives them
+) -> pd.DataFrame:  # those at the origins of SHARES, with columns share, close, wrongly_called
+    """Calls from the base model alone, from a third and from half of each run's life."""
     chosen = []
     for share, tolerance in SHARES.items():
         origin = np.floor(share * (calls["at_least"] - 1) + 1e-9)
         part = calls[calls["origin"] == origin]
         close = part["absolute_error"] <= np.maximum(tolerance, tolerance / 10 * part["at_least"])
-        chosen.append(part.assign(share=share, close=close, wrongly_called=(part["forecast"] <= part["last_round"]) == part["censored"]))
+        wrong = (part["forecast"] <= part["last_round"]) == part["censored"]
+        chosen.append(part.assign(share=share, close=close, wrongly_called=wrong))
     return pd.concat(chosen, ignore_index=True)
 
 # %% ../../nbs/law/04_scores.ipynb #2c465929
 def compare(
-    scores: pd.DataFrame, # as `rolling_origin` gives them
-    one: str, # forecaster
-    other: str, # forecaster
-    metric: str = "log_score", # log_score or crps
-    resamples: int = 10_000, # of the bootstrap by run
-    generator: np.random.Generator = None, # source of chance; None: default_rng(0)
-) -> dict: # advantage (positive: one is better), low, high (95%), p, runs, better_in, verdict
-    "Paired comparison of two forecasters by run, on what both could forecast."
+    scores: pd.DataFrame,  # as `rolling_origin` gives them
+    one: str,  # forecaster
+    other: str,  # forecaster
+    metric: str = "log_score",  # log_score or crps
+    resamples: int = 10_000,  # of the bootstrap by run
+    generator: np.random.Generator | None = None,  # source of chance; None: default_rng(0)
+) -> dict:  # advantage (positive: one is better), low, high (95%), p, runs, better_in, verdict
+    """Paired comparison of two forecasters by run, on what both could forecast."""
     generator = np.random.default_rng(0) if generator is None else generator
-    wide = scores.pivot(index=[*RUN, "origin", "round"], columns="forecaster", values=metric)[[one, other]].dropna()
+    wide = scores.pivot(index=[*RUN, "origin", "round"], columns="forecaster", values=metric)
+    wide = wide[[one, other]].dropna()
     gain = ((wide[one] - wide[other]) * (-1 if metric == "crps" else 1)).groupby(RUN).mean().to_numpy()
     means = gain[generator.integers(len(gain), size=(resamples, len(gain)))].mean(1)
     low, high = np.quantile(means, [0.025, 0.975])
     verdict = "better" if low > 0 else "worse" if high < 0 else "tie"
-    return dict(advantage=gain.mean(), low=low, high=high, p=float((means <= 0).mean()), runs=len(gain), better_in=int((gain > 0).sum()), verdict=verdict)
+    sure = dict(advantage=gain.mean(), low=low, high=high, p=float((means <= 0).mean()))
+    return dict(sure, runs=len(gain), better_in=int((gain > 0).sum()), verdict=verdict)
 
 # %% ../../nbs/law/04_scores.ipynb #55f7e630
 def stack(
-    scores: pd.DataFrame, # as `rolling_origin` gives them
-    names: tuple, # forecasters to weigh
-    iterations: int = 2000, # EM steps
-) -> dict: # forecaster -> weight, adding up to one
-    "Weights of the mixture with the best log score; every run counts the same."
-    wide = scores.pivot(index=[*RUN, "origin", "round"], columns="forecaster", values="log_score")[list(names)].dropna(how="all")
+    scores: pd.DataFrame,  # as `rolling_origin` gives them
+    names: tuple[str, ...],  # forecasters to weigh
+    iterations: int = 2000,  # EM steps
+) -> dict:  # forecaster -> weight, adding up to one
+    """Weights of the mixture with the best log score; every run counts the same."""
+    wide = scores.pivot(index=[*RUN, "origin", "round"], columns="forecaster", values="log_score")
+    wide = wide[list(names)].dropna(how="all")
     likelihood = np.exp(wide.sub(wide.max(axis=1), axis=0)).fillna(0).to_numpy()
-    speaks, by_run = wide.notna().to_numpy(), 1 / wide.groupby(RUN)[wide.columns[0]].transform("size").to_numpy()
+    speaks = wide.notna().to_numpy()
+    by_run = 1 / wide.groupby(RUN)[wide.columns[0]].transform("size").to_numpy()
     weights = np.full(len(names), 1 / len(names))
     for _ in range(iterations):
         heard = (weights * speaks).sum(1, keepdims=True)
         share = weights * likelihood / (weights * likelihood).sum(1, keepdims=True)
-        weights = ((share + (1 - speaks) * weights / heard) * by_run[:, None]).sum(0)  # the silent: as many as would have been drawn
+        silent = (1 - speaks) * weights / heard  # as many as would have been drawn
+        weights = ((share + silent) * by_run[:, None]).sum(0)
         weights = np.maximum(weights / weights.sum(), 1e-12)
-    return dict(zip(names, map(float, weights)))
+    return dict(zip(names, map(float, weights), strict=True))
