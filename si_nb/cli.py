@@ -99,7 +99,7 @@ def path_name(
         raise argparse.ArgumentTypeError("the path is empty; name one, or leave the flag out")
     return text
 
-
+# %% ../nbs/cli.ipynb #9aa785ef
 def folder_name(
     text: str,  # from a flag
 ) -> str:  # unchanged
@@ -181,7 +181,7 @@ def _add_experiment(commands, name, meaning, description):
     add_config_flags(command, RunConfig)
     return command
 
-
+# %% ../nbs/cli.ipynb #57c1698e
 def _add_run(commands):
     run = _add_experiment(commands, "run", "run an experiment and forecast its collapse", _RUN_EXAMPLES)
     _add_place_flags(run)
@@ -287,7 +287,7 @@ def _add_common_flags(command):
     )
     command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
 
-
+# %% ../nbs/cli.ipynb #a12674ec
 def _add_law(commands):
     law = _add_table_command(commands, "law", "fit laws to measured tables and forecast the collapse")
     law.add_argument(
@@ -297,7 +297,7 @@ def _add_law(commands):
     )
     law.add_argument("--json", action="store_true", help="print JSON")
 
-
+# %% ../nbs/cli.ipynb #3f3d902a
 def _add_figures(commands):
     figures = _add_table_command(commands, "figures", "draw the figures of measured tables")
     figures.add_argument(
@@ -385,7 +385,7 @@ def _config_from(args):
     given = {setting.name: getattr(args, setting.name) for setting in fields(RunConfig)}
     return make_config(args.preset, **{name: value for name, value in given.items() if value is not None})
 
-
+# %% ../nbs/cli.ipynb #cc325b31
 def _report_run(table, until_round, threshold, folder):
     """Forecast beside measurement; a run that carries no law says why, and still has figures."""
     from si_nb.law.report import law_report, print_report
@@ -419,7 +419,7 @@ def _after_round(args):
 
     return stop_before_collapse(args.stop_before_collapse, args.threshold, kinds=_kinds())
 
-
+# %% ../nbs/cli.ipynb #8f5e196a
 def run_command(
     args: argparse.Namespace,  # flags of the configuration, the folders and the stages
 ) -> None:

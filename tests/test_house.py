@@ -204,6 +204,26 @@ def test_stored_outputs_have_no_errors(path):
     report(bad)
 
 
+@each_module_notebook
+def test_module_notebooks_store_their_outputs(path):
+    """What the text announces is seen by who only reads: on GitHub, on Colab, in the documentation."""
+    outputs = [output for cell in read_notebook(path)["cells"] for output in cell.get("outputs", [])]
+    assert outputs, f"{path}: stores no output; run it from top to bottom, then nbdev_clean"
+
+
+@each_module_notebook
+def test_stored_outputs_need_no_kernel(path):
+    """No stored output is a widget, which only a running kernel can draw: a progress bar, for example."""
+    report(
+        [
+            f"{path}, cell {index}: a widget is stored"
+            for index, cell in enumerate(read_notebook(path)["cells"])
+            for output in cell.get("outputs", [])
+            if any("widget" in kind for kind in output.get("data", {}))
+        ]
+    )
+
+
 def test_result_notebooks_are_there():
     """What a reader comes for: the main job, one notebook per experiment,
     the law and the forecast of collapse.

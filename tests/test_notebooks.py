@@ -1,22 +1,28 @@
-"""Every notebook runs top to bottom in a plain Jupyter kernel, with the package from the wheel,
-as on Colab.
+"""What a Colab user sees and nbdev_test does not: notebooks in a plain Jupyter kernel, with the wheel.
+
+nbdev_test runs every notebook of the checkout, and `.ci/run` counts that it does. Here the imports of all
+notebooks are tried with the wheel alone, and a few whole notebooks; `pytest --slow` takes them all.
 """
 
+import ast
 import asyncio
 import os
 import re
+import sys
 import time
 
 import nbformat
 import pytest
-from conftest import NOTEBOOKS, ROOT
+from conftest import NOTEBOOKS, ROOT, run
+from IPython.core.inputtransformer2 import TransformerManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal
 
 SECONDS = 300  # limit for one notebook
-SLOW = {}  # notebook -> why it takes more than about a minute
 TOOLS = [path for path in NOTEBOOKS if path.startswith("nbs/benchmarks/")]  # for developers: not in the wheel
 SHIPPED = [path for path in NOTEBOOKS if path not in TOOLS]
+ALWAYS = ["nbs/results/quickstart.ipynb", "nbs/record/index.ipynb"]  # a newcomer's first, and the smallest
+slow = pytest.mark.slow(reason="nbdev_test runs it too; this runs it as on Colab, with the wheel")
 WHICH_PACKAGE = "import si_nb\nassert si_nb.__file__.startswith({site!r}), f'imported {{si_nb.__file__}}'"
 
 
@@ -46,11 +52,7 @@ def first_failure(path, site, folder):
 
 
 @pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.slow(reason=SLOW[path]) if path in SLOW else ())
-        for path in SHIPPED
-    ],
+    "path", [pytest.param(path, marks=() if path in ALWAYS else slow) for path in SHIPPED]
 )
 def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, wheel_site, tmp_path):
     """A Colab user, who has the wheel and no checkout,
@@ -60,11 +62,32 @@ def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, wheel_site, tmp_pa
     assert problem is None, problem
 
 
-@pytest.mark.parametrize("path", TOOLS)
+@pytest.mark.parametrize("path", [pytest.param(path, marks=slow) for path in TOOLS])
 def test_development_notebook_runs_in_a_plain_kernel_from_the_checkout(path, tmp_path):
     """The benchmark and the plain script are not in the wheel: who works on them has the checkout."""
     problem = first_failure(path, ROOT, tmp_path)
     assert problem is None, problem
+
+
+def imports_of(path):
+    """The import statements of a notebook, one a line; those of Colab's install cell are left out."""
+    cells = [cell for cell in nbformat.read(ROOT / path, as_version=4).cells if cell.cell_type == "code"]
+    trees = [ast.parse(TransformerManager().transform_cell(cell.source)) for cell in cells[1:]]
+    return [
+        ast.unparse(node)
+        for tree in trees
+        for node in tree.body
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    ]
+
+
+def test_imports_of_all_notebooks_work_with_the_wheel(wheel_site, tmp_path):
+    """Every name that a shipped notebook imports is in the wheel, with no checkout near."""
+    lines = sorted({line for path in SHIPPED for line in imports_of(path)})
+    assert any(line.startswith("from si_nb.law.") for line in lines)
+    program = "\n".join([WHICH_PACKAGE.format(site=str(wheel_site)), *lines])
+    (tmp_path / "imports.py").write_text(program, encoding="utf-8")
+    run(sys.executable, "imports.py", cwd=tmp_path, PYTHONPATH=wheel_site, MPLBACKEND="agg")
 
 
 def test_nbdev_test_leaves_no_notebook_out():
