@@ -61,7 +61,7 @@ def test_the_unpadded_sum_lets_more_through():
 @pytest.mark.parametrize("kind", NOISE_KINDS)
 @pytest.mark.parametrize("name", TASKS)
 def test_noise_leaves_a_label_a_label(name, kind):
-    """Damage changes digits or cuts the end off; marks stay where they are, and every label still ends once."""
+    """Damage changes digits or cuts the end off; marks stay, and every label still ends once."""
     answers = problems_of(name).answers
     damaged = damage_labels(answers, 1.0, kind, np.random.default_rng(0))
     ends = damaged == END
@@ -78,7 +78,8 @@ def test_noise_leaves_a_label_a_label(name, kind):
 def finished(request, tmp_path_factory):
     """A run of a task with filters and with noise, and its settings."""
     config = config_of(
-        task=request.param, si_method=RULES, original_digits=2, max_iters=30, base_samples=600, si_iter=4, num_samples=24,
+        task=request.param, si_method=RULES, original_digits=2, max_iters=30, base_samples=600, si_iter=4,
+        num_samples=24,
         eval_samples=24, si_rounds=1, noise_round=1, noise_fraction=0.5, noise_kind="moved",
     )  # fmt: skip
     return config, run_experiment(config, tmp_path_factory.mktemp("task") / "run", progress=False)
@@ -109,9 +110,9 @@ def test_a_run_is_whole_and_stays_so(finished, capsys):
 
 def test_forward_addition_from_the_command_line(tmp_path, capsys):
     """The whole job at tiny size, laws and figures included, for a task that no law was fitted to."""
-    flags = ["--preset", "tiny", "--task", "forward_addition", "--original_digits", "2", "--base_samples", "600", "--max_iters", "30",
-             "--si_rounds", "2", "--si_iter", "5", "--num_samples", "30", "--eval_samples", "30", "--si_method", "none"]  # fmt: skip
-    assert main(["run", *flags, "--run_dir", str(tmp_path / "run")]) == 0
+    flags = "--preset tiny --task forward_addition --original_digits 2 --base_samples 600 --max_iters 30"
+    flags += " --si_rounds 2 --si_iter 5 --num_samples 30 --eval_samples 30 --si_method none"
+    assert main(["run", *flags.split(), "--run_dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     assert "forward_addition, arm none" in said and "collapse" in said
     assert json.loads((tmp_path / "run" / "config.json").read_text())["task"] == "forward_addition"

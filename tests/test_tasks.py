@@ -132,7 +132,7 @@ def test_parity_of_digits(left, right):
 
 @given(st.integers(0, 10**12 - 1), st.integers(0, 10**12 - 1))
 def test_products_in_steps(left, right):
-    """Every second step is a partial product of integers, the others are sums so far; the last is the product."""
+    """Every second step is a partial product, the others are sums so far; the last is the product."""
     steps = solved("multiplication", str(left)[::-1], str(right)[::-1]).split("+")
     numbers = [int(step[::-1]) for step in steps]
     partial, sums = [numbers[0], *numbers[1::2]], numbers[::2]
@@ -143,7 +143,7 @@ def test_products_in_steps(left, right):
 
 @given(DIGITS, DIGITS)
 def test_products_of_any_digits(left, right):
-    """Leading zeros and any lengths: the steps are those of a plain implementation, and their widths are known before."""
+    """Leading zeros and any lengths: the steps are those of a plain implementation."""
     assert solved("multiplication", left, right) == plain_steps(left, right)
 
 
