@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from . import resume
+from . import resume as going_on
 from .bases import absent_base_models, choose_base_models, recorded_base_models
 from .evaluate import best_voter, measure
 from si_nb.loop.folder import (
@@ -62,7 +62,7 @@ def run_round(
     """One round of self-improvement in every arm that goes on; its counts are appended to the table last."""
     config, rows, mixtures = machine.config, [], {}
     watch.progress.set_description(f"round {round_number}: labels")
-    for arm in resume.arms_of(models):
+    for arm in going_on.arms_of(models):
         labels = stored_labels(store, arm, round_number)
         if labels is None:
             voters = {voter: model for (name, voter), model in models.items() if name == arm}
@@ -70,7 +70,7 @@ def run_round(
             save_labels(store, arm, round_number, labels)
         newest[arm] = labels.newest
         rows += labels.table_rows(config, arm, round_number)
-    for arm in resume.arms_of(models):
+    for arm in going_on.arms_of(models):
         kept = [load_labels(store, arm, number).rows for number in range(1, round_number + 1)]
         if len(kept[-1]):
             mixtures[arm] = mix(base, kept, config.original_digits, machine.device)
@@ -78,7 +78,7 @@ def run_round(
     watch.progress.set_description(f"round {round_number}: measuring")
     table = measurement_table(rows + measure(machine, models, round_number, newest))
     append_table(store, table)
-    forget_weights(store, dict.fromkeys(resume.arms_of(models), round_number - 2))
+    forget_weights(store, dict.fromkeys(going_on.arms_of(models), round_number - 2))
     _track_round(watch, table, newest)
     return table
 
@@ -128,13 +128,13 @@ def _begin(machine, store, watch, base, table, skip_base_model_train, skip_si):
         config.base_voters
     ):  # of all, since a kill may have come before this in an earlier call
         forget_checkpoints(store, "base", voter)
-    store = store._replace(bases=resume.settle_base_models(config, folder, table is not None))
+    store = store._replace(bases=going_on.settle_base_models(config, folder, table is not None))
     if skip_si:
         return store, None
-    start = resume.find_start(machine, store, table) if table is not None and not known else None
+    start = going_on.find_start(machine, store, table) if table is not None and not known else None
     if start is None:
         table = table if known and table is not None else _round_0(machine, store)
-        start = resume.cut_after(store, table, resume.start_after(machine, store, table, 0))
+        start = going_on.cut_after(store, table, going_on.start_after(machine, store, table, 0))
     return store, start
 
 # %% ../../nbs/loop/13_rounds.ipynb #db61a9dc
@@ -143,8 +143,8 @@ def _stop_arms(machine, store, watch, after_round, models, number):
     if after_round is None:
         return
     config = machine.config
-    lines = resume.stopping(config, store.folder, recover_table(config, store.folder), after_round)
-    for arm in [arm for arm in resume.arms_of(models) if arm in lines]:
+    lines = going_on.stopping(config, store.folder, recover_table(config, store.folder), after_round)
+    for arm in [arm for arm in going_on.arms_of(models) if arm in lines]:
         say(f"arm {arm} stopped after round {number}: {lines[arm]}")
         watch.progress.total -= training_steps(config, number + 1, 0, [arm])
         for key in [key for key in models if key[0] == arm]:
@@ -157,16 +157,16 @@ def _go_on(machine, store, watch, after_round, skip_base_model_train, skip_si):
     table = recover_table(config, store.folder)
     if table is not None:
         forget_weights(store, table.groupby("arm")["round"].max() - 2)  # a kill may have come before that
-        if skip_si or resume.is_finished(config, store.folder, table, after_round):
+        if skip_si or going_on.is_finished(config, store.folder, table, after_round):
             return  # nothing more is needed, and weights may have been removed to save room
     store = store._replace(bases=recorded_base_models(store.folder))
-    start = resume.find_start(machine, store, table) if store.bases and table is not None else None
+    start = going_on.find_start(machine, store, table) if store.bases and table is not None else None
     base = make_base(config)
     if start is None:
         store, start = _begin(machine, store, watch, base, table, skip_base_model_train, skip_si)
     if start is None:
         return
-    bar.total = bar.n + training_steps(config, start.done + 1, 0, resume.arms_of(start.models))
+    bar.total = bar.n + training_steps(config, start.done + 1, 0, going_on.arms_of(start.models))
     for number in range(start.done + 1, config.si_rounds + 1):
         _stop_arms(machine, store, watch, after_round, start.models, number - 1)
         if start.models:
@@ -201,7 +201,7 @@ def run_experiment(
     progress: bool = True,  # show a progress bar
     workers: int | None = None,  # voters side by side; default: count_workers
     checkpoint_minutes: float = 5,  # training that an interruption may cost at most
-    after_round: resume.AfterRound | None = None,  # says which arms should stop, and why
+    after_round: going_on.AfterRound | None = None,  # says which arms should stop, and why
 ) -> RunFolder:  # where everything is
     """Run an experiment, or go on with it where it was interrupted.
 
@@ -220,10 +220,10 @@ def run_experiment(
     if not checkpoint_minutes >= 0:
         raise ConfigError(f"checkpoint_minutes is {checkpoint_minutes}: it must be at least 0")
     folder = locate_run(config, *where)
-    resume.check_recorded_bases(config, folder, skip_base_model_train)
+    going_on.check_recorded_bases(config, folder, skip_base_model_train)
     if not os.path.lexists(folder.measurements):  # refused before anything is written
         check_memory(config, machine.device, machine.workers)
-        folder = resume.check_bases_at_hand(config, folder, skip_base_model_train)
+        folder = going_on.check_bases_at_hand(config, folder, skip_base_model_train)
     make_folders(folder)
     with (
         hold_own(folder) as check,
