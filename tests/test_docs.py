@@ -162,6 +162,22 @@ def test_site_is_small(site):
     assert sum(path.stat().st_size for path in site.rglob("*") if path.is_file()) < 40e6
 
 
+# --- the table of the house
+
+
+def test_table_of_the_house_counts(tmp_path):
+    """Long, private and repeated code is counted as somebody would who reads it."""
+    table = load("house_table")
+    repeated = "".join(f"    value_{number} = {number}\n" for number in range(table.BLOCK))
+    rest = "".join(f"    other_{number} = {number}\n" for number in range(table.LONG))
+    (tmp_path / "si_nb" / "wing").mkdir(parents=True)
+    (tmp_path / "si_nb" / "wing" / "one.py").write_text(f"def shown():\n{repeated}{rest}")
+    (tmp_path / "si_nb" / "wing" / "two.py").write_text(f"def _hidden():\n{repeated}")
+    long = [node.name for node in table.functions(tmp_path) if node.end_lineno - node.lineno >= table.LONG]
+    assert long == ["shown"] and len(table.functions(tmp_path)) == 2
+    assert len(table.modules(tmp_path)) == 2 and table.duplicated_blocks(tmp_path) == 1
+
+
 # --- pages and examples
 
 
