@@ -54,7 +54,7 @@ def code(notebook: dict) -> list[str]:
 
 
 def duplicated_blocks(root: Path) -> int:
-    """How many sequences of BLOCK lines stand twice in the exported code, blank lines and comments left out."""
+    """How many sequences of BLOCK lines stand twice in the exported code; comments do not count."""
     seen: Counter[tuple[str, ...]] = Counter()
     for path in modules(root):
         text = re.sub(r"^\s*(from \S+ import|import) .*$", "", path.read_text(encoding="utf-8"), flags=re.M)
