@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'Number', 'path_name', 'folder_name',
            'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command', 'run_command',
-           'cost_command', 'sweep_command', 'check_command', 'main']
+           'cost_command', 'sweep_command', 'check_command', 'predict_command', 'main']
 
 # %% ../nbs/cli.ipynb #3dc7ecc9
 import argparse
@@ -15,13 +15,10 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .law.figures import save_figures
-from .law.monitor import stop_before_collapse
-from .law.report import law_report, print_report
 from .law.round_curves import LawError
 from .record.storage import DamagedError, LockedError, StorageError
 from .record.table import LONGEST_LINE, TableError, printable, read_settings, read_table
@@ -264,6 +261,18 @@ def _add_check(commands):
         "--data_dir", type=folder_name, help="folder of the kept labels (default: data in each run folder)"
     )
 
+# %% ../nbs/cli.ipynb #4137aad0
+def _add_predict(commands):
+    meaning = "say from settings alone whether a run lasts and where it collapses; nothing is trained"
+    predict = _add_experiment(commands, "predict", meaning, meaning)
+    table = "a measured table or run folder: the base model's curve, or with --until_round its first rounds"
+    predict.add_argument("--from_base", type=path_name, metavar="TABLE", help=table)
+    seen = "last round of the table to look at (default: 0, the base model)"
+    predict.add_argument("--until_round", type=Number(int, 0, 10**6), default=0, metavar="ROUND", help=seen)
+    critical = "also say at which value of this setting half of all runs last 20 rounds"
+    predict.add_argument("--critical", metavar="SETTING", help=critical)
+    predict.add_argument("--json", action="store_true", help="print JSON")
+
 # %% ../nbs/cli.ipynb #bd0dce4a
 _DEBUG = "after an error show where it came from"
 
@@ -301,15 +310,16 @@ def make_parser(
 ) -> OneLineParser:  # knows the commands
     """The parser of the commands.
 
-    `run` and `cost` are left out, with the imports they need, when another command is asked for.
+    `run`, `cost` and `predict` are left out, with the imports they need, when another command is asked for.
     """
     parser = OneLineParser(prog="si_nb", description="How long can a transformer teach itself?")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run|cost|sweep|law|figures|check"
+        dest="command", required=True, metavar="run|cost|predict|sweep|law|figures|check"
     )
     if command not in ("sweep", "law", "figures", "check"):
         _add_run(commands)
         _add_cost(commands)
+        _add_predict(commands)
     for add in (_add_sweep, _add_law, _add_figures, _add_check):
         add(commands)
     parser.add_argument("--debug", action="store_true", help=_DEBUG)
@@ -340,6 +350,8 @@ def law_command(
     args: argparse.Namespace,  # paths, until_round, threshold, law, json
 ) -> None:
     """Fit laws to tables and print them."""
+    from si_nb.law.report import law_report, print_report
+
     table, settings = read_table(*args.paths), read_settings(*args.paths)
     report = law_report(table, args.until_round, args.threshold, args.law, settings=settings, kinds=_kinds())
     if args.json:
@@ -352,6 +364,8 @@ def figures_command(
     args: argparse.Namespace,  # paths, until_round, threshold, out
 ) -> None:
     """Draw the figures of tables."""
+    from si_nb.law.report import law_report
+
     table, settings = read_table(*args.paths), read_settings(*args.paths)
     report = law_report(table, args.until_round, args.threshold, settings=settings, kinds=_kinds())
     _draw(table, report, Path(args.out), args.threshold)
@@ -359,6 +373,8 @@ def figures_command(
 
 def _draw(table, report, out, threshold):
     """Save the figures of a table and name them."""
+    from si_nb.law.figures import save_figures
+
     paths = save_figures(table, report, out, threshold)
     print("figures:", ", ".join(printable(path, LONGEST_LINE) for path in paths))
 
@@ -372,6 +388,8 @@ def _config_from(args):
 # %% ../nbs/cli.ipynb #cc325b31
 def _report_run(table, until_round, threshold, folder):
     """Forecast beside measurement; a run that carries no law says why, and still has figures."""
+    from si_nb.law.report import law_report, print_report
+
     rounds = table.groupby("arm")["round"].max()
     for arm in rounds.index[rounds == 0]:
         print(f"{printable(arm)}: stopped before its first round")
@@ -397,6 +415,8 @@ def _after_round(args):
     """What the loop asks between two rounds; None if no arm is to stop early."""
     if args.stop_before_collapse is None:
         return None
+    from si_nb.law.monitor import stop_before_collapse
+
     return stop_before_collapse(args.stop_before_collapse, args.threshold, kinds=_kinds())
 
 # %% ../nbs/cli.ipynb #8f5e196a
@@ -478,6 +498,60 @@ def check_command(
     print_findings(found, count)
     return int(len(found) > 0)
 
+# %% ../nbs/cli.ipynb #910374b8
+def _predicted_settings(args):
+    """Settings of a prediction: of the flags, over those stored beside a table, over the preset's."""
+    from si_nb.loop.settings import ConfigError, RunConfig, make_config
+
+    given = {name.name: getattr(args, name.name) for name in fields(RunConfig)}
+    given = {name: value for name, value in given.items() if value is not None}
+    stored = None if args.from_base is None or args.preset else read_settings(args.from_base)
+    if stored is not None:
+        given = {**_typed(stored.iloc[0].dropna(), fields(RunConfig)), **given}
+    try:
+        return asdict(make_config(args.preset, **given))
+    except ConfigError as error:
+        raise CommandError(str(error)) from None
+
+
+def _typed(texts, settings):
+    """Settings that were stored as text, as what they are."""
+    kinds = {setting.name: setting.type for setting in settings if setting.name in texts}
+    kinds |= {"si_method": keep_rule_names} if "si_method" in texts else {}
+    flags = {"True": True, "False": False}
+    return {name: flags[texts[name]] if kind is bool else kind(texts[name]) for name, kind in kinds.items()}
+
+
+def _table_of(args, arm):
+    """Rows of the table that belong to an arm; of its base model where the arm was not measured."""
+    if args.from_base is None:
+        return None
+    table = read_table(args.from_base)
+    of_arm = table[table["arm"] == arm]
+    if len(of_arm):
+        return of_arm
+    base = table[table["round"] == 0]
+    return base[base["arm"] == base["arm"].iloc[0]]
+
+
+def predict_command(
+    args: argparse.Namespace,  # flags of the configuration, from_base, until_round, critical, json
+) -> None:
+    """Forecast a run from its settings, without training anything."""
+    from si_nb.law.prediction import describe_prediction, predict
+
+    settings, found = _predicted_settings(args), {}
+    methods = settings["si_method"]
+    for arm in [methods] if isinstance(methods, str) else methods:
+        of_arm, table = {**settings, "si_method": arm}, _table_of(args, arm)
+        found[arm] = predict(of_arm, table, None if table is None else args.until_round, args.critical)
+    best = max(found, key=lambda arm: sum(found[arm]["probability_lasting"].values()))
+    if args.json:
+        print(json.dumps({"si_method": best, **found[best], "arms": found}, indent=1))
+        return
+    for arm, answer in found.items():
+        print(f"{printable(arm)}:\n{describe_prediction(answer)}")
+
 # %% ../nbs/cli.ipynb #b47800f0
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "run": run_command,
@@ -486,6 +560,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "law": law_command,
     "figures": figures_command,
     "check": check_command,
+    "predict": predict_command,
 }
 _MISTAKES = (CommandError, PluginError, TableError, LawError, StorageError, DamagedError, LockedError)
 _MISHAPS = (OSError, MemoryError, OverflowError, RecursionError)

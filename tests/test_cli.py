@@ -243,7 +243,7 @@ def test_arms_that_end_apart_are_reported(ends, monkeypatch, run_dir, tmp_path, 
             arm: "enough" for arm, rows in table.groupby("arm") if rows["round"].max() >= ends[arm]
         }
 
-    monkeypatch.setattr(si_nb.cli, "stop_before_collapse", stop_before_collapse)
+    monkeypatch.setattr("si_nb.law.monitor.stop_before_collapse", stop_before_collapse)
     command = ["run", *SMALL, "--run_dir", str(tmp_path / "run"), "--models_dir", str(run_dir / "models")]
     assert main([*command, "--stop_before_collapse", "1"]) == 0
     assert read_table(tmp_path / "run").groupby("arm")["round"].max().to_dict() == ends
@@ -511,7 +511,11 @@ def test_mishaps_end_in_one_line(error, line, monkeypatch, counts, capsys):
     """Whatever a full disk, want of memory or a monstrous file raises where nobody foresaw it:
     one line, exit code 2; --debug shows where.
     """
-    monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments, **settings: (_ for _ in ()).throw(error))
+
+    def fail(*arguments, **settings):
+        raise error
+
+    monkeypatch.setattr("si_nb.law.report.law_report", fail)
     assert main(["law", str(counts)]) == 2
     assert capsys.readouterr().err == line
     for words in (
@@ -542,7 +546,11 @@ def test_debug_shows_where_a_foreseen_mistake_was_found(tmp_path, capsys):
 )
 def test_bugs_keep_their_traceback(bug, monkeypatch, counts):
     """A fault of the program is not dressed up as one of its user."""
-    monkeypatch.setattr(si_nb.cli, "law_report", lambda *arguments, **settings: (_ for _ in ()).throw(bug))
+
+    def fail(*arguments, **settings):
+        raise bug
+
+    monkeypatch.setattr("si_nb.law.report.law_report", fail)
     with pytest.raises(type(bug)):
         main(["law", str(counts)])
 

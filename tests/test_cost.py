@@ -84,7 +84,7 @@ def test_labels_tried_lie_within_the_planned_bounds(config, table):
 @pytest.mark.parametrize("task", TASKS)
 def test_mean_tokens_are_those_of_drawn_batches(task):
     """The mixture, drawn many times, has as many tokens in a step as the plan says."""
-    config = config_of(**FEW, task=task, batch_size=2048, si_rounds=3)
+    config = config_of(**FEW, task=task, batch_size=2048, si_rounds=3, block_size=140)
     base = training_rows(config, 0, 4_000)
     for number in (0, 3):
         kept = [training_rows(config, earlier, 500) for earlier in range(1, number + 1)]
@@ -220,7 +220,7 @@ def test_estimated_memory_is_a_lower_bound_of_what_is_taken(task):
     data as measured, weights as counted; no less than a third of it.
     """
     config, rng = (
-        config_of(task=task, base_samples=50_000, eval_samples=5_000, original_digits=8, block_size=60),
+        config_of(task=task, base_samples=50_000, eval_samples=5_000, original_digits=8, block_size=400),
         np.random.default_rng(0),
     )
     estimated = runs._data_memory(config, 1)

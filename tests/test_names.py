@@ -73,7 +73,7 @@ def call(*arguments):
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
     ):
-        patch.setattr(si_nb.cli, "law_report", quick_report)
+        patch.setattr("si_nb.law.report.law_report", quick_report)
         code = si_nb.cli.main(list(arguments))
     return code, out.getvalue(), err.getvalue()
 
@@ -271,7 +271,7 @@ def test_a_terminal_with_few_letters_is_no_reason_to_fail(tmp_path, monkeypatch)
         measurement_table(rows_of("r", "t", "猫")).to_csv(index=False, lineterminator="\n"), encoding="utf-8"
     )
     page = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    monkeypatch.setattr(si_nb.cli, "law_report", quick_report)
+    monkeypatch.setattr("si_nb.law.report.law_report", quick_report)
     with contextlib.redirect_stdout(page):
         assert si_nb.cli.main(["law", str(tmp_path / "t.csv")]) == 0
         page.flush()

@@ -33,13 +33,17 @@ CPU = torch.device("cpu")
 ITEMS, LENGTHS = 150, (1, 2, 3, 4, 5)
 
 
+# answers of one length and of several; decoding depends on nothing else in a task
+LEARNED = ("copy", "reverse", "reverse_addition")
+
+
 def new_model(seed=0):
     return GPT(
         ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=40), torch.Generator().manual_seed(seed)
     )
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=LEARNED)
 def trained(request):
     """A task, its base data, and two voters that are good at short problems and bad at longer ones."""
     task = TASKS[request.param]
@@ -83,7 +87,8 @@ def _drawn(tokens, config):
 @pytest.mark.parametrize("name", TASKS)
 def test_one_step_is_the_same(name, loss_on):
     """A step without padding changes the weights as one on rows padded to the block size; losses agree."""
-    base = make_base_data(TASKS[name], 4, 2_000, np.random.default_rng(0))
+    longest = 3 if name == "multiplication" else 4  # what the block holds
+    base = make_base_data(TASKS[name], longest, 2_000, np.random.default_rng(0))
     fast, plain, fast_loss, loss = one_step(
         base, TrainConfig(1, 0, 0, 128, 1e-3, epsilon=1e-4, loss_on=loss_on)
     )
@@ -178,13 +183,15 @@ def test_lines_are_right_and_of_the_same_distribution(name):
         prompt, answer = line.split("=")
         operands = prompt.split("+")
         assert PLAIN_ANSWERS[name](*operands) + "$" == answer and 1 <= len(operands[-1]) <= longest
-        assert task.leading is None or all(len(operand) == 1 or operand[-1] != "0" for operand in operands)
+        assert task.leading is None or all(
+            len(operand) == 1 or operand[task.leading] != "0" for operand in operands
+        )
     symbols = [np.bincount(encode(part).ravel(), minlength=14)[:13] / count for part in (lines, decode(rows))]
     assert (
-        np.abs(symbols[0] - symbols[1]).max() < 0.03
+        np.abs(symbols[0] - symbols[1]).max() < 0.03 * symbols[0].max()
     )  # a digit occurs about once a line: standard error 0.007
     lengths = [
-        np.bincount([len(line) for line in part], minlength=30) / count for part in (lines, decode(rows))
+        np.bincount([len(line) for line in part], minlength=100) / count for part in (lines, decode(rows))
     ]
     assert np.abs(lengths[0] - lengths[1]).max() < 0.02 and (lengths[0] > 0).sum() == (lengths[1] > 0).sum()
 

@@ -580,7 +580,7 @@ def answer_room(
     config: RunConfig,  # the experiment
 ) -> int:  # tokens
     """Tokens that the longest answer of an experiment takes, end mark included."""
-    return evaluation_lengths(config)[-1] + TASKS[config.task].carries + 1
+    return max(TASKS[config.task].answer_lengths(evaluation_lengths(config)[-1])) + 1
 
 
 def _texts(config, length, count):

@@ -30,16 +30,32 @@ def plain_operand(
     length: int,  # digits
     source: random.Random,  # where digits come from
 ) -> str:  # an operand as it stands in a prompt
-    """Random digits; a number's last one, the most significant, is not zero."""
-    if task.leading is not None and length > 1:
-        return "".join(source.choices(_DIGITS, k=length - 1)) + source.choice("123456789")
-    return "".join(source.choices(_DIGITS, k=length))
+    """Random digits; a number's leading one is not zero."""
+    if task.leading is None or length == 1:
+        return "".join(source.choices(_DIGITS, k=length))
+    others, leading = "".join(source.choices(_DIGITS, k=length - 1)), source.choice("123456789")
+    return leading + others if task.leading == 0 else others + leading
+
+
+def _plain_product(left, right):
+    a, total, steps = int(left[::-1]), 0, []
+    for place, digit in enumerate(right):
+        product = a * int(digit) * 10**place
+        total += product
+        steps += [product, total] if place else [product]
+    widths = [len(left) + 1 + (number + 1) // 2 for number in range(len(steps))]
+    return "+".join(str(step).zfill(width)[::-1] for step, width in zip(steps, widths, strict=True))
 
 
 PLAIN_ANSWERS: dict[str, Callable[..., str]] = {
     "copy": lambda digits: digits,
     "reverse": lambda digits: digits[::-1],
     "reverse_addition": lambda left, right: str(int(left[::-1]) + int(right[::-1]))[::-1],
+    "forward_addition": lambda left, right: str(int(left) + int(right)).zfill(max(len(left), len(right)) + 1),
+    "forward_addition_unpadded": lambda left, right: str(int(left) + int(right)),
+    "string_reversal_of_pairs": lambda left, right: left[::-1] + "+" + right[::-1],
+    "parity": lambda digits: str(sum(map(int, digits)) % 2),
+    "multiplication": _plain_product,
 }
 
 # %% ../../nbs/benchmarks/00_plain.ipynb #48646d53

@@ -31,7 +31,7 @@ from si_nb.record.table import (
     trajectory,
 )
 
-# %% ../../nbs/law/06_figures.ipynb #2d503d34
+# %% ../../nbs/law/06_figures.ipynb #4db7fb16
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS, LINES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 STYLE: dict = {
@@ -50,12 +50,12 @@ STYLE: dict = {
     "figure.dpi": 100,
 }
 
-
+# %% ../../nbs/law/06_figures.ipynb #b06754bc
 def style():  # -> context manager
     """The one style of all figures, for use in a with statement."""
     return mpl.rc_context(STYLE)
 
-
+# %% ../../nbs/law/06_figures.ipynb #2d503d34
 class Picture(Figure):
     """A figure that a notebook shows by itself."""
 
@@ -109,27 +109,27 @@ def drawable(
     shown = printable(known, 30).replace("$", r"\$")
     return f" {shown}" if shown.startswith("_") else shown
 
-# %% ../../nbs/law/06_figures.ipynb #55cd665f
+# %% ../../nbs/law/06_figures.ipynb #b33a7894
 def _number_of(count, what):
     """A count in words: 1 run, 2 runs."""
     return f"{count} {what}{'s' if count > 1 else ''}"
 
-
+# %% ../../nbs/law/06_figures.ipynb #55cd665f
 def _counted(rows):
     """How much was measured, for a caption."""
     runs, seeds = _number_of(rows.groupby(RUN).ngroups, "run"), _number_of(rows["seed"].nunique(), "seed")
     low, high = int(rows["trials"].min()), int(rows["trials"].max())
     return f"{runs} ({seeds}), n = {f'{low:,}' if low == high else f'{low:,} to {high:,}'} per point"
 
-# %% ../../nbs/law/06_figures.ipynb #7177a43e
+# %% ../../nbs/law/06_figures.ipynb #2857ed04
 MOST_LINES = 8
 
-
+# %% ../../nbs/law/06_figures.ipynb #cd620981
 def _interval_of(counts):
     """Ends of the 95% interval of each row of counts."""
     return binomial_interval(counts["successes"].to_numpy(), counts["trials"].to_numpy())
 
-
+# %% ../../nbs/law/06_figures.ipynb #7177a43e
 def length_figure(
     table: pd.DataFrame,  # measurement table of one arm; seeds are pooled
 ) -> Picture:  # accuracy against length, a line per round
@@ -156,7 +156,7 @@ def length_figure(
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
-# %% ../../nbs/law/06_figures.ipynb #f7bbcfaa
+# %% ../../nbs/law/06_figures.ipynb #19716d26
 def _points(axis, entries, **look):
     """Measured accuracies with 95% bars."""
     rows = pd.DataFrame([entry for entry in entries if entry["trials"]])
@@ -166,7 +166,7 @@ def _points(axis, entries, **look):
     bars, looks = np.maximum([rate - low, high - rate], 0), dict(look, color="black", linestyle="none")
     axis.errorbar(rows["round"], rate, yerr=bars, marker="o", capsize=2, **looks)
 
-
+# %% ../../nbs/law/06_figures.ipynb #f7bbcfaa
 def _collapse_bar(axis, collapse, last):
     """Interval of the collapse round, drawn on the threshold; an arrow where it goes on for ever."""
     low, high = (min(collapse[end] or last + 1, last + 1) for end in ("low", "high"))
@@ -283,7 +283,7 @@ def budget_figure(
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", title="arm")
     return figure
 
-# %% ../../nbs/law/06_figures.ipynb #e0b2c5ce
+# %% ../../nbs/law/06_figures.ipynb #1cfa4ab7
 _DRAWN = {
     "task",
     "arm",
@@ -294,7 +294,7 @@ _DRAWN = {
     "rounds",
 }  # what a figure needs of a report
 
-
+# %% ../../nbs/law/06_figures.ipynb #884393dd
 def _arms_with_law(report):
     """Name and report of the arms that have a law; LawError for what is no report."""
     arms = report.get("arms") if isinstance(report, dict) else None
@@ -303,7 +303,7 @@ def _arms_with_law(report):
         raise LawError(f"{printable(repr(report))} is no report of a table; make one with law_report")
     return {name: arm for name, arm in arms if arm["rounds"]}
 
-
+# %% ../../nbs/law/06_figures.ipynb #e0b2c5ce
 def _open_folder(folder):
     """The folder as a path, made if need be; StorageError where that cannot be."""
     try:

@@ -85,7 +85,7 @@ def check_whole(
         asked = f"it must be a whole number, at least {least} and at most {most:,}"
         raise LawError(f"{name} is {printable(repr(value))}; {asked}")
 
-# %% ../../nbs/law/03_forecasters.ipynb #3447734f
+# %% ../../nbs/law/03_forecasters.ipynb #59eeddde
 def _rounds_below(series, threshold):
     """Runs sorted; their rounds; which lie below the threshold, and which begin two such rounds running."""
     number = series.groupby(RUN).ngroup().to_numpy()
@@ -98,7 +98,7 @@ def _rounds_below(series, threshold):
     running[:-1] = below[:-1] & below[1:] & same
     return series, number, rounds, below, running
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #3447734f
 def collapse_round(
     trajectory: pd.DataFrame,  # runs, as `si_nb.record.table.trajectory` makes them
     threshold: float = 0.5,  # accuracy, in (0, 1]
@@ -134,11 +134,9 @@ LEVEL = 0.9  # probability inside every interval of a forecast
 RESAMPLES = 1000  # courses behind a forecast where nothing else is asked for
 MOST_RESAMPLES = 100_000  # courses that a memory holds
 ROUNDS_AHEAD = 5  # how far the predicted accuracies go when nothing later was measured
-
-# %% ../../nbs/law/03_forecasters.ipynb #cee8dd72
 _STEPS = ["accuracy", "label_raw", "label_kept", "kept_right", "kept_wrong"]  # of the error budget
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #cee8dd72
 class Readings:
     """What forecasts read off a measurement table, each thing once, when it is first asked for."""
 
@@ -160,9 +158,8 @@ class Readings:
     ) -> "Readings":  # of these runs
         """The readings of some of the runs, cut out of those of all."""
         wanted = runs[RUN].drop_duplicates().itertuples(index=False, name=None)
-        places = [self.rows[run] for run in wanted if run in self.rows]
-        where = np.sort(np.concatenate(places)) if places else np.empty(0, int)
-        return Readings(self.table.iloc[where], self)
+        places = np.concatenate([[], *(self.rows.get(run, []) for run in wanted)]).astype(int)
+        return Readings(self.table.iloc[np.sort(places)], self)
 
     def _read(self, name, read):
         """A frame cut out of the whole, or, where that cannot be read because of another run, read here."""
@@ -366,10 +363,10 @@ def describe_parameters(
         for (name, unit), value, least, most in ends
     }
 
-# %% ../../nbs/law/03_forecasters.ipynb #3b7b21d8
+# %% ../../nbs/law/03_forecasters.ipynb #7a39966f
 _FEWEST_REFITS, _REFITTED_POINTS = 200, 12_000  # refits of a law; points in all of them together, beyond that
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #8a1b354b
 def _refits(fit, data, overdispersion, draws, generator):
     """Refits (F, k) and whether they converged; parameters (B, k) and effects (B,) of the courses."""
     count = min(draws, max(_FEWEST_REFITS, _REFITTED_POINTS // len(data.rounds)))
@@ -377,7 +374,7 @@ def _refits(fit, data, overdispersion, draws, generator):
     effects = np.exp(fit.run_spread * generator.standard_normal(draws))  # 1 for a single run
     return refits, converged, refits[np.arange(draws) % count], effects
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #3b7b21d8
 def curve_courses(
     curve: Law,  # to fit
     seen: Seen,  # an arm at an origin
@@ -400,12 +397,12 @@ def curve_courses(
     parameters = describe_parameters({p.name: p.unit for p in curve.parameters}, refits, fit.parameters)
     return Courses(accuracy, collapses, fits.overdispersion, parameters, int((~converged).sum()))
 
-# %% ../../nbs/law/03_forecasters.ipynb #f6694b35
+# %% ../../nbs/law/03_forecasters.ipynb #563a91e6
 def _rounds_left(seen):
     """How far a walk goes: to where never begins, and as far as accuracies are predicted."""
     return max(int(FOREVER) - seen.origin, ROUNDS_AHEAD)
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #4fd642f6
 def _collapses(paths, series, threshold):
     """Collapse round of every path (B, rounds after a run's); inf for never. A measured collapse stands."""
     known, last = collapse_round(series, threshold), series.iloc[-1]
@@ -416,7 +413,7 @@ def _collapses(paths, series, threshold):
     both = low[:, :-1] & low[:, 1:]
     return np.where(both.any(1), both.argmax(1) + float(last["round"]), np.inf)
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #94fe9307
 def _from_walks(walks, seen, rounds, overdispersion, parameters):
     """Courses of walks, each a trajectory and paths (B, ...) after it; rounds seen keep what was measured."""
     measured = seen.series[seen.series["round"] >= 1].groupby("round")[["successes", "trials"]].sum()
@@ -426,7 +423,7 @@ def _from_walks(walks, seen, rounds, overdispersion, parameters):
     collapses = np.concatenate([_collapses(path, series, seen.threshold) for series, path in walks])
     return Courses(accuracy, collapses, overdispersion, parameters)
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #f6694b35
 def carry_on(
     seen: Seen,  # an arm at an origin
     paths: np.ndarray,  # (B, rounds) accuracies of the rounds to come
@@ -482,7 +479,7 @@ class Budget:
     kappa: np.ndarray | None  # (B,) learned share of wrong labels; None: no slope can be seen
     rest: np.ndarray  # (B,) accuracy lost besides, at kappa, or at one where there is none
 
-# %% ../../nbs/law/03_forecasters.ipynb #f58f81fd
+# %% ../../nbs/law/03_forecasters.ipynb #23907339
 def _slope(wrong, error):
     """Least-squares slope (B,) of error (B, T) against wrong share, no less than 0; None without spread."""
     centred = wrong - wrong.mean(1, keepdims=True)
@@ -490,7 +487,7 @@ def _slope(wrong, error):
         return None
     return np.maximum((centred * error).sum(1) / (centred**2).sum(1), 0)
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #f58f81fd
 def budget_factors(
     table: pd.DataFrame | Readings,  # measurements of one arm, with label rows, or Readings up to the origin
     until_round: int | None = None,  # leave later rounds of a table out
@@ -549,7 +546,7 @@ def budget_courses(
     scatter = seen.population.prior(seen.series["task"].iloc[0], seen.kind)[1].overdispersion
     return carry_on(seen, np.stack(path, -1), rounds, scatter, describe_parameters(units, sample))
 
-# %% ../../nbs/law/03_forecasters.ipynb #b7e424f9
+# %% ../../nbs/law/03_forecasters.ipynb #e0836622
 @dataclass(frozen=True)
 class Forecaster:
     """A way to forecast an arm from its first rounds."""
@@ -558,20 +555,18 @@ class Forecaster:
     formula: str  # what it says of a round, in one line
     needs: tuple[str, ...]  # keys of NEEDS; it is not asked where one is missing
     sample: Callable  # (Seen, rounds Q, draws B, generator) -> Courses; LawError when it cannot speak
-    rank: int | None = (
-        None  # the lowest that can speak is the best; None: asked by name or for the average only
-    )
+    rank: int | None = None  # the lowest that can speak is the best; None: never the best
     curve: Law | None = None  # that it fits, beside the other curves; None: it is none
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #a8d818b1
 def curve_forecaster(
     curve: Law,  # a curve over rounds
-    rank: int | None = None,  # the lowest that can speak is the best; None: by name or for the average only
+    rank: int | None = None,  # the lowest that can speak is the best; None: never the best
 ) -> Forecaster:  # that fits it
     """A forecaster that fits a curve to the rounds seen."""
     return Forecaster(curve.name, curve.formula, ("rounds",), partial(curve_courses, curve), rank, curve)
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #b7e424f9
 _HORIZON = "margin' = margin - 1 + c - b max(0, 1 - margin)"
 _BUDGET = "g = tau a, q = phi g / (phi g + psi (1 - g)), a' = 1 - kappa (1 - q) - rest"
 FORECASTERS = Registry(
@@ -603,7 +598,7 @@ def ranked() -> list[tuple[str, ...]]:  # names, the best first; equals share a 
     ranks = sorted({entry.rank for entry in FORECASTERS.values() if entry.rank is not None})
     return [tuple(name for name, entry in FORECASTERS.items() if entry.rank == rank) for rank in ranks]
 
-# %% ../../nbs/law/03_forecasters.ipynb #af1c4dc4
+# %% ../../nbs/law/03_forecasters.ipynb #7516779b
 def _check_courses(name, made, rounds):
     """LawError where what a forecaster gave is no sample of courses of that many rounds."""
     sound = isinstance(made, Courses) and made.accuracy.ndim == 2 and made.accuracy.shape[1] == rounds
@@ -615,7 +610,7 @@ def _check_courses(name, made, rounds):
             f"forecaster {name} gave accuracies outside 0 to 1, or a collapse round that is no number"
         )
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #71c7dcf9
 def _ask_one(name, seen, rounds, draws, generator):
     """Courses of one forecaster; LawError when it cannot speak, or a user's own fails."""
     forecaster = FORECASTERS[name]
@@ -634,7 +629,7 @@ def _ask_one(name, seen, rounds, draws, generator):
     _check_courses(name, made, rounds)
     return made
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #af1c4dc4
 def ask(
     seen: Seen,  # an arm at an origin
     names: tuple[str, ...],  # of FORECASTERS
@@ -701,12 +696,12 @@ def mix_courses(
         scatter.append(part.scatter[rows])
     return Courses(np.concatenate(accuracy), np.concatenate(collapses), np.concatenate(scatter))
 
-# %% ../../nbs/law/03_forecasters.ipynb #ddf0b282
+# %% ../../nbs/law/03_forecasters.ipynb #8727ed2b
 def _whole(value):
     """A collapse round as int; None for never."""
     return int(value) if np.isfinite(value) and value <= FOREVER else None
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #ddf0b282
 @dataclass(frozen=True)
 class Forecast:
     """What the first rounds of one arm say about the later ones."""
@@ -772,7 +767,7 @@ def check_choice(
         raise LawError(f"unknown law {printable(repr(law))}; use {', '.join([*CHOICES, *FORECASTERS])}")
     return (law,)
 
-# %% ../../nbs/law/03_forecasters.ipynb #ec67220c
+# %% ../../nbs/law/03_forecasters.ipynb #3f5aabde
 def _best(found, fits):
     """Names of the lowest rank that could speak: its curves, best AICc first, or else the first of it."""
     for names in ranked():
@@ -782,7 +777,7 @@ def _best(found, fits):
             return curves or able[:1]
     return list(found)[:1]
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #a34f9d2e
 def _choose(law, found, fits, draws, generator):
     """Name of the choice, who is in it, and its courses."""
     if law == "average":
@@ -793,7 +788,7 @@ def _choose(law, found, fits, draws, generator):
         return names[0], names, mix_courses({name: found[name] for name in names}, weights, draws, generator)
     return names[0], names, found[names[0]]
 
-
+# %% ../../nbs/law/03_forecasters.ipynb #ec67220c
 def _warnings(names, seen):
     """What a choice had to do without, one line each."""
     if not any("population" in FORECASTERS[name].needs for name in names):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'ANY', 'KNOTS', 'margins', 'design', 'Prior', 'posterior', 'fit_priors', 'simulate_margins', 'Link',
-           'fit_link', 'Population', 'fit_population', 'save_population', 'read_learned', 'load_population', 'Course',
+           'fit_link', 'Population', 'fit_population', 'read_learned', 'load_population', 'save_population', 'Course',
            'courses', 'course', 'rounds_left']
 
 # %% ../../nbs/law/02_horizon.ipynb #97756790
@@ -88,11 +88,11 @@ def posterior(
     mean = covariance @ (precision @ prior.mean + X.T @ np.asarray(speed, float) / prior.noise**2)
     return replace(prior, mean=tuple(mean), covariance=tuple(map(tuple, covariance)))
 
-# %% ../../nbs/law/02_horizon.ipynb #4ea89d43
+# %% ../../nbs/law/02_horizon.ipynb #a0f160be
 _GUESS = np.log([0.22, 0.22, 0.22, 0.22, 0.2])  # spreads of c and b over tasks, over runs; of a round
 _FIRM = np.array([0.7, 0.7, 0.7, 0.7, 0.5])  # of those guesses: standard deviations of their logarithms
 
-
+# %% ../../nbs/law/02_horizon.ipynb #7995cab1
 def _by_group(steps, mean, run_spread, noise):
     """Log-likelihood of all runs about `mean`, and per group the precision and score of its own deviation."""
     found: dict[str, tuple[Any, Any]] = {}
@@ -105,7 +105,7 @@ def _by_group(steps, mean, run_spread, noise):
         found[group] = (precision + A.T @ A, score + A.T @ e)
     return value, found
 
-
+# %% ../../nbs/law/02_horizon.ipynb #4ea89d43
 def _negative_marginal(work, steps):
     """Minus the log of the marginal likelihood times the guesses, at (mean, log spreads)."""
     mean, spread = work[:2], np.exp(work[2:])
@@ -194,7 +194,7 @@ class Link:
         found = logit((np.asarray(successes) + 0.5) / (np.asarray(trials) + 1))
         return 1 + (found - usual) * usual / (usual**2 + 1)
 
-# %% ../../nbs/law/02_horizon.ipynb #1a4df7f0
+# %% ../../nbs/law/02_horizon.ipynb #b8a83f8f
 def _scatter(rate, successes, trials, use):
     """Beta-binomial correlation of counts about rates, by maximum likelihood."""
     rate, s, n = np.clip(rate, 1e-6, 1 - 1e-6)[use], successes[use], trials[use]
@@ -205,7 +205,7 @@ def _scatter(rate, successes, trials, use):
 
     return float(np.exp(minimize_scalar(minus, bounds=(-9, -1), method="bounded").x))
 
-
+# %% ../../nbs/law/02_horizon.ipynb #1a4df7f0
 def fit_link(
     margin: np.ndarray,  # (P,) lengths
     successes: np.ndarray,  # (P,) counts at the newest length
@@ -273,7 +273,7 @@ class Population:
             lines.append(f"no measured runs of task {task!r} and kind {kind!r}: any task stands in for it")
         return lines
 
-# %% ../../nbs/law/02_horizon.ipynb #1a2debee
+# %% ../../nbs/law/02_horizon.ipynb #f8f93562
 def _link_of(part):
     """The link of one kind, from its rounds after training."""
     part = part[part["round"] >= 1].sort_values([*RUN, "round"]).reset_index(drop=True)
@@ -281,13 +281,13 @@ def _link_of(part):
     margin, successes, trials = (part[column].to_numpy() for column in ("margin", "successes", "trials"))
     return fit_link(margin, successes, trials, np.where(follows, part.index - 1, -1))
 
-
+# %% ../../nbs/law/02_horizon.ipynb #bee6770f
 def _priors_of(part, group):
     """The priors of runs that are grouped by a column."""
     steps = [(run[group].iloc[0], *_usable(run)) for _, run in part.groupby(RUN)]
     return fit_priors(steps, float(part.loc[part["margin"] > _DEAD, "deviation"].median()))
 
-
+# %% ../../nbs/law/02_horizon.ipynb #1a2debee
 def fit_population(
     margins: pd.DataFrame,  # of all runs to learn from, with a column kind; kinds not known are missing
 ) -> Population:  # of these runs
@@ -308,32 +308,10 @@ def fit_population(
     links = {kind: _link_of(part) for kind, part in groups.items()}
     return Population(priors, links, kinds, rows.groupby(RUN).ngroups)
 
-# %% ../../nbs/law/02_horizon.ipynb #81bd52ce
-_DIGITS = 4  # significant digits in the file
-
-
-def _rounded(value):
-    """A nested structure with every float at a few significant digits."""
-    if isinstance(value, dict):
-        return {k: _rounded(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(v) for v in value]
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
-
-
-def save_population(
-    population: Population,  # to keep
-    path: str | Path,  # a JSON file
-) -> Path:  # that file
-    """Write a population as JSON, rounded to four digits."""
-    path = Path(path)
-    path.write_text(json.dumps(_rounded(asdict(population)), indent=1) + "\n")
-    return path
-
-# %% ../../nbs/law/02_horizon.ipynb #0fbe9365
+# %% ../../nbs/law/02_horizon.ipynb #25194ed9
 _WRONG = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what reading a damaged file can raise
 
-
+# %% ../../nbs/law/02_horizon.ipynb #0fbe9365
 def read_learned(
     path: str | Path,  # a JSON file
     build: Callable,  # from its content to what was learned; ValueError, KeyError, TypeError for what is none
@@ -367,19 +345,19 @@ def _check_link(link, kind):
     if not rising or not (0 < link.overdispersion < 1 and 0 < link.own_overdispersion < 1):
         raise ValueError(f"impossible link of kind {kind}")
 
-# %% ../../nbs/law/02_horizon.ipynb #7d393223
+# %% ../../nbs/law/02_horizon.ipynb #4fc220c8
 def _prior_from(content):
     """A prior from its JSON."""
     covariance = tuple(map(tuple, content["covariance"]))
     return Prior(tuple(content["mean"]), covariance, float(content["noise"]), float(content["deviation"]))
 
-
+# %% ../../nbs/law/02_horizon.ipynb #29eb3963
 def _link_from(content):
     """A link from its JSON."""
     scatter = float(content["overdispersion"]), float(content["own_overdispersion"])
     return Link(tuple(content["log_odds"]), *scatter)
 
-
+# %% ../../nbs/law/02_horizon.ipynb #525ad8a1
 def _population_from(content):
     """A population from its JSON; ValueError, KeyError or TypeError for what is none."""
     priors = {
@@ -394,7 +372,7 @@ def _population_from(content):
             _check_prior(prior, kind)
     return Population(priors, links, kinds, int(content["runs"]))
 
-
+# %% ../../nbs/law/02_horizon.ipynb #7d393223
 def load_population(
     path: str | Path | None = None,  # a JSON file; None: the one that comes with si_nb
 ) -> Population:  # as it was saved
@@ -406,6 +384,28 @@ def load_population(
     remedy = "make one with fit_population and save_population"
     return read_learned(path, _population_from, "population of runs", remedy)
 
+# %% ../../nbs/law/02_horizon.ipynb #81bd52ce
+_DIGITS = 4  # significant digits in the file
+
+
+def _rounded(value):
+    """A nested structure with every float at a few significant digits."""
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(v) for v in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+
+
+def save_population(
+    population: Population,  # to keep
+    path: str | Path,  # a JSON file
+) -> Path:  # that file
+    """Write a population as JSON, rounded to four digits."""
+    path = Path(path)
+    path.write_text(json.dumps(_rounded(asdict(population)), indent=1) + "\n")
+    return path
+
 # %% ../../nbs/law/02_horizon.ipynb #e667c7c4
 @dataclass(frozen=True)
 class Course:
@@ -416,7 +416,7 @@ class Course:
     accuracy: np.ndarray  # (B, rounds) at the newest length of the rounds to come
     overdispersion: float  # scatter of counts around them
 
-# %% ../../nbs/law/02_horizon.ipynb #6ecb014b
+# %% ../../nbs/law/02_horizon.ipynb #2e7faf75
 def _drawn(seen, population, rounds, draws, generator):
     """Of a run: prior and link; margins to begin with (B,), parameters (B, 2), chances (rounds, B)."""
     last = seen.iloc[-1]
@@ -429,7 +429,7 @@ def _drawn(seen, population, rounds, draws, generator):
     begin = last["margin"] + known.deviation * generator.standard_normal(draws)
     return known, link, begin, parameters, generator.normal(scale=known.scatter, size=(rounds, draws))
 
-
+# %% ../../nbs/law/02_horizon.ipynb #7c237af7
 def courses(
     runs: list,  # margins of each run, rounds 0 to the last one seen
     population: Population,  # of runs measured before
@@ -452,7 +452,7 @@ def courses(
         found.append(Course(known, float(last["margin"]), link.accuracy(path, steepness), scatter))
     return found
 
-
+# %% ../../nbs/law/02_horizon.ipynb #6ecb014b
 def course(
     seen: pd.DataFrame,  # margins of one run, rounds 0 to the last one seen
     population: Population,  # of runs measured before

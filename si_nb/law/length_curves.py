@@ -70,12 +70,12 @@ def _check_counts(lengths, successes, trials, threshold):
     if not ((successes >= 0) & (successes <= trials)).all():
         raise CurveError("successes must lie between 0 and trials; correct the counts")
 
-# %% ../../nbs/law/00_length_curves.ipynb #8a53a42b
+# %% ../../nbs/law/00_length_curves.ipynb #34af4620
 def _at(x, i):
     """Entries (...) of x (..., P) at the places i (...)."""
     return np.take_along_axis(x, i[..., None], -1)[..., 0]
 
-
+# %% ../../nbs/law/00_length_curves.ipynb #07fb691c
 def _crossed(n, log_odds, variance, right):
     """Where lines between neighbours pass zero, and the standard error of that; right: the place after."""
     n = np.broadcast_to(n, log_odds.shape)
@@ -85,7 +85,7 @@ def _crossed(n, log_odds, variance, right):
     noise = np.sqrt((1 - share) ** 2 * _at(variance, right - 1) + share**2 * _at(variance, right))
     return _at(n, right - 1) + share * gap, gap / drop * noise
 
-
+# %% ../../nbs/law/00_length_curves.ipynb #8a53a42b
 def horizon(
     lengths: np.ndarray,  # (P,) rising, symbols
     successes: np.ndarray,  # (P,) or (..., P) counts
@@ -254,7 +254,7 @@ def crossing_length(
         low, high = np.where(above, middle, low), np.where(above, high, middle)
     return np.select([low == np.log(SHORTEST), high == np.log(LONGEST)], [0.0, np.inf], np.exp(high))
 
-# %% ../../nbs/law/00_length_curves.ipynb #8956ca7b
+# %% ../../nbs/law/00_length_curves.ipynb #43f2fd6b
 def _checked(curve, lengths, successes, trials):
     """Counts as (B, P) float arrays, or a CurveError."""
     n, s = np.asarray(lengths, float), np.asarray(successes, float)
@@ -266,7 +266,7 @@ def _checked(curve, lengths, successes, trials):
         raise CurveError(f"{short}; measure more lengths")
     return n, s.reshape(-1, len(n)), t.reshape(-1, len(n))
 
-
+# %% ../../nbs/law/00_length_curves.ipynb #8956ca7b
 def fit_curve(
     curve: Law,  # of LENGTH_CURVES
     lengths: np.ndarray,  # (P,) rising, symbols
@@ -305,7 +305,7 @@ def left_out(
     fits = [fit_curve(curve, n, successes, trials, np.arange(len(n)) != i)[0] for i in range(len(n))]
     return np.concatenate([curve.accuracy(n[i : i + 1], found) for i, found in enumerate(fits)], -1)
 
-# %% ../../nbs/law/00_length_curves.ipynb #b4e3b289
+# %% ../../nbs/law/00_length_curves.ipynb #9c44c525
 def _dispersion(rate, s, t, parameters):
     """Moment estimate of the intra-class correlation, shrunk; variances below one count are taken as one."""
     spare = (t > 0).sum() - parameters
@@ -313,7 +313,7 @@ def _dispersion(rate, s, t, parameters):
     seen = max(excess, 0) / np.maximum(t[t > 0] - 1, 1).mean()
     return (seen + PRIOR_POINTS * PRIOR_OVERDISPERSION) / (max(spare, 0) + PRIOR_POINTS)
 
-
+# %% ../../nbs/law/00_length_curves.ipynb #78f6b6b4
 def _described(curve, n, s, t):
     """How one formula does on many curves; its log-likelihoods point by point as an array."""
     found, converged = fit_curve(curve, n, s, t)
@@ -327,7 +327,7 @@ def _described(curve, n, s, t):
         rho=_dispersion(rate, s, t, found.size),
     )
 
-
+# %% ../../nbs/law/00_length_curves.ipynb #b4e3b289
 def compare_curves(
     lengths: np.ndarray,  # (P,) rising, symbols
     successes: np.ndarray,  # (P,) or (..., P) counts

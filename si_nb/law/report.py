@@ -46,13 +46,13 @@ from si_nb.record.table import (
     trajectory,
 )
 
-# %% ../../nbs/law/05_report.ipynb #cfc96ca9
+# %% ../../nbs/law/05_report.ipynb #5959c91f
 def _summary(number):
     """Median and LEVEL interval of a sample."""
     low, middle, high = np.quantile(number, [(1 - LEVEL) / 2, 0.5, (1 + LEVEL) / 2], axis=0)
     return dict(value=middle, low=low, high=high)
 
-
+# %% ../../nbs/law/05_report.ipynb #cfc96ca9
 def reproduction_number(
     table: pd.DataFrame | Readings,  # measurements of one arm, with label rows, or Readings of them
     until_round: int | None = None,  # leave later rounds out
@@ -85,15 +85,15 @@ def reproduction_by_round(
     )
     return right.index.to_frame(index=False).assign(**_summary(raw / earlier * psi / phi))
 
-# %% ../../nbs/law/05_report.ipynb #f17a0824
+# %% ../../nbs/law/05_report.ipynb #087fd92a
 def _number(value):
     """A float for JSON; None where it is not finite."""
     return float(value) if value is not None and np.isfinite(value) else None
 
-
+# %% ../../nbs/law/05_report.ipynb #45a3a5cf
 _FITTED = ("log_likelihood", "aicc", "weight")  # numbers that only a fitted curve has
 
-
+# %% ../../nbs/law/05_report.ipynb #76115f92
 def _law_entry(name, forecast, weights):
     """One forecaster that could speak: its parameters with intervals, how it fits, and its average weight."""
     courses, fit = forecast.asked[name], forecast.fits.fits.get(name) if forecast.fits else None
@@ -111,7 +111,7 @@ def _law_entry(name, forecast, weights):
         failed_resamples=courses.failed,
     )
 
-
+# %% ../../nbs/law/05_report.ipynb #f17a0824
 def _measured_entries(series, threshold):
     """Measured collapse of every run of an arm."""
     return [
@@ -199,7 +199,7 @@ def _no_law(series, threshold, line):
         reproduction_number=dict(value=None, low=None, high=None),
     )
 
-# %% ../../nbs/law/05_report.ipynb #3dc7baaa
+# %% ../../nbs/law/05_report.ipynb #d451d86d
 _NOT_TOLD = [
     "run_id",
     "task",
@@ -207,7 +207,7 @@ _NOT_TOLD = [
     "si_method",
 ]  # columns of settings that the arm and its runs say already
 
-
+# %% ../../nbs/law/05_report.ipynb #5161930a
 def _differences(runs, settings):
     """In words, the settings in which each run differs from most runs of its task and arm; or not known."""
     if settings is None or not runs["run_id"].isin(settings["run_id"]).any():
@@ -219,7 +219,7 @@ def _differences(runs, settings):
     words = [", ".join(f"{name} {value}" for name, value in row.items() if pd.notna(value)) for row in other]
     return np.where(runs["run_id"].isin(settings["run_id"]), words, "settings not known")
 
-
+# %% ../../nbs/law/05_report.ipynb #2757e8e2
 def _subjects(series, settings):
     """Name and trajectory of each fit: of runs that differ in the seed alone, or of a single run."""
     runs = series[RUN].drop_duplicates()
@@ -232,7 +232,7 @@ def _subjects(series, settings):
     for name, part in zip(_distinct(parts), parts, strict=True):
         yield name, series.merge(part[RUN], on=RUN)
 
-
+# %% ../../nbs/law/05_report.ipynb #3dc7baaa
 def _distinct(parts):
     """A name for every fit that no other has: its own, else with task and arm, else with a number too."""
     own = [part["name"].iloc[0] for part in parts]
@@ -303,7 +303,7 @@ def law_report(
         raise LawError("; ".join(f"{printable(name)}: {arm['note']}" for name, arm in arms.items()))
     return {**(next(iter(arms.values())) if len(arms) == 1 else {}), "arms": arms}
 
-# %% ../../nbs/law/05_report.ipynb #f211a03c
+# %% ../../nbs/law/05_report.ipynb #2a226401
 def _rounds_seen(until_round):
     """What a forecast saw, in words."""
     return f"rounds 1-{until_round}" if until_round else "the base model"
@@ -325,7 +325,7 @@ def collapse_line(
         f"with probability {c['probability_by_last_round']:.2f}, never with {c['sustained_probability']:.2f}"
     )
 
-
+# %% ../../nbs/law/05_report.ipynb #f211a03c
 def measured_line(
     report: dict,  # of one arm
 ) -> str:  # one line
@@ -336,11 +336,11 @@ def measured_line(
     ]
     return "measured: collapse " + ", ".join(each)
 
-# %% ../../nbs/law/05_report.ipynb #660af89f
+# %% ../../nbs/law/05_report.ipynb #4936a6e5
 _SHOWN = {"log_likelihood": "log-lik.", "aicc": "AICc", "weight": "weight", "average_weight": "in average"}
 _DIGITS = {"log_likelihood": ".1f", "aicc": ".1f", "weight": ".3f", "average_weight": ".2f"}
 
-
+# %% ../../nbs/law/05_report.ipynb #08f765d7
 def _laws_table(report):
     """The forecasters of one arm as a rich table."""
     who = f"{report['runs']} runs" if report["runs"] > 1 else printable(report["measured"][0]["run_id"])
@@ -360,7 +360,7 @@ def _laws_table(report):
         shown.add_row(law["name"] + ("" if law["converged"] else " (not converged)"), inside, *numbers)
     return shown
 
-
+# %% ../../nbs/law/05_report.ipynb #660af89f
 def _rounds_table(report):
     """Forecast beside measurement for the rounds after the origin that were measured."""
     shown = Table(title="after the forecast", title_justify="left")
@@ -372,12 +372,12 @@ def _rounds_table(report):
         shown.add_row(str(r["round"]), f"{r['accuracy']:.3f}", band, f"{r['measured']:.3f}")
     return shown if later else None
 
-# %% ../../nbs/law/05_report.ipynb #3586c70a
+# %% ../../nbs/law/05_report.ipynb #7cf30c3b
 def _say(console, line):
     """Print a line as it is: rich reads no markup in it, and the terminal obeys nothing in it."""
     console.print(Text(printable(line, 10 * LONGEST_LINE)), soft_wrap=True)
 
-
+# %% ../../nbs/law/05_report.ipynb #26f3d9c7
 def _print_arm(arm, console):
     """Print what is known of one arm."""
     if arm["laws"]:
@@ -401,7 +401,7 @@ def _print_arm(arm, console):
     _say(console, measured_line(arm))
     console.print()
 
-
+# %% ../../nbs/law/05_report.ipynb #3586c70a
 def print_report(
     report: dict,  # as `law_report` makes it
     console: Console | None = None,  # where to print; None: standard output

@@ -53,9 +53,7 @@ class Law:
     parameters: tuple  # of Parameter
     hazard: Callable  # (rounds, *parameters) -> H, broadcasting
     regimes: tuple  # what it can express: keys of REGIMES
-    crossing: Callable | None = (
-        None  # (H, *parameters) -> round that reaches H, inf: never; None: by bisection
-    )
+    crossing: Callable | None = None  # (H, *parameters) -> round, inf: never; None: by bisection
     last_rounds: int | None = None  # fit only to that many last rounds; None: to all
     rival: bool = False  # without insight: what a law must beat
 
@@ -250,19 +248,19 @@ ROUND_CURVES["bass"] = Law(
     lambda H, p, q: (H + np.log1p((1 - np.exp(-H)) * q / p)) / (p + q),
 )
 
-# %% ../../nbs/law/01_round_curves.ipynb #09a3b2dd
+# %% ../../nbs/law/01_round_curves.ipynb #f9cd74c4
 def _geometric(R, n):
     """1 + R + ... for a real number n of terms, smooth through R = 1."""
     log = np.log(R)
     return n * _growth(n * log) / _growth(log)
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #95db7fe8
 def _affine_hazard(rounds, first, fresh, R):
     """-ln(1 - eps_r), held at eps_1 before round 1 and cut off below an error share of one."""
     later = np.maximum(rounds - 1, 0)
     return -np.log1p(-np.minimum(first * R**later + fresh * _geometric(R, later), 1 - 1e-12))
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #09a3b2dd
 def _affine_crossing(H, first, fresh, R):
     """Solve eps_1 R^x + d (R^x - 1) / (R - 1) = 1 - exp(-H) for x = r - 1."""
     target, fixed = -np.expm1(-H), fresh / np.where(R == 1, np.nan, 1 - R)
@@ -284,12 +282,12 @@ ROUND_CURVES["affine_error_map"] = Law(
     _affine_crossing,
 )
 
-# %% ../../nbs/law/01_round_curves.ipynb #b835a574
+# %% ../../nbs/law/01_round_curves.ipynb #05b15634
 def _tipping_hazard(rounds, first, fall, growth):
     """-ln of the accuracy whose logit is z_1 - d (lambda^(r-1) - 1) / (lambda - 1), z_1 before round 1."""
     return np.logaddexp(0, fall * _geometric(growth, np.maximum(rounds - 1, 0)) - first)
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #b835a574
 def _tipping_crossing(H, first, fall, growth):
     """Solve (lambda^x - 1) / (lambda - 1) = (z_1 - z) / d for x = r - 1, with z = -ln(exp(H) - 1)."""
     steps = (first + np.log(np.expm1(H))) / fall
@@ -404,7 +402,7 @@ class Observed:
         """How many different rounds there are."""
         return len(np.unique(self.rounds))
 
-# %% ../../nbs/law/01_round_curves.ipynb #ef694113
+# %% ../../nbs/law/01_round_curves.ipynb #427212b5
 def _check_run(name, run):
     """Refuse a run with repeated or missing rounds, or rounds without trials."""
     rounds = run["round"].to_numpy()
@@ -422,7 +420,7 @@ def _check_run(name, run):
             f"{name}: round {empty.iloc[0]} has no trials; measure it, or stop before it with until_round"
         )
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #ef694113
 def observed(
     trajectory: pd.DataFrame,  # as `si_nb.record.table.trajectory` makes it: one arm, one or more runs
     until_round: int | None = None,  # leave later rounds out; None: use all
@@ -468,7 +466,7 @@ def log_likelihood(
     right, missed = size * np.exp(-hazard), size * missed
     return coefficient + betaln(successes + right, wrong + missed) - betaln(right, missed)
 
-# %% ../../nbs/law/01_round_curves.ipynb #f58cc477
+# %% ../../nbs/law/01_round_curves.ipynb #6c61fb1d
 def _coordinates(law):
     """Maps from parameters (..., k) to search coordinates and back; columns beyond the law's own stay."""
     scales = [SCALES[p.scale] for p in law.parameters]
@@ -479,14 +477,14 @@ def _coordinates(law):
 
     return [partial(moved, way) for way in (0, 1)]
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #19a21535
 def _multiplied(hazard, effects, runs):
     """Hazards (..., P) times the multiplier of each point's run; unchanged where there are no run effects."""
     if effects.shape[-1] == 0:
         return hazard
     return np.minimum(np.maximum(hazard * np.exp(effects)[..., runs], SMALLEST_HAZARD), LARGEST_HAZARD)
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #8ea7c074
 def _jacobian(law, work, back, rounds, runs):
     """H (B, P) and its derivative (B, P, k + R); rounds: their values, and the place of each point."""
     k, step, (places, place) = len(law.parameters), 1e-6, rounds
@@ -501,7 +499,7 @@ def _jacobian(law, work, back, rounds, runs):
     by_run = inside * np.eye(effects.shape[1])[runs]
     return multiplied, np.concatenate([slopes * (inside / hazard[..., None]), by_run], -1)
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #b0b7e92c
 def _scoring(law, work, back, rounds, runs, successes, trials, weights):
     """Weighted log-likelihood (B,), its slope (B, k + R), expected curvature (B, k + R, k + R)."""
     hazard, jacobian = _jacobian(law, work, back, rounds, runs)
@@ -514,7 +512,7 @@ def _scoring(law, work, back, rounds, runs, successes, trials, weights):
         np.swapaxes(jacobian * (weights * trials * odds)[..., None], 1, 2) @ jacobian,
     )
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #f58cc477
 def _step(slope, curvature, damping, held):
     """Damped scoring step, the gain in log-likelihood that it promises, and what an undamped one promises."""
     slope = np.where(held, 0.0, slope)
@@ -528,20 +526,20 @@ def _step(slope, curvature, damping, held):
     promised = (step * slope).sum(-1) - ((step[:, None] @ curvature)[:, 0] * step).sum(-1) / 2
     return step, promised, (slope * whole).sum(-1) / 2
 
-# %% ../../nbs/law/01_round_curves.ipynb #19e7b65f
+# %% ../../nbs/law/01_round_curves.ipynb #0b03bcf2
 _FIRST_ITERATIONS, _MOST_ITERATIONS, _REFIT_ITERATIONS, _PROMISED_GAIN = 20, 150, 50, 1e-6
 _PATIENCE, _LEAST_GAIN = 10, 1e-3  # iterations that must gain this much together
 _CHANGES = np.array([8.0, 3.0, 1.0, 0.2])  # of the damping: after a loss, a small, a fair, the promised gain
 _LARGEST_EFFECT = 6.0  # of a run, on the logarithm of its hazard: a factor of 400
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #4e8fbdf8
 def _bounds(law, columns):
     """Smallest and largest values of the parameters, and of the run effects beyond them."""
     ends = np.full(columns - len(law.parameters), _LARGEST_EFFECT)
     low, high = ([getattr(p, end) for p in law.parameters] for end in ("low", "high"))
     return np.r_[low, -ends], np.r_[high, ends]
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #19e7b65f
 def fit_batch(
     law: Law,  # to fit
     rounds: np.ndarray,  # (P,) float
@@ -624,12 +622,12 @@ class Fit:
         """Parameters and run effects, (k + R,), to begin another fit from."""
         return self.parameters if self.run_effects is None else np.r_[self.parameters, self.run_effects]
 
-# %% ../../nbs/law/01_round_curves.ipynb #3e310662
+# %% ../../nbs/law/01_round_curves.ipynb #afed93b7
 def _point_weights(data, overdispersion):
     """One over the factor by which the beta-binomial variance exceeds the binomial one."""
     return 1 / (1 + (data.trials - 1) * overdispersion)
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #b06f8a97
 def _used(law, data):
     """The points a law is fitted to: all, or those of its last rounds."""
     if not law.last_rounds:
@@ -637,12 +635,12 @@ def _used(law, data):
     last = data.rounds > data.rounds.max() - law.last_rounds
     return Observed(data.rounds[last], data.successes[last], data.trials[last], data.runs[last])
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #c03bf5f9
 def _information(hazard, data, overdispersion):
     """What every point says about the logarithm of its hazard (expected curvature)."""
     return _point_weights(data, overdispersion) * data.trials * hazard**2 / np.expm1(hazard)
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #3e310662
 def _marginal(hazard, data, overdispersion, effects, spread):
     """Beta-binomial log-likelihood with the run effects integrated out (Laplace's approximation)."""
     value = log_likelihood(hazard, data.successes, data.trials, overdispersion).sum()
@@ -651,13 +649,13 @@ def _marginal(hazard, data, overdispersion, effects, spread):
     known = np.bincount(data.runs, _information(hazard, data, overdispersion))
     return float(value - ((effects / spread) ** 2 + np.log1p(spread**2 * known)).sum() / 2)
 
-# %% ../../nbs/law/01_round_curves.ipynb #7793030e
+# %% ../../nbs/law/01_round_curves.ipynb #43f5bee9
 def _precision(law, data, spread):
     """Inverse prior variances: 0 for each parameter, and those of the run effects, if there are any."""
     runs = int(data.runs.max()) + 1 if spread > 0 and data.runs.max() > 0 else 0
     return np.r_[np.zeros(len(law.parameters)), np.full(runs, spread and 1 / spread**2)]
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #7793030e
 def fit_law(
     law: Law,  # to fit
     data: Observed,  # counts of one arm
@@ -695,11 +693,11 @@ def fit_law(
     spread = run_spread if effects is not None else 0.0
     return Fit(law, best[:k], likelihood, aicc, len(data.rounds), sure, 0.0, spread, effects)
 
-# %% ../../nbs/law/01_round_curves.ipynb #6f3dfaf0
+# %% ../../nbs/law/01_round_curves.ipynb #fe897f85
 PRIOR_OVERDISPERSION, PRIOR_POINTS = 0.003, 2.0
 _OVERDISPERSIONS = np.geomspace(1e-5, 0.5, 300)
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #d8a227dc
 def estimate_overdispersion(
     fit: Fit,  # of a law
     data: Observed,  # what it was fitted to
@@ -716,7 +714,7 @@ def estimate_overdispersion(
     share = np.cumsum(np.exp(value - value.max()) * np.gradient(np.log(factor)))
     return float(_OVERDISPERSIONS[np.searchsorted(share, share[-1] / 2)])
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #6f3dfaf0
 def _effect_variances(fit, data, overdispersion):
     """Posterior variance (R,) of every run effect, the parameters being estimated beside them."""
     forward, back = _coordinates(fit.law)
@@ -776,7 +774,7 @@ class Fits:
             rows.append(dict(law=name, parameters=shown, **likely, converged=fit.converged))
         return pd.DataFrame(rows)
 
-# %% ../../nbs/law/01_round_curves.ipynb #cfd64e54
+# %% ../../nbs/law/01_round_curves.ipynb #88fb012d
 def _rank(fit):
     """Place of a fit among others: laws of all rounds first, then by AICc."""
     return fit.law.last_rounds is not None, fit.aicc, len(fit.parameters)
@@ -789,7 +787,7 @@ def _weights(ranked):
     relative = np.array([f.aicc - ranked[0].aicc if f.points == ranked[0].points else np.inf for f in ranked])
     return np.exp(-relative / 2) / np.exp(-relative / 2).sum()
 
-
+# %% ../../nbs/law/01_round_curves.ipynb #cfd64e54
 def fit_laws(
     trajectory: pd.DataFrame,  # one arm: one or more runs, whose log-likelihoods are added
     until_round: int | None = None,  # leave later rounds out

@@ -66,7 +66,7 @@ def save_base_model(
     """
     save_model(model, path, voter=voter, **_about_base(config))
 
-
+# %% ../../nbs/loop/08_bases.ipynb #9cf18034
 def load_base_model(
     config: RunConfig,  # the experiment
     folder: RunFolder,  # where its base models are
@@ -120,7 +120,7 @@ def record_base_models(
     facts = {**identity(config), "device": config.device, "base_models": bases._asdict()}
     write_facts(folder.config, facts)
 
-
+# %% ../../nbs/loop/08_bases.ipynb #51858c64
 def recorded_base_models(
     folder: RunFolder,  # of a run
 ) -> BaseModels | None:  # None when it has not begun, or does not say
@@ -152,7 +152,7 @@ def absent_base_models(
                 say(f"{error}; made again")
     return absent
 
-
+# %% ../../nbs/loop/08_bases.ipynb #097868ad
 @contextmanager
 def hold_models(
     folder: RunFolder,  # of a run

@@ -109,7 +109,7 @@ def _check_checkpoint(path, run):
     place.pop("step")
     check_checkpoint(path, load_tensors(path, place, run=whose["run"])[1])
 
-
+# %% ../../nbs/loop/20_check.ipynb #51188faa
 def _check_labels(path, run):
     place = _place_of(path)
     tensors, header = load_tensors(path, place, **run.whose)
@@ -230,7 +230,7 @@ def _check_tables(config, folder, stop_when_over):
         found.append(Finding(folder.measurements, "missing", again))
     return found, whole
 
-
+# %% ../../nbs/loop/20_check.ipynb #efc4b270
 def check_run(
     path: Path,  # its folder
     models_dir: Path | None = None,  # where its weights are; default: in its folder
@@ -290,7 +290,7 @@ def _check_row(config, out, rows, stop_when_over):
         return "missing, but finished"
     return "" if rows.equals(table) else "not as in its own table"
 
-
+# %% ../../nbs/loop/20_check.ipynb #f6291d71
 def check_sweep(
     out: Path,  # its folder
 ) -> list[Finding]:  # empty when all is well
@@ -324,7 +324,7 @@ def _check_any_run(path, models_dir, data_dir):
 def _check_table(path):
     return _try(path, "take it from a copy", read_table)[0]
 
-
+# %% ../../nbs/loop/20_check.ipynb #eae9f62c
 def _checks(folder, models_dir, data_dir):
     """What to check in a folder, itself included: {path: function without arguments}."""
     checks = {}
@@ -364,7 +364,7 @@ def check_folder(
         raise ConfigError(f"{folder}: {what}; name another folder")
     return [finding for check in checks.values() for finding in check()], len(checks)
 
-
+# %% ../../nbs/loop/20_check.ipynb #9d82382b
 def print_findings(
     found: list[Finding],  # from check_folder
     count: int,  # from check_folder

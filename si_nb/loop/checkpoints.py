@@ -49,7 +49,7 @@ def _read_tensors(path):
     except _UNREADABLE as error:
         raise DamagedError(f"{path}: damaged file of tensors ({str(error).splitlines()[0]})") from None
 
-
+# %% ../../nbs/loop/07_checkpoints.ipynb #b68f20c2
 def name_differences(
     stored: dict,  # what a file says
     wanted: dict,  # what it should say
@@ -71,7 +71,7 @@ def save_tensors(
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_sealed(path, save(stored, {"about": json.dumps(about, sort_keys=True)}))
 
-
+# %% ../../nbs/loop/07_checkpoints.ipynb #bcb8db51
 def load_tensors(
     path: Path,  # written by save_tensors
     place: dict | None = None,  # what its header must say, or it is the wrong one of its owner's files
@@ -106,7 +106,7 @@ def save_model(
     """
     save_tensors(path, model.state_dict(), **asdict(model.config), **about)
 
-
+# %% ../../nbs/loop/07_checkpoints.ipynb #d5ec2ed9
 def load_model(
     path: Path,  # written by save_model
     config: ModelConfig,  # sizes that it must have
@@ -163,7 +163,7 @@ def checkpoints(
     names = re.compile(re.escape(name) + r"\.step_\d{9}\.safetensors")
     return sorted(path for path in folder.glob("*.safetensors") if names.fullmatch(path.name))
 
-
+# %% ../../nbs/loop/07_checkpoints.ipynb #e44771b9
 def save_checkpoint(
     folder: Path,  # where it goes
     name: str,  # of the training
@@ -193,7 +193,7 @@ def check_checkpoint(
         raise DamagedError(f"{path}: not the checkpoint that its name says")
     return facts
 
-
+# %% ../../nbs/loop/07_checkpoints.ipynb #69466bb8
 def load_checkpoint(
     folder: Path,  # where they are
     name: str,  # of the training

@@ -29,7 +29,7 @@ def _label_lengths(found, config, rounds):
             lengths[arm, number] = range(first, newest + 1)
     return lengths
 
-
+# %% ../../nbs/loop/15_complete.ipynb #ab776216
 def _newest_lengths(config, rounds, labelled):
     """{(arm, round): the newest length}; an arm that has ended keeps its last."""
     newest = {(arm, 0): config.original_digits for arm in rounds}
@@ -67,7 +67,7 @@ def row_counts(
     keys = table[_WHAT].itertuples(index=False, name=None)
     return dict(zip(keys, zip(table["successes"], table["trials"], strict=True), strict=True))
 
-
+# %% ../../nbs/loop/15_complete.ipynb #a32bd22c
 def expected_rows(
     found: Collection[tuple],  # what the table has rows about, for what only it knows
     config: RunConfig,  # of the run

@@ -37,7 +37,7 @@ def _end_with_parent():
         parent.join()
     os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
 
-
+# %% ../../nbs/loop/17_executors.ipynb #3b7be1b3
 def _send_result(sender, function, arguments):
     """In a job's process: call the function and send the text that it returns."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -82,7 +82,7 @@ class LocalJob:
         self.process.join(patience)
         self.process.kill()
 
-
+# %% ../../nbs/loop/17_executors.ipynb #922865e3
 class LocalExecutor:
     """Runs jobs in processes on this machine."""
 
@@ -115,10 +115,19 @@ def _queue(when):
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
     return set(asked.stdout.split()) if asked.returncode == 0 else None
 
-# %% ../../nbs/loop/17_executors.ipynb #d41cc4dd
+
 _ASK_EVERY, _RESULT_SEEN_WITHIN = 30, 15  # seconds
+_NO_RESULT = "ended without a result, perhaps cancelled or out of time or memory"
 
 
+def _is_seen(path):
+    """Whether a file is there, which another machine may see a little late."""
+    end = time.monotonic() + _RESULT_SEEN_WITHIN
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(1)
+    return path.exists()
+
+# %% ../../nbs/loop/17_executors.ipynb #d41cc4dd
 class ClusterJob:
     """A function that runs on a cluster."""
 
@@ -138,13 +147,10 @@ class ClusterJob:
 
     def reason(self) -> str:  # in one line; empty when all went well
         """Why an ended job failed."""
-        result, end = self.job.paths.result_pickle, time.monotonic() + _RESULT_SEEN_WITHIN
-        while not result.exists() and time.monotonic() < end:
-            time.sleep(1)
-        if result.exists() and self.job.exception() is None:
+        seen = _is_seen(self.job.paths.result_pickle)
+        if seen and self.job.exception() is None:
             return self.job.result()
-        without = "ended without a result, perhaps cancelled or out of time or memory"
-        why = "failed" if result.exists() else without
+        why = "failed" if seen else _NO_RESULT
         return f"job {self.job.job_id} {why}; its log is {self.job.paths.stderr}"
 
     def cancel(self) -> None:

@@ -123,7 +123,7 @@ def _commit():
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
     return git.stdout.strip() if git.returncode == 0 else "unknown"
 
-
+# %% ../../nbs/loop/06_folder.ipynb #86d9e0ae
 _REPEATABLE = {
     "cpu": "same seed, same table; for models of width 256 or more with the same number of threads"
 }
@@ -156,7 +156,7 @@ def read_facts(
     except (ValueError, TypeError, RecursionError):
         return None
 
-
+# %% ../../nbs/loop/06_folder.ipynb #6acd0969
 def write_facts(
     path: Path,  # a JSON file
     facts: dict,  # JSON types
@@ -238,7 +238,7 @@ def locate_run(
         _check_same(config, folder.config)
     return folder
 
-
+# %% ../../nbs/loop/06_folder.ipynb #e4b6de85
 def open_run(
     config: RunConfig,  # the experiment
     *where,  # run_dir, models_dir, data_dir, resume of locate_run
@@ -259,12 +259,14 @@ def open_run(
 def hold_own(
     folder: RunFolder,  # its folders are there
 ) -> Iterator[Callable[[], None]]:  # raises LockedError when a folder is no longer this process's
-    """Keep all folders that are a run's own for this process.
+    """Keep all folders that are a run's own for this process, and clear what a killed one left half written.
 
     Raises: LockedError naming who has one of them.
     """
     with ExitStack() as held:
         checks = [held.enter_context(hold(path)) for path in folder.own]
+        for path in folder.own:
+            remove_partial(path, is_own_file)
 
         def check():
             for check_one in checks:
@@ -291,7 +293,7 @@ def remove_own_files(
     with suppress(OSError):  # not empty
         folder.rmdir()
 
-
+# %% ../../nbs/loop/06_folder.ipynb #d9c4aa99
 def clear_place(
     path: Path,  # of a file that is to be made
 ) -> None:
@@ -309,7 +311,7 @@ def _own_table(config, path):
         raise ConfigError(f"{path} is the table of {whose}; choose another run_dir")
     return table
 
-
+# %% ../../nbs/loop/06_folder.ipynb #7095cdf0
 def recover_table(
     config: RunConfig,  # the experiment
     folder: RunFolder,  # its folder

@@ -34,7 +34,7 @@ def _keep_rules(value):
         raise SweepError(f"si_method is {shown(value)}: write a keep rule, or a list of keep rules")
     return tuple(methods)
 
-
+# %% ../../nbs/loop/16_grid.ipynb #528c5110
 def _setting_value(name, value):
     """A value from a grid as the configuration wants it."""
     kind = _SETTINGS.get(name)
@@ -200,7 +200,7 @@ def _stop_when_over(content):
         raise SweepError(f"stop_when_over is {shown(stop)}: write true or false")
     return stop
 
-
+# %% ../../nbs/loop/16_grid.ipynb #14d1d3fe
 def _plan(content):
     """Runs of all groups."""
     common, groups = _table_of(content, "settings", "settings with a value each"), content.get("group")

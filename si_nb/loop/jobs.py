@@ -144,8 +144,14 @@ def carry_out(
     """Carry out a run, and note how long it took if that was in one go."""
     folder, start = sweep_run(config, out), time.monotonic()
     anew = not (folder.path / "config.json").exists()
-    options = {"progress": False, "workers": workers, "after_round": over_arms if stop_when_over else None}
-    run_experiment(config, folder.path, folder.models.parent, **options)
+    run_experiment(
+        config,
+        folder.path,
+        folder.models.parent,
+        progress=False,
+        workers=workers,
+        after_round=over_arms if stop_when_over else None,
+    )
     if anew:
         write_remark(folder.path / "seconds.txt", f"{time.monotonic() - start:.1f}\n")
 
@@ -169,7 +175,7 @@ def one_line(
     text = " ".join(str(error).split())
     return text if isinstance(error, _EXPECTED) else f"{type(error).__name__}: {text}"[:300]
 
-
+# %% ../../nbs/loop/18_jobs.ipynb #d6d23fe3
 def run_job(
     job: Callable,  # train_base or carry_out
     config: RunConfig,  # its configuration

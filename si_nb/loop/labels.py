@@ -52,7 +52,7 @@ class Labelled(NamedTuple):
     answers: np.ndarray  # (kept, answer width) uint8 tokens, the truth, which only the counts may see
     counts: dict[tuple[int, str], tuple[int, int]]  # (voter, quantity) -> (successes, trials)
 
-
+# %% ../../nbs/loop/05_labels.ipynb #083d3ff8
 def keep(
     config: RunConfig,  # the experiment
     arm: str,  # keep rule
@@ -113,7 +113,7 @@ def make_labels(
     )
     return Labelled(rows, answers, counts)
 
-
+# %% ../../nbs/loop/05_labels.ipynb #36d2e6b7
 def _add(count, more):
     return count[0] + more[0], count[1] + more[1]
 
@@ -155,7 +155,7 @@ class RoundLabels(NamedTuple):
             table += table_rows(config, arm, voter, round_number, quantity, {length: count})
         return table
 
-
+# %% ../../nbs/loop/05_labels.ipynb #c388593f
 def label_round(
     machine: Machine,  # where to compute
     arm: str,  # keep rule

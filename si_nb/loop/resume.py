@@ -58,7 +58,7 @@ def _load_voters(machine, store, table, number):
             )
     return models
 
-
+# %% ../../nbs/loop/11_resume.ipynb #5d3b7a0c
 def start_after(
     machine: Machine,  # where to compute
     store: Store,  # of a run whose base models are known
@@ -95,7 +95,7 @@ def cut_after(
         write_sealed(store.folder.measurements, text.encode())
     return start
 
-
+# %% ../../nbs/loop/11_resume.ipynb #a3a3df3a
 def find_start(
     machine: Machine,  # where to compute
     store: Store,  # of a run whose base models are known
@@ -140,7 +140,7 @@ def check_recorded_bases(
         remedy = "give skip_base_model_train (--skip_base_model_train) again, or choose another run_dir"
         raise ConfigError(f"{folder.path} began with base models of other training ({differing}); {remedy}")
 
-
+# %% ../../nbs/loop/11_resume.ipynb #95072ac1
 def settle_base_models(
     config: RunConfig,  # the experiment
     folder: RunFolder,  # with all its base models
@@ -190,7 +190,7 @@ def stopping(
         raise ConfigError(f"after_round stops {names}, but the arms are {', '.join(config.si_method)}")
     return lines
 
-
+# %% ../../nbs/loop/11_resume.ipynb #35c1e1c1
 def is_finished(
     config: RunConfig,  # the experiment
     folder: RunFolder,  # its folder

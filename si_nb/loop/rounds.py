@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from . import resume
 from .bases import absent_base_models, choose_base_models, recorded_base_models
 from .evaluate import best_voter, measure
 from si_nb.loop.folder import (
     RunFolder,
-    clear_place,
     hold_own,
-    is_own_file,
     locate_run,
     make_folders,
     open_run,
@@ -31,22 +30,11 @@ from si_nb.loop.folder import (
 )
 from .labels import label_round
 from .memory import check_memory, ran_out_of_memory
-from si_nb.loop.resume import (
-    AfterRound,
-    arms_of,
-    check_bases_at_hand,
-    check_recorded_bases,
-    cut_after,
-    find_start,
-    is_finished,
-    settle_base_models,
-    start_after,
-    stopping,
-)
 from .settings import ConfigError, RunConfig, run_name
 from si_nb.loop.store import (
     Store,
     append_table,
+    clear_tables,
     forget_checkpoints,
     forget_weights,
     load_base,
@@ -59,7 +47,6 @@ from .training import Watch, make_base, mix, train_arms, train_base_models, trai
 from .voting import KEEP_RULES
 from .workers import Interrupted, Machine, Stopped, ending_in_order, make_machine
 from ..model.gpt import GPT
-from ..record.storage import remove_partial
 from ..record.table import measurement_table
 
 # %% ../../nbs/loop/13_rounds.ipynb #0f0ead20
@@ -75,7 +62,7 @@ def run_round(
     """One round of self-improvement in every arm that goes on; its counts are appended to the table last."""
     config, rows, mixtures = machine.config, [], {}
     watch.progress.set_description(f"round {round_number}: labels")
-    for arm in arms_of(models):
+    for arm in resume.arms_of(models):
         labels = stored_labels(store, arm, round_number)
         if labels is None:
             voters = {voter: model for (name, voter), model in models.items() if name == arm}
@@ -83,7 +70,7 @@ def run_round(
             save_labels(store, arm, round_number, labels)
         newest[arm] = labels.newest
         rows += labels.table_rows(config, arm, round_number)
-    for arm in arms_of(models):
+    for arm in resume.arms_of(models):
         kept = [load_labels(store, arm, number).rows for number in range(1, round_number + 1)]
         if len(kept[-1]):
             mixtures[arm] = mix(base, kept, config.original_digits, machine.device)
@@ -91,11 +78,11 @@ def run_round(
     watch.progress.set_description(f"round {round_number}: measuring")
     table = measurement_table(rows + measure(machine, models, round_number, newest))
     append_table(store, table)
-    forget_weights(store, dict.fromkeys(arms_of(models), round_number - 2))
+    forget_weights(store, dict.fromkeys(resume.arms_of(models), round_number - 2))
     _track_round(watch, table, newest)
     return table
 
-
+# %% ../../nbs/loop/13_rounds.ipynb #496e6fb9
 def _track_round(watch, table, newest):
     """Mirror the accuracy at the newest length."""
     at_newest = table["length"] == table["arm"].map(newest)
@@ -122,8 +109,7 @@ def _measure_base(machine, store):
 
 def _round_0(machine, store):
     """Measure the base models; the table so far."""
-    for path in (store.folder.measurements, store.folder.previous):
-        clear_place(path)
+    clear_tables(store)
     append_table(store, _measure_base(machine, store))
     return recover_table(machine.config, store.folder)
 
@@ -142,45 +128,45 @@ def _begin(machine, store, watch, base, table, skip_base_model_train, skip_si):
         config.base_voters
     ):  # of all, since a kill may have come before this in an earlier call
         forget_checkpoints(store, "base", voter)
-    store = store._replace(bases=settle_base_models(config, folder, table is not None))
+    store = store._replace(bases=resume.settle_base_models(config, folder, table is not None))
     if skip_si:
         return store, None
-    start = find_start(machine, store, table) if table is not None and not known else None
+    start = resume.find_start(machine, store, table) if table is not None and not known else None
     if start is None:
         table = table if known and table is not None else _round_0(machine, store)
-        start = cut_after(store, table, start_after(machine, store, table, 0))
+        start = resume.cut_after(store, table, resume.start_after(machine, store, table, 0))
     return store, start
 
-
+# %% ../../nbs/loop/13_rounds.ipynb #db61a9dc
 def _stop_arms(machine, store, watch, after_round, models, number):
     """Take the arms that should stop after a round out of the models, and say why."""
     if after_round is None:
         return
     config = machine.config
-    lines = stopping(config, store.folder, recover_table(config, store.folder), after_round)
-    for arm in [arm for arm in arms_of(models) if arm in lines]:
+    lines = resume.stopping(config, store.folder, recover_table(config, store.folder), after_round)
+    for arm in [arm for arm in resume.arms_of(models) if arm in lines]:
         say(f"arm {arm} stopped after round {number}: {lines[arm]}")
         watch.progress.total -= training_steps(config, number + 1, 0, [arm])
         for key in [key for key in models if key[0] == arm]:
             del models[key]
 
-
+# %% ../../nbs/loop/13_rounds.ipynb #81e7d66d
 def _go_on(machine, store, watch, after_round, skip_base_model_train, skip_si):
     """Everything that is left to do."""
     config, bar = machine.config, watch.progress
     table = recover_table(config, store.folder)
     if table is not None:
         forget_weights(store, table.groupby("arm")["round"].max() - 2)  # a kill may have come before that
-        if skip_si or is_finished(config, store.folder, table, after_round):
+        if skip_si or resume.is_finished(config, store.folder, table, after_round):
             return  # nothing more is needed, and weights may have been removed to save room
     store = store._replace(bases=recorded_base_models(store.folder))
-    start = find_start(machine, store, table) if store.bases and table is not None else None
+    start = resume.find_start(machine, store, table) if store.bases and table is not None else None
     base = make_base(config)
     if start is None:
         store, start = _begin(machine, store, watch, base, table, skip_base_model_train, skip_si)
     if start is None:
         return
-    bar.total = bar.n + training_steps(config, start.done + 1, 0, arms_of(start.models))
+    bar.total = bar.n + training_steps(config, start.done + 1, 0, resume.arms_of(start.models))
     for number in range(start.done + 1, config.si_rounds + 1):
         _stop_arms(machine, store, watch, after_round, start.models, number - 1)
         if start.models:
@@ -200,7 +186,7 @@ def _in_one_line(received: list[int], path: Path) -> Iterator[None]:
         smaller = "try a smaller base_samples, num_samples or eval_samples in another run_dir"
         raise ConfigError(f"{path}: out of memory outside training; {smaller}") from None
 
-
+# %% ../../nbs/loop/13_rounds.ipynb #a03a13ec
 def run_experiment(
     config: RunConfig,  # the experiment
     run_dir: str | Path | None = None,  # default: a folder named after the configuration in runs_home()
@@ -215,7 +201,7 @@ def run_experiment(
     progress: bool = True,  # show a progress bar
     workers: int | None = None,  # voters side by side; default: count_workers
     checkpoint_minutes: float = 5,  # training that an interruption may cost at most
-    after_round: AfterRound | None = None,  # says which arms should stop, and why
+    after_round: resume.AfterRound | None = None,  # says which arms should stop, and why
 ) -> RunFolder:  # where everything is
     """Run an experiment, or go on with it where it was interrupted.
 
@@ -234,10 +220,10 @@ def run_experiment(
     if not checkpoint_minutes >= 0:
         raise ConfigError(f"checkpoint_minutes is {checkpoint_minutes}: it must be at least 0")
     folder = locate_run(config, *where)
-    check_recorded_bases(config, folder, skip_base_model_train)
+    resume.check_recorded_bases(config, folder, skip_base_model_train)
     if not os.path.lexists(folder.measurements):  # refused before anything is written
         check_memory(config, machine.device, machine.workers)
-        folder = check_bases_at_hand(config, folder, skip_base_model_train)
+        folder = resume.check_bases_at_hand(config, folder, skip_base_model_train)
     make_folders(folder)
     with (
         hold_own(folder) as check,
@@ -245,8 +231,6 @@ def run_experiment(
         tqdm(unit="step", disable=not progress, dynamic_ncols=True, delay=0.1) as bar,
     ):
         open_run(config, *where)
-        for own in folder.own:
-            remove_partial(own, is_own_file)
         track = open_tracker(wandb, folder.path, config, wandb_project, wandb_name)
         store = Store(folder, run_name(config), check, checkpoint_minutes)
         try:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Store', 'save_labels', 'load_labels', 'stored_labels', 'save_voter', 'load_voter', 'load_base', 'forget_weights',
-           'forget_checkpoints', 'append_table']
+           'forget_checkpoints', 'clear_tables', 'append_table']
 
 # %% ../../nbs/loop/09_store.ipynb #353b1be0
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def save_labels(
     clear_place(path)
     save_tensors(path, {"rows": torch.as_tensor(labels.rows)}, **about)
 
-
+# %% ../../nbs/loop/09_store.ipynb #4dce568f
 def load_labels(
     store: Store,  # where
     arm: str,  # keep rule
@@ -125,7 +125,7 @@ def load_voter(
     place = _place(arm, round_number, voter=voter)
     return load_model(path, config.model, device, place, **store.whose)
 
-
+# %% ../../nbs/loop/09_store.ipynb #7a37d3ab
 def load_base(
     store: Store,  # of a run whose base models are known
     config: RunConfig,  # the experiment
@@ -166,6 +166,14 @@ def forget_checkpoints(
         remove_sealed(path)
 
 # %% ../../nbs/loop/09_store.ipynb #84ee9a0a
+def clear_tables(
+    store: Store,  # of a run that begins
+) -> None:
+    """Put aside tables that are there before anything has been measured, and say so."""
+    for path in (store.folder.measurements, store.folder.previous):
+        clear_place(path)
+
+
 def append_table(
     store: Store,  # where
     table: pd.DataFrame,  # rows of a round
@@ -177,4 +185,4 @@ def append_table(
     store.check()
     if store.folder.measurements.exists():
         write_sealed(store.folder.previous, read_sealed(store.folder.measurements))
-    append_rows(store.folder.measurements, table)
+    append_rows(str(store.folder.measurements), table)

@@ -80,7 +80,7 @@ def _read_run(path, config, grid):
     check_so_far(table, config, path, grid.stop_when_over)
     return table
 
-
+# %% ../../nbs/loop/19_sweep.ipynb #aa50af3b
 def _own_table(sweep, config):
     """A run's own table; None when there is none, or not a right one."""
     try:
@@ -184,7 +184,7 @@ def _became(sweep, name):
         return status, "; ".join(f"{arm} {line}" for arm, line in why.items())
     return ("failed", sweep.failed[name]) if name in sweep.failed else ("unfinished", "")
 
-
+# %% ../../nbs/loop/19_sweep.ipynb #be8ec135
 def runs_table(
     sweep: Sweep,  # how far it is
 ) -> pd.DataFrame:  # run_id, groups, status, reason, seconds, and every setting
@@ -218,7 +218,7 @@ def write_tables(
 def _csv(table):
     return table.to_csv(index=False, lineterminator="\n")
 
-
+# %% ../../nbs/loop/19_sweep.ipynb #e27f7f1d
 def _write_counts(path, content):
     """Write and seal a table, unless that is there: a sweep that is asked again leaves no file changed."""
     seal = path.with_name(f"{path.name}.sha256")
@@ -254,7 +254,7 @@ def _run_steps(sweep, name):
     done = 0 if table is None else int(table["round"].max())
     return whole - training_steps(config, done + 1, base_models=0)
 
-
+# %% ../../nbs/loop/19_sweep.ipynb #d6fbecd0
 def _base_steps(sweep, key, configs):
     """Training steps of base models that need not be made any more."""
     config = base_config(configs)
@@ -404,7 +404,7 @@ def _only_in_copy(grid, path, own):
     runs = ((name, run.config) for name, run in grid.runs.items() if name in named)
     return [name for name, config in runs if not _has_ended(own.get(name), config, grid)]
 
-
+# %% ../../nbs/loop/19_sweep.ipynb #b7a1c136
 def _sound_copy(grid, path, own):
     """Tables in the copy; none where it is put aside to be put together again, which is said.
 
@@ -521,7 +521,7 @@ def _make_folder(out):
         remedy = "choose another folder"
         raise SweepError(f"{out}: cannot be written to ({error.strerror}); {remedy}") from None
 
-
+# %% ../../nbs/loop/19_sweep.ipynb #a7521e6b
 def run_sweep(
     grid: str | Path,  # TOML file
     out: str | Path,  # folder of the tables and of the runs

@@ -25,7 +25,7 @@ class Tracker(Protocol):
     def finish(self) -> None:
         """Close the mirror."""
 
-
+# %% ../../nbs/loop/12_tracker.ipynb #75171ee4
 class Mirror:
     """Passes numbers on to a Weights & Biases run until that fails for the first time."""
 
@@ -81,7 +81,7 @@ def check_tracker_mode(
     if mode not in ("off", "offline", "online"):
         raise ConfigError(f"wandb is {mode!r}: choose off, offline or online")
 
-
+# %% ../../nbs/loop/12_tracker.ipynb #a1310189
 def open_tracker(
     mode: str,  # off, offline or online
     folder: Path,  # of the run whose measurements are mirrored

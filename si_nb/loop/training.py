@@ -109,7 +109,7 @@ def _checkpointing(machine, store, name):
 
     return after_step
 
-
+# %% ../../nbs/loop/10_training.ipynb #ab3f8422
 def _reporting(watch, what, purpose, done):
     """What to do with a reported loss: move the progress bar and mirror it."""
     watch.progress.update(done)

@@ -97,7 +97,7 @@ def make_machine(
     """
     return Machine(config, choose_device(config.device), workers or count_workers(config), threading.Event())
 
-
+# %% ../../nbs/loop/03_workers.ipynb #3cbb2bce
 def for_voters(
     machine: Machine,  # where to compute
     job: Callable,  # called with each voter's arguments
@@ -120,7 +120,7 @@ def for_voters(
 class Interrupted(KeyboardInterrupt):
     """A run that was asked to end; everything up to then is stored, and the same call goes on."""
 
-
+# %% ../../nbs/loop/03_workers.ipynb #b847660f
 @contextmanager
 def ending_in_order(
     stop: threading.Event,  # set by the first signal

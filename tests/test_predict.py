@@ -1,0 +1,91 @@
+"""`si_nb predict`: what it prints, reads beside a table, refuses, and never imports."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+from si_nb.cli import main
+from si_nb.record.table import read_table
+
+SMALL = ["predict", "--task", "copy", "--original_digits", "8", "--n_embd", "64", "--n_head", "4"]
+FIELDS = {"probability_lasting", "collapse_length", "collapse_round", "critical", "outside"}
+RUN = sorted(path.parent for path in (ROOT / "results" / "copy").glob("*/config.json"))[0]
+
+
+def said(capsys, *words):
+    """What the command prints as JSON."""
+    assert main([*words, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_json_has_every_field_and_each_keep_rule(capsys):
+    """The fields at the top are those of the keep rule that lasts longest, named; `arms` holds all."""
+    found = said(capsys, *SMALL, "--si_method", "none,mv_length", "--critical", "num_samples")
+    assert FIELDS | {"si_method", "arms"} <= set(found) and set(found["arms"]) == {"none", "mv_length"}
+    best = found["arms"][found["si_method"]]
+    assert best["probability_lasting"] == found["probability_lasting"]
+    lasting = {arm: answer["probability_lasting"]["20"] for arm, answer in found["arms"].items()}
+    assert lasting[found["si_method"]] == max(lasting.values())
+    assert found["critical"]["setting"] == "num_samples"
+
+
+def test_the_same_command_says_the_same(capsys):
+    """Chance has a seed of its own."""
+    assert said(capsys, *SMALL) == said(capsys, *SMALL)
+
+
+def test_a_setting_outside_of_what_was_measured_is_warned_of(capsys):
+    """In words and in JSON, with the distance; never in silence."""
+    assert main([*SMALL[:-4], "--n_embd", "384", "--n_head", "6"]) == 0
+    assert "warning: outside of what was measured: n_embd 384" in capsys.readouterr().out
+    outside = said(capsys, *SMALL[:-4], "--n_embd", "384", "--n_head", "6")["outside"]
+    assert {row["setting"]: row["distance"] for row in outside}["n_embd"] == 4
+
+
+def test_settings_beside_a_table_fill_in_what_no_flag_says(capsys):
+    """A run folder brings its settings; its base model's curve makes the forecast another one."""
+    curve = said(capsys, "predict", "--from_base", str(RUN), "--si_method", "none")
+    assert set(curve["arms"]) == {"none"} and curve["until_round"] == 0
+    later = said(capsys, "predict", "--from_base", str(RUN), "--si_method", "none", "--until_round", "2")
+    assert later["until_round"] == 2 and later["collapse_round"] != curve["collapse_round"]
+    assert not curve["outside"] or all(row["setting"] != "original_digits" for row in curve["outside"])
+
+
+def test_a_base_curve_serves_a_keep_rule_that_was_not_measured(capsys):
+    """Every keep rule starts from the base model, so its curve is enough."""
+    assert "oracle" not in set(read_table(RUN)["arm"])
+    found = said(capsys, "predict", "--from_base", str(RUN), "--si_method", "oracle")
+    assert found["until_round"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--critical", "task"], "task"),
+        (["--critical", "wish"], "wish"),
+        (["--from_base", "nowhere.csv"], "nowhere.csv"),
+        (["--preset", "nothing"], "nothing"),
+        (["--si_iter", "-1"], "si_iter"),
+        (["--si_method", "wish"], "wish"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(capsys, words, named):
+    """One line that names it, exit code 2."""
+    try:
+        code = main([*SMALL, *words])
+    except SystemExit as stop:
+        code = stop.code
+    printed = capsys.readouterr()
+    assert code == 2 and not printed.out and named in printed.err and printed.err.count("\n") == 1
+
+
+def test_no_torch_no_figures():
+    """Neither torch nor matplotlib is imported: a prediction is there at once."""
+    unwanted = ("torch", "matplotlib", "wandb")
+    code = f"import sys; from si_nb.cli import main; main({SMALL}); "
+    code += f"print([name for name in {unwanted} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,127 @@
+"""Every task in the loop: what filters keep, what noise leaves alone, and whole runs."""
+
+import json
+
+import numpy as np
+import pytest
+from test_rounds import config_of
+
+from si_nb.cli import main
+from si_nb.loop.cost import plan
+from si_nb.loop.rounds import run_experiment
+from si_nb.loop.voting import KEEP_RULES, propose
+from si_nb.problems.noise import NOISE_KINDS, damage_labels
+from si_nb.problems.tasks import TASKS, is_right, label_length, make_problems
+from si_nb.problems.tokenizer import END, PAD, PLUS
+from si_nb.record.table import read_table
+
+MEASURED = ("copy", "reverse", "reverse_addition")  # whose runs other tests make
+OTHERS = [name for name in TASKS if name not in MEASURED]
+LENGTH, RULES = 4, ("none", "length_filter", "mv_length")
+
+
+def problems_of(name, count=400):
+    return make_problems(TASKS[name], LENGTH, count, np.random.default_rng(0))
+
+
+def with_length(answers, used, change):
+    """Labels that end a token earlier (-1) or later (1) than the answers do."""
+    labels = np.pad(answers, ((0, 0), (0, 1)), constant_values=PAD)
+    columns, end = np.arange(labels.shape[1]), (used + change)[:, None]
+    labels = np.where((columns == used[:, None]) & (columns < end), 0, labels)
+    return np.where(columns == end, END, np.where(columns > end, PAD, labels)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("change", [-1, 0, 1])
+@pytest.mark.parametrize("name", TASKS)
+def test_length_filter_knows_what_is_possible(name, change):
+    """A label of a length that the task admits is kept and no other; right labels are always kept."""
+    answers, possible = problems_of(name).answers, TASKS[name].answer_lengths(LENGTH)
+    used = label_length(answers)
+    labels = with_length(answers, used, change)
+    assert (label_length(labels) == used + change).all() and (
+        is_right(labels, answers) == (change == 0)
+    ).all()
+    for rule, agreed in (("length_filter", 1), ("mv_length", 3)):
+        kept = KEEP_RULES[rule].choose(propose(np.stack([labels] * agreed)), possible, 1.0, answers)
+        assert kept.tolist() == [length + change in possible for length in used]
+
+
+def test_the_unpadded_sum_lets_more_through():
+    """A sum of unknown length hides some wrong lengths from the filter; the padded form hides none."""
+    kept = {}
+    for name in ("forward_addition", "forward_addition_unpadded"):
+        answers = problems_of(name).answers
+        labels = with_length(answers, label_length(answers), -1)
+        seen = propose(labels[None]), TASKS[name].answer_lengths(LENGTH), 1.0, answers
+        kept[name] = KEEP_RULES["length_filter"].choose(*seen).mean()
+    assert kept["forward_addition"] == 0 and 0.3 < kept["forward_addition_unpadded"] < 0.7
+
+
+@pytest.mark.parametrize("kind", NOISE_KINDS)
+@pytest.mark.parametrize("name", TASKS)
+def test_noise_leaves_a_label_a_label(name, kind):
+    """Damage changes digits or cuts the end off; marks stay, and every label still ends once."""
+    answers = problems_of(name).answers
+    damaged = damage_labels(answers, 1.0, kind, np.random.default_rng(0))
+    ends = damaged == END
+    assert (ends.sum(axis=1) == 1).all() and (damaged[:, -1] >= END).all()
+    assert (damaged[np.cumsum(ends, axis=1) - ends > 0] == PAD).all()
+    marks = damaged == PLUS
+    assert (answers[marks] == PLUS).all() and (kind == "dropped" or marks.sum() == (answers == PLUS).sum())
+    wrong = ~is_right(damaged, answers)
+    one_digit = TASKS[name].answer_lengths(LENGTH) == (1,)  # nothing can be left out of it
+    assert wrong.mean() == 0 if kind == "dropped" and one_digit else wrong.mean() > 0.8
+
+
+@pytest.fixture(scope="module", params=OTHERS)
+def finished(request, tmp_path_factory):
+    """A run of a task with filters and with noise, and its settings."""
+    config = config_of(
+        task=request.param, si_method=RULES, original_digits=2, max_iters=30, base_samples=600, si_iter=4,
+        num_samples=24,
+        eval_samples=24, si_rounds=1, noise_round=1, noise_fraction=0.5, noise_kind="moved",
+    )  # fmt: skip
+    return config, run_experiment(config, tmp_path_factory.mktemp("task") / "run", progress=False)
+
+
+def test_a_run_counts_what_was_planned(finished):
+    """Base models, labels, filters, damage, training and evaluation: the table holds what the plan says."""
+    config, folder = finished
+    table = read_table(folder.measurements)
+    assert set(table["task"]) == {config.task} and set(table["arm"]) == set(RULES)
+    measured = table[table["quantity"].isin(["accuracy", "accuracy_select"])]
+    planned = plan(config).query("phase == 'measuring'")
+    assert (planned["jobs"] * planned["pieces"]).tolist() == measured.groupby("round")[
+        "trials"
+    ].sum().tolist()
+    longest = table.loc[table["quantity"] == "accuracy", "length"].max()
+    assert TASKS[config.task].width(longest) <= config.block_size
+    assert longest == 8 or TASKS[config.task].width(longest + 1) > config.block_size
+
+
+def test_a_run_is_whole_and_stays_so(finished, capsys):
+    """The check finds nothing wrong, and the same call again changes no byte of the table."""
+    config, folder = finished
+    assert main(["check", str(folder.path)]) == 0, capsys.readouterr()
+    before = folder.measurements.read_bytes()
+    assert run_experiment(config, folder.path, progress=False).measurements.read_bytes() == before
+
+
+def test_forward_addition_from_the_command_line(tmp_path, capsys):
+    """The whole job at tiny size, laws and figures included, for a task that no law was fitted to."""
+    flags = "--preset tiny --task forward_addition --original_digits 2 --base_samples 600 --max_iters 30"
+    flags += " --si_rounds 2 --si_iter 5 --num_samples 30 --eval_samples 30 --si_method none"
+    assert main(["run", *flags.split(), "--run_dir", str(tmp_path / "run")]) == 0
+    said = capsys.readouterr().out
+    assert "forward_addition, arm none" in said and "collapse" in said
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["task"] == "forward_addition"
+    assert main(["law", str(tmp_path / "run"), "--until_round", "1"]) == 0
+
+
+def test_what_does_not_fit_is_refused_before_any_work(tmp_path, capsys):
+    """A chain of thought that outgrows the block is one line that names the block, and no folder is made."""
+    code = main(["run", "--preset", "tiny", "--task", "multiplication", "--run_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert code == 2 and said.count("\n") == 1 and "block_size" in said and "multiplication" in said
+    assert not (tmp_path / "run").exists()
