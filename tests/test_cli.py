@@ -369,7 +369,7 @@ def test_wandb_offline_writes_inside_the_run_folder(tmp_path):
         "--run_dir",
         str(tmp_path / "run"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["run"] and list(
         (tmp_path / "run" / "wandb").iterdir()
