@@ -96,7 +96,7 @@ def _where(table, source, position):
     line = table.attrs.get("first_line")
     return f"{source}: row {position}" if line is None else f"{source}: line {position + line}"
 
-
+# %% ../../nbs/record/01_table.ipynb #afa4f842
 def _text(values):
     """One column as stripped text, empty where a value is missing."""
     if pd.api.types.infer_dtype(values) != "string":
@@ -105,7 +105,7 @@ def _text(values):
     stripped = np.append(pd.Series(distinct, dtype=str).str.strip(), "")  # code -1, missing, is the last
     return pd.Series(stripped[codes], index=values.index)
 
-
+# %% ../../nbs/record/01_table.ipynb #86cb568c
 def _integers(table, column, source):
     """One column as int64, or a TableError naming the first cell that is no whole number."""
     values = table[column]
@@ -300,7 +300,7 @@ def _check_fields(line, number, header, path):
         missing = header[len(line)].strip()
         raise TableError(f"{count}; {missing} is missing: complete the line, or remove it")
 
-
+# %% ../../nbs/record/01_table.ipynb #11a830db
 def _check_lines(text, path):
     """Refuse a foreign header, a last line that is cut off, and lines of too many or too few fields."""
     lines = csv.reader(StringIO(text.rstrip("\r\n"), newline=""))
@@ -426,13 +426,13 @@ def results_folder() -> Path:  # folder with the committed tables, one folder pe
 # %% ../../nbs/record/01_table.ipynb #a26bc923
 _NO_SETTINGS = ("groups", "status", "reason", "seconds")  # columns of a sweep's runs.csv that were not set
 
-
+# %% ../../nbs/record/01_table.ipynb #48e6b170
 def _of_a_sweep(file):
     """Settings of all runs of a sweep, from its runs.csv."""
     rows = pd.read_csv(file, dtype=str, keep_default_na=False)
     return rows.drop(columns=list(_NO_SETTINGS), errors="ignore")
 
-
+# %% ../../nbs/record/01_table.ipynb #648d88d6
 def _of_a_run(file, table):
     """Settings of one run, from its config.json, a row for each run_id of its table."""
     given = json.loads(file.read_text())
@@ -442,7 +442,7 @@ def _of_a_run(file, table):
     }
     return pd.DataFrame([{**words, "run_id": run} for run in _read_file(table)["run_id"].unique()])
 
-
+# %% ../../nbs/record/01_table.ipynb #ca93b327
 def _settings_beside(file):
     """Settings of the runs of one table, one row each; None where no file beside it has them."""
     sweep, config = file.parent / "runs.csv", file.parent / "config.json"
@@ -459,7 +459,7 @@ def _settings_beside(file):
         raise TableError(f"{source}: {problem}; restore it or take it away") from None
     return given if "run_id" in given else None
 
-
+# %% ../../nbs/record/01_table.ipynb #8c68f4f8
 def read_settings(
     *paths: str | Path,  # as given to `read_table`
 ) -> pd.DataFrame | None:  # run_id and every setting as text, a row per run; None where nothing is known
@@ -505,7 +505,7 @@ def _with_interval(table, level=0.95):
     estimate = (table["successes"] / table["trials"].where(table["trials"] > 0)).astype(float)
     return table.assign(estimate=estimate, low=low, high=high)
 
-
+# %% ../../nbs/record/01_table.ipynb #d3a0604a
 def _pooled(table, quantity, by):
     """Successes and trials of one quantity, added over voters;
     rows of all voters together only where there are no others.
@@ -515,7 +515,7 @@ def _pooled(table, quantity, by):
     rows = rows[single | ~single.groupby([rows[c] for c in RUN]).transform("any")]
     return rows.groupby(by, as_index=False, sort=True)[["successes", "trials"]].sum()
 
-
+# %% ../../nbs/record/01_table.ipynb #22c64f76
 def accuracy_by_length(
     table: pd.DataFrame,  # measurement table
     level: float = 0.95,  # of the intervals
@@ -539,7 +539,7 @@ def _labelled_lengths(table):
     alone = selection.groupby(RUN + ["round"], as_index=False)["length"].max()
     return labels, pd.concat([base, alone]).drop_duplicates(RUN)
 
-
+# %% ../../nbs/record/01_table.ipynb #556714e5
 def _only_lengths(table, labels):
     """The lengths of runs without label rows: one for each round, or it is not known which is newest."""
     accuracy = table[table["quantity"] == "accuracy"]
@@ -557,7 +557,7 @@ def _only_lengths(table, labels):
         )
     return lengths.rename(columns={"max": "length"})[RUN + ["round", "length"]]
 
-
+# %% ../../nbs/record/01_table.ipynb #ef3ff297
 def _newest_lengths(table):
     """Run columns, round, length: the newest length of every round, base model included."""
     rounds = table[RUN + ["round"]].drop_duplicates()
@@ -575,7 +575,7 @@ def trajectory(
     """
     return _trajectory(check_table(table))
 
-
+# %% ../../nbs/record/01_table.ipynb #f7533718
 def _trajectory(table):
     """The trajectory of a checked table."""
     newest = _newest_lengths(table)
