@@ -759,13 +759,11 @@ def check_choice(
 
     Raises: LawError, one line, for a name that is none.
     """
+    if not isinstance(law, str) or law not in (*CHOICES, *FORECASTERS):
+        raise LawError(f"unknown law {printable(repr(law))}; use {', '.join([*CHOICES, *FORECASTERS])}")
     if law == "best":
         return tuple(name for name, entry in FORECASTERS.items() if entry.rank is not None)
-    if law == "average":
-        return tuple(FORECASTERS)
-    if not isinstance(law, str) or law not in FORECASTERS:
-        raise LawError(f"unknown law {printable(repr(law))}; use {', '.join([*CHOICES, *FORECASTERS])}")
-    return (law,)
+    return tuple(FORECASTERS) if law == "average" else (law,)
 
 # %% ../../nbs/law/03_forecasters.ipynb #3f5aabde
 def _best(found, fits):
