@@ -31,7 +31,7 @@ from si_nb.record.table import (
     trajectory,
 )
 
-# %% ../../nbs/law/06_figures.ipynb #4db7fb16
+# %% ../../nbs/law/06_figures.ipynb #b06754bc
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS, LINES = ("o", "s", "^", "D", "v", "P"), ("-", "--", "-.", ":", (0, (5, 1)), (0, (1, 1)))
 STYLE: dict = {
@@ -50,7 +50,7 @@ STYLE: dict = {
     "figure.dpi": 100,
 }
 
-# %% ../../nbs/law/06_figures.ipynb #b06754bc
+
 def style():  # -> context manager
     """The one style of all figures, for use in a with statement."""
     return mpl.rc_context(STYLE)
@@ -121,15 +121,15 @@ def _counted(rows):
     low, high = int(rows["trials"].min()), int(rows["trials"].max())
     return f"{runs} ({seeds}), n = {f'{low:,}' if low == high else f'{low:,} to {high:,}'} per point"
 
-# %% ../../nbs/law/06_figures.ipynb #2857ed04
+# %% ../../nbs/law/06_figures.ipynb #7177a43e
 MOST_LINES = 8
 
-# %% ../../nbs/law/06_figures.ipynb #cd620981
+
 def _interval_of(counts):
     """Ends of the 95% interval of each row of counts."""
     return binomial_interval(counts["successes"].to_numpy(), counts["trials"].to_numpy())
 
-# %% ../../nbs/law/06_figures.ipynb #7177a43e
+
 def length_figure(
     table: pd.DataFrame,  # measurement table of one arm; seeds are pooled
 ) -> Picture:  # accuracy against length, a line per round

@@ -479,7 +479,7 @@ class Budget:
     kappa: np.ndarray | None  # (B,) learned share of wrong labels; None: no slope can be seen
     rest: np.ndarray  # (B,) accuracy lost besides, at kappa, or at one where there is none
 
-# %% ../../nbs/law/03_forecasters.ipynb #23907339
+# %% ../../nbs/law/03_forecasters.ipynb #f58f81fd
 def _slope(wrong, error):
     """Least-squares slope (B,) of error (B, T) against wrong share, no less than 0; None without spread."""
     centred = wrong - wrong.mean(1, keepdims=True)
@@ -487,7 +487,7 @@ def _slope(wrong, error):
         return None
     return np.maximum((centred * error).sum(1) / (centred**2).sum(1), 0)
 
-# %% ../../nbs/law/03_forecasters.ipynb #f58f81fd
+
 def budget_factors(
     table: pd.DataFrame | Readings,  # measurements of one arm, with label rows, or Readings up to the origin
     until_round: int | None = None,  # leave later rounds of a table out
@@ -558,7 +558,7 @@ class Forecaster:
     rank: int | None = None  # the lowest that can speak is the best; None: never the best
     curve: Law | None = None  # that it fits, beside the other curves; None: it is none
 
-# %% ../../nbs/law/03_forecasters.ipynb #a8d818b1
+# %% ../../nbs/law/03_forecasters.ipynb #b7e424f9
 def curve_forecaster(
     curve: Law,  # a curve over rounds
     rank: int | None = None,  # the lowest that can speak is the best; None: never the best
@@ -566,7 +566,7 @@ def curve_forecaster(
     """A forecaster that fits a curve to the rounds seen."""
     return Forecaster(curve.name, curve.formula, ("rounds",), partial(curve_courses, curve), rank, curve)
 
-# %% ../../nbs/law/03_forecasters.ipynb #b7e424f9
+
 _HORIZON = "margin' = margin - 1 + c - b max(0, 1 - margin)"
 _BUDGET = "g = tau a, q = phi g / (phi g + psi (1 - g)), a' = 1 - kappa (1 - q) - rest"
 FORECASTERS = Registry(
@@ -759,13 +759,11 @@ def check_choice(
 
     Raises: LawError, one line, for a name that is none.
     """
+    if not isinstance(law, str) or law not in (*CHOICES, *FORECASTERS):
+        raise LawError(f"unknown law {printable(repr(law))}; use {', '.join([*CHOICES, *FORECASTERS])}")
     if law == "best":
         return tuple(name for name, entry in FORECASTERS.items() if entry.rank is not None)
-    if law == "average":
-        return tuple(FORECASTERS)
-    if not isinstance(law, str) or law not in FORECASTERS:
-        raise LawError(f"unknown law {printable(repr(law))}; use {', '.join([*CHOICES, *FORECASTERS])}")
-    return (law,)
+    return tuple(FORECASTERS) if law == "average" else (law,)
 
 # %% ../../nbs/law/03_forecasters.ipynb #3f5aabde
 def _best(found, fits):

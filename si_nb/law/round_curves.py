@@ -693,11 +693,11 @@ def fit_law(
     spread = run_spread if effects is not None else 0.0
     return Fit(law, best[:k], likelihood, aicc, len(data.rounds), sure, 0.0, spread, effects)
 
-# %% ../../nbs/law/01_round_curves.ipynb #fe897f85
+# %% ../../nbs/law/01_round_curves.ipynb #d8a227dc
 PRIOR_OVERDISPERSION, PRIOR_POINTS = 0.003, 2.0
 _OVERDISPERSIONS = np.geomspace(1e-5, 0.5, 300)
 
-# %% ../../nbs/law/01_round_curves.ipynb #d8a227dc
+
 def estimate_overdispersion(
     fit: Fit,  # of a law
     data: Observed,  # what it was fitted to
@@ -774,7 +774,7 @@ class Fits:
             rows.append(dict(law=name, parameters=shown, **likely, converged=fit.converged))
         return pd.DataFrame(rows)
 
-# %% ../../nbs/law/01_round_curves.ipynb #88fb012d
+# %% ../../nbs/law/01_round_curves.ipynb #cfd64e54
 def _rank(fit):
     """Place of a fit among others: laws of all rounds first, then by AICc."""
     return fit.law.last_rounds is not None, fit.aicc, len(fit.parameters)
@@ -787,7 +787,7 @@ def _weights(ranked):
     relative = np.array([f.aicc - ranked[0].aicc if f.points == ranked[0].points else np.inf for f in ranked])
     return np.exp(-relative / 2) / np.exp(-relative / 2).sum()
 
-# %% ../../nbs/law/01_round_curves.ipynb #cfd64e54
+
 def fit_laws(
     trajectory: pd.DataFrame,  # one arm: one or more runs, whose log-likelihoods are added
     until_round: int | None = None,  # leave later rounds out
