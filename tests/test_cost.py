@@ -12,7 +12,7 @@ import torch
 from test_rounds import config_of
 
 from si_nb.cli import main
-from si_nb.loop import cost, runs
+from si_nb.loop import cost, memory
 from si_nb.loop.cost import (
     CostError,
     estimate,
