@@ -14,7 +14,7 @@ import torch
 from test_rounds import config_of
 
 from si_nb.cli import main
-from si_nb.loop import cost, runs
+from si_nb.loop import cost, memory
 from si_nb.loop.cost import (
     CostError,
     estimate,
@@ -223,7 +223,7 @@ def test_estimated_memory_is_a_lower_bound_of_what_is_taken(task):
         config_of(task=task, base_samples=50_000, eval_samples=5_000, original_digits=8, block_size=400),
         np.random.default_rng(0),
     )
-    estimated = runs._data_memory(config, 1)
+    estimated = memory._data_memory(config, 1)
     taken = {
         "base_samples": peak_of(
             lambda: make_base_data(TASKS[task], config.original_digits, config.base_samples, rng)
