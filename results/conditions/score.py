@@ -102,7 +102,7 @@ class Everything:
             for name in ("states", "steps", "runs", "margins", "fate")
         }
         learned = dict(here, law=fit_law(here["states"], here["steps"], here["runs"], 20))
-        learned["population"] = fit_population(here["margins"])
+        learned["population"] = fit_population(here["margins"].assign(kind=here["margins"]["arm"].map(KINDS)))
         alive = here["margins"][here["margins"]["margin"] > 0].dropna(subset=["speed"])
         by_run = alive.groupby("run_id")["speed"].agg(["mean", "std", "size"])
         learned["speed"] = (
@@ -206,7 +206,7 @@ def forecasts(every, learned, run, origin, generator):
     for name in ("logit_line", "exponential_floor"):
         with suppress(LawError):  # too few rounds, or no errors, for a curve
             drawn = forecast(series, origin, 0.5, name, 60, generator)
-            found[name.replace("_", " ")] = drawn.collapses - origin
+            found[name.replace("_", " ")] = drawn.courses.collapses - origin
     return found
 
 
