@@ -49,7 +49,6 @@ from si_nb.benchmarks.plain import (
 )
 from ..loop import cost
 from ..loop.bases import save_base_model
-from ..loop.cost import synchronize
 from ..loop.folder import describe_environment, locate_run
 from ..loop.labels import make_labels
 from ..loop.rounds import run_experiment
@@ -88,10 +87,10 @@ def time_in_turns(
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(repeats):
         for name, job in jobs.items():
-            synchronize(device)
+            cost.synchronize(device)
             start = time.perf_counter()
             job.run()
-            synchronize(device)
+            cost.synchronize(device)
             seconds[name].append((time.perf_counter() - start) / job.share)
     return seconds
 
@@ -705,7 +704,7 @@ def time_round(
     config, moments, tables = replace(bench.sizes.quick, device=str(bench.device)), [], []
 
     def after_round(table):
-        synchronize(bench.device)
+        cost.synchronize(bench.device)
         moments.append(time.perf_counter())
         tables.append(table)
         return dict.fromkeys(config.si_method, "measured") if len(moments) > 1 else {}

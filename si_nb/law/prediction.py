@@ -48,7 +48,7 @@ from ..record.table import RUN, check_table, error_budget, measurement_table
 # %% ../../nbs/law/11_prediction.ipynb #8cf5f1da
 EFFECTS = ("gain", "flattening", "vote")  # by which a run differs from others with the same settings
 
-
+# %% ../../nbs/law/11_prediction.ipynb #58c406da
 @dataclass(frozen=True)
 class Courses:
     """Possible courses of a run; all (B, rounds)."""
@@ -123,13 +123,13 @@ def _begin(law, settings, parameters, state, size, generator):
     length = int(settings["original_digits"])
     return length, length * np.exp(ratio + errors[0]), np.exp(steep + errors[1])
 
-
+# %% ../../nbs/law/11_prediction.ipynb #01783b9e
 def _scatter(law, rounds, size, generator):
     """What chance does in each round of each course; name of EFFECTS -> (rounds, B)."""
     drawn = {name: generator.standard_t(TAIL, size=(rounds, size)) for name in EFFECTS}
     return {name: law.spreads[f"round_{name}"] * value for name, value in drawn.items()}
 
-
+# %% ../../nbs/law/11_prediction.ipynb #4409b3cf
 def courses(
     law: Law,  # learned from measured runs
     settings: Mapping,  # as `si_nb.law.conditions.complete` gives them
@@ -153,7 +153,7 @@ def courses(
 # %% ../../nbs/law/11_prediction.ipynb #002b5720
 LONGEST, LEVEL, LASTING = 60, 0.9, (5, 10, 20, 50)  # rounds followed; inside an interval; rounds asked about
 
-
+# %% ../../nbs/law/11_prediction.ipynb #8ed1412c
 def collapse_rounds(
     accuracy: np.ndarray,  # (B, rounds) at the newest length, after each round
     before: int = 0,  # rounds that had passed
@@ -220,7 +220,7 @@ def _crossing(logs, lasting):
     rounded = [None if np.isnan(end) else round(float(np.exp(end)), 4) for end in ends]
     return dict(zip(("value", "low", "high"), rounded, strict=True))
 
-
+# %% ../../nbs/law/11_prediction.ipynb #8b2e1667
 def _values_tried(settings, name):
     """Values of a setting at which runs are followed."""
     if name == "voters":
@@ -264,7 +264,7 @@ def _interval(sample):
     said = [None if np.isinf(end) else float(end) for end in ends]
     return dict(zip(("value", "low", "high"), said, strict=True))
 
-
+# %% ../../nbs/law/11_prediction.ipynb #7e0fedf2
 def _said(law, settings, rounds, before, origin):
     """What a sample of collapse rounds says of lasting and dying."""
     later = [r for r in LASTING if r > origin]
@@ -276,7 +276,7 @@ def _said(law, settings, rounds, before, origin):
         "rests_on": {name: getattr(law, name) for name in ("runs", "base_models", "rounds", "made")},
     }
 
-
+# %% ../../nbs/law/11_prediction.ipynb #9f896c5b
 def predict(
     settings: Mapping,  # of the run, by the names of the configuration
     table: pd.DataFrame | None = None,  # measured: a base model's curve or first rounds; None: nothing
@@ -309,7 +309,7 @@ def _range_of(found):
     said = {key: "never" if found[key] is None else f"{found[key]:.4g}" for key in ("low", "value", "high")}
     return f"{said['value']} (90%: {said['low']} to {said['high']})"
 
-
+# %% ../../nbs/law/11_prediction.ipynb #ef04cc0a
 def _beyond(row):
     """A setting that was not measured, in words."""
     seen = row["seen"]
@@ -318,7 +318,7 @@ def _beyond(row):
     measured = f"measured: {seen[0]:g} to {seen[1]:g}; {row['distance']:.3g} times beyond"
     return f"{row['setting']} {row['value']:g} ({measured})"
 
-
+# %% ../../nbs/law/11_prediction.ipynb #46319f26
 def describe_prediction(
     answer: Mapping,  # as `predict` gives it
 ) -> str:  # lines
@@ -353,7 +353,7 @@ def shares_seen(
         )
     return logit((counts["successes"] + 0.5) / (counts["trials"] + 1)).to_numpy()
 
-
+# %% ../../nbs/law/11_prediction.ipynb #cc868c0f
 def predict_without_truth(
     settings: Mapping,  # of the run, by the names of the configuration
     table: pd.DataFrame,  # measurement table with one run; only the number of labels kept is read
@@ -386,7 +386,7 @@ def predict_without_truth(
 # %% ../../nbs/law/11_prediction.ipynb #55619d17
 CHANGEABLE = ("si_iter", "num_samples", "vote_threshold")  # between rounds
 
-
+# %% ../../nbs/law/11_prediction.ipynb #93f18636
 def advise(
     settings: Mapping,  # of the run, by the names of the configuration
     rounds: int = 20,  # to be lasted
@@ -429,7 +429,7 @@ def _label_rows(label, law, plain, number, length, before, wrong, kept, generato
         for name, (voter, s, t) in counts.items()
     ]
 
-
+# %% ../../nbs/law/11_prediction.ipynb #0539f047
 def _accuracy_rows(label, lengths, number, h, k, trials, generator):
     """Counts of right answers at all lengths after one round."""
     counts = generator.binomial(trials, expit(k * np.log(h / lengths)))
