@@ -208,8 +208,12 @@ USES = {
         assert (problems.answers[:, :5] == np.roll(problems.prompts[:, :5], 1, axis=1)).all()
     """,
     "register_keep_rule": """
-        from si_nb.loop.voting import KEEP_RULES
-        assert KEEP_RULES["all_agree"].vote
+        import numpy as np
+        from si_nb.loop.voting import KEEP_RULES, propose
+        alike, apart = np.full((2, 1, 3), 4, np.uint8), np.array([[[4, 4, 5]], [[4, 4, 4]]], np.uint8)
+        proposal = propose(np.concatenate([alike, apart], axis=1))
+        kept = KEEP_RULES["all_agree"].choose(proposal, (2,), 1.0, proposal.labels)
+        assert KEEP_RULES["all_agree"].vote and kept.tolist() == [True, False]
     """,
     "register_forecaster": """
         from si_nb.law.report import law_report
