@@ -71,6 +71,7 @@ GRID = {
 }  # fmt: skip
 GOOD = {  # a call of each command that passes its checks
     "run": ["--preset", "tiny", "--run_dir", "run"], "cost": ["--preset", "tiny"],
+    "predict": ["--preset", "tiny"],
     "sweep": ["grid.toml", "--out", "sweep"],
     "law": ["table.csv"], "figures": ["table.csv", "--out", "figures"], "check": ["recorded"],
 }  # fmt: skip
@@ -299,7 +300,7 @@ def bounds_of(action):
 
 def lies_within(text, action):
     try:
-        value = (float if action.type.__name__ == "float" else int)(text)
+        value = getattr(action.type, "kind", action.type)(text)
     except ValueError:
         return False
     return all(WITHIN[bound](value, limit) for bound, limit in bounds_of(action).items())

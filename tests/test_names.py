@@ -61,7 +61,7 @@ def is_clean(text):
     return all(c.isprintable() or c == "\n" for c in text)
 
 
-def quick_report(table, until_round=None, threshold=0.5, law="best", settings=None):
+def quick_report(table, until_round=None, threshold=0.5, law="best", settings=None, kinds=None):
     return law_report(table, until_round, threshold, "weibull", 20)
 
 
