@@ -380,11 +380,18 @@ def _draw(table, report, out, threshold):
     print("figures:", ", ".join(printable(path, LONGEST_LINE) for path in paths))
 
 # %% ../nbs/cli.ipynb #f3c6f316
-def _config_from(args):
-    from si_nb.loop.settings import RunConfig, make_config
+def _given_settings(args):
+    """The settings that the flags name."""
+    from si_nb.loop.settings import RunConfig
 
     given = {setting.name: getattr(args, setting.name) for setting in fields(RunConfig)}
-    return make_config(args.preset, **{name: value for name, value in given.items() if value is not None})
+    return {name: value for name, value in given.items() if value is not None}
+
+# %% ../nbs/cli.ipynb #553eeca7
+def _config_from(args):
+    from si_nb.loop.settings import make_config
+
+    return make_config(args.preset, **_given_settings(args))
 
 # %% ../nbs/cli.ipynb #cc325b31
 def _report_run(table, until_round, threshold, folder):
@@ -504,8 +511,7 @@ def _predicted_settings(args):
     """Settings of a prediction: of the flags, over those stored beside a table, over the preset's."""
     from si_nb.loop.settings import ConfigError, RunConfig, make_config
 
-    given = {name.name: getattr(args, name.name) for name in fields(RunConfig)}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = _given_settings(args)
     stored = None if args.from_base is None or args.preset else read_settings(args.from_base)
     if stored is not None:
         given = {**_typed(stored.iloc[0].dropna(), fields(RunConfig)), **given}
@@ -526,11 +532,10 @@ def _typed(texts, settings):
     return {name: flags[texts[name]] if kind is bool else kind(texts[name]) for name, kind in kinds.items()}
 
 
-def _table_of(args, arm):
+def _table_of(table, arm):
     """Rows of the table that belong to an arm; of its base model where the arm was not measured."""
-    if args.from_base is None:
+    if table is None:
         return None
-    table = read_table(args.from_base)
     of_arm = table[table["arm"] == arm]
     if len(of_arm):
         return of_arm
@@ -542,13 +547,14 @@ def predict_command(
     args: argparse.Namespace,  # flags of the configuration, from_base, until_round, critical, json
 ) -> None:
     """Forecast a run from its settings, without training anything."""
+    from si_nb.law.learning import load_law
     from si_nb.law.prediction import describe_prediction, predict
 
-    settings, found = _predicted_settings(args), {}
-    methods = settings["si_method"]
-    for arm in [methods] if isinstance(methods, str) else methods:
-        of_arm, table = {**settings, "si_method": arm}, _table_of(args, arm)
-        found[arm] = predict(of_arm, table, None if table is None else args.until_round, args.critical)
+    settings, found, law = _predicted_settings(args), {}, load_law()
+    table = None if args.from_base is None else read_table(args.from_base)
+    for arm in settings["si_method"]:
+        of_arm, rows = {**settings, "si_method": arm}, _table_of(table, arm)
+        found[arm] = predict(of_arm, rows, None if rows is None else args.until_round, args.critical, law)
     best = max(found, key=lambda arm: sum(found[arm]["probability_lasting"].values()))
     if args.json:
         print(json.dumps({"si_method": best, **found[best], "arms": found}, indent=1))

@@ -24,6 +24,16 @@ NOTEBOOKS = sorted(
     if ".ipynb_checkpoints" not in path.parts
 )
 
+COLLAPSE = {
+    "threshold",
+    "round",
+    "low",
+    "high",
+    "level",
+    "probability_by_last_round",
+    "sustained_probability",
+}
+
 
 def read_settings(root=ROOT):
     """The options of settings.ini."""

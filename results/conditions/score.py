@@ -25,8 +25,8 @@ from si_nb.law.conditions import complete
 from si_nb.law.forecasters import collapse_round, forecast
 from si_nb.law.horizon import course, fit_population, margins
 from si_nb.law.learning import BASE, CONDITION, fit_law, read_runs, transitions
-from si_nb.law.prediction import collapse_rounds, courses
-from si_nb.law.round_curves import LawError
+from si_nb.law.prediction import courses
+from si_nb.law.round_curves import LawError, collapse_rounds
 from si_nb.law.states import states
 from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import error_budget, trajectory

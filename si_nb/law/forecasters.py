@@ -40,6 +40,7 @@ from si_nb.law.round_curves import (
     LawError,
     beta_binomial,
     bootstrap,
+    collapse_rounds,
     crossing_round,
     first_round_below,
     fit_laws,
@@ -409,9 +410,7 @@ def _collapses(paths, series, threshold):
     if not known["censored"].any():
         return np.full(len(paths), float(known["collapse_round"].iloc[0]))
     below = last["round"] > 0 and last["successes"] < threshold * last["trials"]
-    low = np.concatenate([np.full((len(paths), 1), below), paths < threshold], 1)
-    both = low[:, :-1] & low[:, 1:]
-    return np.where(both.any(1), both.argmax(1) + float(last["round"]), np.inf)
+    return collapse_rounds(paths, int(last["round"]), bool(below), threshold)
 
 # %% ../../nbs/law/03_forecasters.ipynb #94fe9307
 def _from_walks(walks, seen, rounds, overdispersion, parameters):

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCALES', 'SMALLEST_HAZARD', 'LARGEST_HAZARD', 'REGIMES', 'FOREVER', 'ROUND_CURVES', 'PRIOR_OVERDISPERSION',
            'PRIOR_POINTS', 'PRIOR_RUN_SPREAD', 'PRIOR_RUNS', 'Parameter', 'Law', 'crossing_round', 'first_round_below',
-           'beta_binomial', 'simulate_run', 'LawError', 'Observed', 'observed', 'log_likelihood', 'fit_batch',
-           'corrected_akaike', 'Fit', 'fit_law', 'estimate_overdispersion', 'estimate_dispersion', 'Fits', 'fit_laws',
-           'bootstrap']
+           'beta_binomial', 'simulate_run', 'LawError', 'collapse_rounds', 'Observed', 'observed', 'log_likelihood',
+           'fit_batch', 'corrected_akaike', 'Fit', 'fit_law', 'estimate_overdispersion', 'estimate_dispersion', 'Fits',
+           'fit_laws', 'bootstrap']
 
 # %% ../../nbs/law/01_round_curves.ipynb #5cf85da5
 from collections.abc import Callable
@@ -386,6 +386,18 @@ def simulate_run(
 # %% ../../nbs/law/01_round_curves.ipynb #d6243dc4
 class LawError(OneLineError):
     """Counts from which no law can be fitted; the message is one line with the reason and the remedy."""
+
+# %% ../../nbs/law/01_round_curves.ipynb #d0d6ec4e
+def collapse_rounds(
+    accuracy: np.ndarray,  # (B, rounds) at the newest length, after each round
+    before: int = 0,  # rounds that had passed
+    below: bool = False,  # accuracy was already below the threshold in the last of them
+    threshold: float = 0.5,  # accuracy that defines collapse
+) -> np.ndarray:  # (B,) round of the collapse; inf: not within these rounds
+    """The collapse round of every course."""
+    low = np.concatenate([np.full((len(accuracy), 1), below and before > 0), accuracy < threshold], 1)
+    both = low[:, :-1] & low[:, 1:]
+    return np.where(both.any(1), both.argmax(1) + float(before), np.inf)
 
 # %% ../../nbs/law/01_round_curves.ipynb #913d8fd0
 @dataclass(frozen=True)

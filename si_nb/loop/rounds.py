@@ -124,9 +124,7 @@ def _begin(machine, store, watch, base, table, skip_base_model_train, skip_si):
     store = store._replace(folder=folder, bases=None)
     if absent:
         train_base_models(machine, store, watch, base)
-    for voter in range(
-        config.base_voters
-    ):  # of all, since a kill may have come before this in an earlier call
+    for voter in range(config.base_voters):  # of all: an earlier call may have been killed before this
         forget_checkpoints(store, "base", voter)
     store = store._replace(bases=going_on.settle_base_models(config, folder, table is not None))
     if skip_si:
