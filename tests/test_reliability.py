@@ -48,6 +48,7 @@ from si_nb.record.storage import (
     DamagedError,
     LockedError,
     StorageError,
+    _started,
     hold,
     read_sealed,
     write_sealed,
@@ -124,7 +125,8 @@ def check_seals(folder):
     for seal in folder.rglob("*.sha256"):
         if seal.with_suffix("").exists():
             read_sealed(seal.with_suffix(""))
-    assert not list(folder.rglob(".*-partial")) and not list(folder.rglob(".*-claim"))
+    assert not list(folder.rglob(".*-partial"))
+    assert not [claim for claim in folder.rglob(".*-claim") if claim.stat().st_size]  # an empty one is nobody's
 
 
 def is_one_line(error):
@@ -1088,6 +1090,26 @@ def test_a_process_number_used_again_is_seen(nursery, tmp_path):
     assert owner["started"]
     with hold(tmp_path) as check:
         check()
+
+
+def test_claims_of_the_dead_are_cleared(nursery, tmp_path):
+    """Killed while it asked for a lock, a process leaves a claim, which the next one clears away. One of a
+    living process stays, and so does one of another host until it is ten minutes old.
+    """
+    lock = left_behind(nursery, tmp_path)
+    dead = json.loads(lock.read_bytes())
+    owners = {
+        "dead": dead,
+        "living": {**dead, "pid": os.getpid(), "started": _started(os.getpid())},
+        "elsewhere": {**dead, "host": "far-away", "place": "far-away"},
+        "silent": {**dead, "host": "far-away", "place": "far-away"},
+    }
+    claims = {name: tmp_path / f".run.lock.{name}.si_nb-claim" for name in owners}
+    for name, owner in owners.items():
+        claims[name].write_text(json.dumps(owner))
+    os.utime(claims["silent"], (time.time() - 630,) * 2)
+    with hold(tmp_path):
+        assert {name for name, claim in claims.items() if claim.exists()} == {"living", "elsewhere"}
 
 
 @pytest.mark.parametrize(

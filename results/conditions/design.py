@@ -1,31 +1,36 @@
 """Choose the runs of the conditions sweep, beyond those that the grid already holds.
 
-Run as: python results/conditions/design.py --keep 8
+Run as: python results/conditions/design.py --keep 9
 
 A bundle is one set of base models and three runs from it. Its cell (task, base length, width), the strength
 of its base models and whether there is a vote among its runs are drawn; what is cheap and what lasts is drawn
-more often. Each bundle is then the best of a dozen random ones: the determinant of the information matrix of
-a linear model in the logarithms of the settings, divided by the square root of the bundle's expense, is
-largest (D-optimality, greedily). So every beginning of the grid is itself a balanced design. All random
-numbers come from one seed.
+more often. Each bundle is then the best of ten: of forty random
+ones, those most likely to last. What a run tells of lasting is p (1 - p) times
+the square of its row in a linear model in the logarithms of the settings, where p is the chance of lasting
+twenty rounds that the law of conditions gives it at present (the information of a logistic model): runs that
+are sure to die or to last tell little. The determinant of the information matrix, divided by the square root
+of the bundle's expense, is largest (D-optimality, greedily). So every beginning of the grid is itself a
+balanced design. All random numbers come from one seed.
 
-The first eight bundles were chosen by earlier versions of this file, which drew weak base models and short
-rounds more often: most of their runs died early. They stay, and what they tell counts in the choice of the
-others (a design augmented).
+The first nine bundles were chosen by earlier versions of this file, which did not ask how likely a run is to
+last: most of their runs died early. They stay, and what they tell counts in the choice of the others (a
+design augmented).
 """
 
 import argparse
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cache
 from math import log
 from pathlib import Path
 
 import numpy as np
 
+from si_nb.law.prediction import predict
 from si_nb.loop.sweep import read_grid
 
-TASK_SHARES = {"copy": 0.4, "reverse": 0.4, "reverse_addition": 0.2}
-_LENGTHS, _WIDTHS = {6: 0.35, 8: 0.35, 12: 0.2, 16: 0.1}, {32: 0.45, 64: 0.35, 96: 0.2}  # with their shares
+TASK_SHARES = {"copy": 0.4, "reverse": 0.45, "reverse_addition": 0.15}
+_LENGTHS, _WIDTHS = {6: 0.25, 8: 0.4, 12: 0.3, 16: 0.05}, {32: 0.55, 64: 0.35, 96: 0.1}  # with their shares
 BASE_LENGTHS = {"copy": _LENGTHS, "reverse": _LENGTHS, "reverse_addition": {5: 0.5, 7: 0.35, 10: 0.15}}
 WIDTHS = {"copy": _WIDTHS, "reverse": _WIDTHS, "reverse_addition": {64: 0.6, 96: 0.4}}
 BASE_STEPS = {
@@ -33,17 +38,19 @@ BASE_STEPS = {
     "reverse": (2_500, 5_000, 10_000),
     "reverse_addition": (3_000, 6_000, 12_000),
 }
-VOTE_SHARE = 0.45  # of the bundles: a vote needs several base models, the other arms need one
-BASE_STEP_SHARES = (0.15, 0.45, 0.4)  # of the three levels: weak bases die early and tell little
+VOTE_SHARE = 0.55  # of the bundles: a vote needs several base models, the other arms need one
+BASE_STEP_SHARES = (0.1, 0.4, 0.5)  # of the three levels: weak bases die early and tell little
 LEARNING_RATES = {32: 3e-3, 64: 2e-3, 96: 1.5e-3}
-ROUND_STEPS = {25: 0.2, 100: 0.45, 400: 0.35}
-LABELS = {250: 0.35, 1_000: 0.45, 4_000: 0.2}
+ROUND_STEPS = {25: 0.2, 100: 0.4, 400: 0.4}
+LABELS = {250: 0.25, 1_000: 0.5, 4_000: 0.25}
 VOTES = ((3, 0.6), (3, 1.0), (5, 0.6), (5, 0.8), (5, 1.0))  # three voters cannot tell 0.8 from 1.0
 ARM_SHARES = {"none": 0.25, "oracle": 0.3, "mv": 0.05, "mv_length": 0.4}
 MOST_STEP_LABELS = 400 * 1_000  # steps times labels of a round: the costliest corners are left out
-MOST_VOTED = {32: 400 * 1_000, 64: 400 * 250, 96: 100 * 250}  # the same where several voters work, by width
+MOST_VOTED = {32: 400 * 1_000, 64: 100 * 1_000, 96: 100 * 250}  # the same where several voters work, by width
 SEEDS = tuple(range(6))
 ROUNDS = 22
+LASTING = 20  # rounds
+POOL = 10  # of the candidates, those most likely to last
 GRID = Path(__file__).with_name("grid.toml")
 
 
@@ -142,28 +149,40 @@ def expense(base, runs):
     return per_step * (base.max_iters * max(voters) + rounds)
 
 
+@cache
+def lasting(base, run):
+    """The chance that a run lasts twenty rounds, by the law of conditions as it is fitted now."""
+    width = {"n_layer": 3, "batch_size": 64, "learning_rate": LEARNING_RATES[base.n_embd]}
+    found = predict({**asdict(base), **asdict(run), **width}, draws=300)
+    return found["probability_lasting"][str(LASTING)]
+
+
+def rows_of(base, runs):
+    """The rows of a bundle, weighted so that their squares add up to its information."""
+    chances = np.clip([lasting(base, run) for run in runs], 0.02, 0.98)
+    return np.stack([features(base, run) for run in runs]) * np.sqrt(chances * (1 - chances))[:, None]
+
+
 def information_of(base, runs):
     """What the runs of a bundle add to the information matrix."""
-    rows = np.stack([features(base, run) for run in runs])
+    rows = rows_of(base, runs)
     return rows.T @ rows
 
 
 def choose(kept, bundles, candidates, seed):
     """Bundles to carry out after those kept, in order, up to a number of all."""
     generator, chosen = np.random.default_rng(seed), list(kept)
-    information = 0.1 * np.eye(len(features(Base("copy", 6, 32, 2_000, 0), Run("none", 25, 250))))
+    information = 0.02 * np.eye(len(features(Base("copy", 6, 32, 2_000, 0), Run("none", 25, 250))))
     information += sum(information_of(base, runs) for base, runs in kept)
     while len(chosen) < bundles:
         task = draw(TASK_SHARES, generator)
         cell = (task, draw(BASE_LENGTHS[task], generator), draw(WIDTHS[task], generator))
         steps = int(generator.choice(BASE_STEPS[task], p=BASE_STEP_SHARES))
         vote = bool(generator.random() < VOTE_SHARE)
-        pool = [
-            bundle
-            for bundle in (draw_bundle(cell, steps, vote, generator) for _ in range(candidates))
-            if bundle[0] not in dict(chosen)
-        ]
-        rows = np.stack([[features(base, run) for run in runs] for base, runs in pool])
+        drawn = [draw_bundle(cell, steps, vote, generator) for _ in range(candidates)]
+        drawn = [bundle for bundle in drawn if bundle[0] not in dict(chosen)]
+        pool = sorted(drawn, key=lambda bundle: -sum(lasting(bundle[0], run) for run in bundle[1]))[:POOL]
+        rows = np.stack([rows_of(base, runs) for base, runs in pool])
         gains = np.linalg.slogdet(np.eye(3) + rows @ np.linalg.inv(information) @ rows.transpose(0, 2, 1))[1]
         best = int((gains / np.array([expense(base, runs) for base, runs in pool]) ** 0.5).argmax())
         chosen.append(pool[best])
@@ -202,8 +221,8 @@ def main():
     """Write the grid anew behind the bundles kept, and print how often each value occurs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=int, required=True, help="bundles at the head of the grid that stay")
-    parser.add_argument("--bundles", type=int, default=65, help="bundles in all")
-    parser.add_argument("--candidates", type=int, default=12)
+    parser.add_argument("--bundles", type=int, default=42, help="bundles in all")
+    parser.add_argument("--candidates", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     head, mark, _ = GRID.read_text().partition(f'[[group]]\nname = "{args.keep:02d}a"')
@@ -215,6 +234,8 @@ def main():
         print(name, dict(Counter(getattr(base, name) for base, _ in kept + chosen)))
     for name in Run.__dataclass_fields__:
         print(name, dict(Counter(getattr(run, name) for _, runs in kept + chosen for run in runs)))
+    chances = [lasting(base, run) for base, runs in chosen for run in runs]
+    print(f"of the {len(chances)} new runs about {sum(chances):.0f} are expected to last {LASTING} rounds")
 
 
 if __name__ == "__main__":

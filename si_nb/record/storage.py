@@ -281,10 +281,18 @@ def _read_owner(lock):
         return None
 
 # %% ../../nbs/record/00_storage.ipynb #7d8166fb
+def _has_ended(owner):
+    """Whether a process has ended; None where this machine cannot tell."""
+    if owner is None or owner["place"] != _place():
+        return None
+    return not _runs(owner["pid"]) or _started(owner["pid"]) != owner["started"]
+
+
 def _is_dead(lock, owner):
-    if owner is not None and owner["place"] == _place():
-        return not _runs(owner["pid"]) or _started(owner["pid"]) != owner["started"]
-    return _silent_for(lock) > (GIVEN_UP_AFTER if owner else 3 * SIGN_OF_LIFE)
+    ended = _has_ended(owner)
+    if ended is None:
+        return _silent_for(lock) > (GIVEN_UP_AFTER if owner else 3 * SIGN_OF_LIFE)
+    return ended
 
 # %% ../../nbs/record/00_storage.ipynb #e82ad33b
 def _create(lock, content):
@@ -325,7 +333,8 @@ def _clear_claims(lock):
     """Remove what killed processes left while they asked for a lock; whoever asks now is left alone."""
     for path in lock.parent.glob(f".{lock.name}.*.si_nb-claim"):
         with suppress(FileNotFoundError):
-            if lock.stat().st_mtime - path.lstat().st_mtime > GIVEN_UP_AFTER:
+            ended, age = _has_ended(_read_owner(path)), lock.stat().st_mtime - path.lstat().st_mtime
+            if ended or (ended is None and age > GIVEN_UP_AFTER):
                 path.unlink()
 
 # %% ../../nbs/record/00_storage.ipynb #536849ee
