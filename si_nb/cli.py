@@ -419,13 +419,14 @@ _STAGES = ("skip_base_model_train", "skip_si")
 _TRACKING = ("wandb", "wandb_project", "wandb_name")
 
 
-def _after_round(args):
+def _after_round(args, config):
     """What the loop asks between two rounds; None if no arm is to stop early."""
     if args.stop_before_collapse is None:
         return None
     from si_nb.law.monitor import stop_before_collapse
 
-    return stop_before_collapse(args.stop_before_collapse, args.threshold, kinds=_kinds())
+    settings = asdict(config)
+    return stop_before_collapse(args.stop_before_collapse, args.threshold, kinds=_kinds(), settings=settings)
 
 # %% ../nbs/cli.ipynb #8f5e196a
 def run_command(
@@ -437,10 +438,9 @@ def run_command(
     from si_nb.model.trainer import DeviceError, DivergedError
 
     how = {name: getattr(args, name) for name in (*_PLACES, *_STAGES, *_TRACKING)}
-    after_round = _after_round(args)
     try:
         config = _config_from(args)
-        folder = run_experiment(config, after_round=after_round, **how)
+        folder = run_experiment(config, after_round=_after_round(args, config), **how)
     except (ConfigError, DeviceError, DivergedError) as error:
         raise CommandError(str(error)) from None
     if args.skip_si:

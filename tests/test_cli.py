@@ -230,7 +230,8 @@ def test_arms_that_end_apart_are_reported(ends, monkeypatch, run_dir, tmp_path, 
     without the flag such a run is refused.
     """
 
-    def stop_before_collapse(within, threshold, kinds):
+    def stop_before_collapse(within, threshold, kinds, settings):
+        assert settings["task"] == "copy" and settings["si_method"] == ("none", "mv_length")
         return lambda table: {
             arm: "enough" for arm, rows in table.groupby("arm") if rows["round"].max() >= ends[arm]
         }

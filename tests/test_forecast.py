@@ -17,8 +17,16 @@ from rich.console import Console
 from si_nb.law import forecasters as F
 from si_nb.law import report as R
 from si_nb.law import scores as S
+from si_nb.law.prediction import predict
 from si_nb.law.round_curves import ROUND_CURVES, LawError, crossing_round, first_round_below, simulate_run
-from si_nb.record.table import TableError, measurement_table, read_table, results_folder
+from si_nb.record.table import (
+    TableError,
+    measurement_table,
+    read_settings,
+    read_table,
+    results_folder,
+    trajectory,
+)
 
 COLLAPSING = [982, 936, 777, 518, 264, 86, 35, 4]
 LASTING = [992, 988, 926, 908, 871, 857, 834, 814]
@@ -291,7 +299,7 @@ def test_settings_reach_a_forecaster(registered):
     runs = pd.concat([series_of(COLLAPSING, f"r{i}", seed=i) for i in range(2)])
     known = pd.DataFrame(dict(run_id=["r0", "r1"], seed=["0", "1"], num_samples=["500", "500"]))
     R.law_report(runs, 3, law="look", resamples=20, settings=known)
-    assert got == [{"num_samples": "500"}]
+    assert got == [{"num_samples": 500}]
     assert F.common_settings(runs, known.iloc[:1]) == {}
 
 
@@ -377,3 +385,28 @@ def test_the_kind_of_a_users_keep_rule_comes_with_the_rule(tmp_path):
     blind = json.loads(run(*law, tmp_path / "mine.csv"))
     assert told["collapse"] == usual["collapse"] and told["warnings"] == []
     assert len(blind["warnings"]) == 1 and blind["collapse"] != usual["collapse"]
+
+
+def test_the_law_of_conditions_is_one_of_the_forecasters():
+    """Asked by name it says what `predict` says of the same run at the same round; it needs the settings, and
+    the report has them as numbers.
+    """
+    long, told = read_table(results_folder() / "long"), read_settings(results_folder() / "long")
+    wanted = told[told["si_method"] == "mv_length"].iloc[0]
+    run = long[long["run_id"] == wanted["run_id"]]
+    known = F.common_settings(trajectory(run), told)
+    assert known["num_samples"] == float(wanted["num_samples"]) and known["si_method"] == "mv_length"
+    found = F.forecast(trajectory(run), 5, law="conditions", table=run, settings=known)
+    answer = predict(known, run, 5)
+    dying = (found.courses.collapses <= 20).mean()
+    assert abs(dying - (1 - answer["probability_lasting"]["20"])) < 0.07
+    with pytest.raises(LawError, match="settings of the runs are not known"):
+        F.forecast(trajectory(run), 5, law="conditions", table=run)
+    with pytest.raises(LawError, match="keep rule"):
+        F.forecast(
+            trajectory(run.assign(arm="mine")),
+            5,
+            law="conditions",
+            table=run.assign(arm="mine"),
+            settings=known,
+        )

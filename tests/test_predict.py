@@ -3,11 +3,15 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 from conftest import ROOT
 
 from si_nb.cli import main
+from si_nb.law.prediction import predict
+from si_nb.law.round_curves import LawError
+from si_nb.loop.settings import make_config
 from si_nb.record.table import read_table
 
 SMALL = ["predict", "--task", "copy", "--original_digits", "8", "--n_embd", "64", "--n_head", "4"]
@@ -30,6 +34,14 @@ def test_json_has_every_field_and_each_keep_rule(capsys):
     lasting = {arm: answer["probability_lasting"]["20"] for arm, answer in found["arms"].items()}
     assert lasting[found["si_method"]] == max(lasting.values())
     assert found["critical"]["setting"] == "num_samples"
+
+
+def test_a_configuration_will_do():
+    """In Python `predict` takes a run's configuration as it is; one keep rule at a time."""
+    config = make_config("quick", si_method=("mv_length",))
+    assert predict(config, draws=200) == predict({**asdict(config), "device": "cpu"}, draws=200)
+    with pytest.raises(LawError, match="one keep rule at a time"):
+        predict(make_config("quick"), draws=200)
 
 
 def test_the_same_command_says_the_same(capsys):

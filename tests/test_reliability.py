@@ -126,7 +126,7 @@ def check_seals(folder):
         if seal.with_suffix("").exists():
             read_sealed(seal.with_suffix(""))
     assert not list(folder.rglob(".*-partial"))
-    assert not [claim for claim in folder.rglob(".*-claim") if claim.stat().st_size]  # an empty one is nobody's
+    assert not [claim for claim in folder.rglob(".*-claim") if claim.stat().st_size]  # empty: nobody's
 
 
 def is_one_line(error):

@@ -25,7 +25,7 @@ from si_nb.law.conditions import complete
 from si_nb.law.forecasters import collapse_round, forecast
 from si_nb.law.horizon import course, fit_population, margins
 from si_nb.law.learning import BASE, CONDITION, fit_law, read_runs, transitions
-from si_nb.law.prediction import courses
+from si_nb.law.prediction import follow
 from si_nb.law.round_curves import LawError, collapse_rounds
 from si_nb.law.states import states
 from si_nb.loop.voting import KEEP_RULES
@@ -156,11 +156,11 @@ def forecasts(every, learned, run, origin, generator):
         return collapse_rounds(accuracy, origin, below) - origin
 
     found["conditions"] = ends(
-        courses(learned["law"], settings, FARTHEST, DRAWS, generator, state, seen).accuracy
+        follow(learned["law"], settings, FARTHEST, DRAWS, generator, state, seen).accuracy
     )
     if origin == 0:
         found["conditions, settings only"] = ends(
-            courses(learned["law"], settings, FARTHEST, DRAWS, generator).accuracy
+            follow(learned["law"], settings, FARTHEST, DRAWS, generator).accuracy
         )
     found["horizon law"] = ends(course(margin, learned["population"], FARTHEST, DRAWS, generator).accuracy)
     mean, between, within = learned["speed"]

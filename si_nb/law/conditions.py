@@ -36,13 +36,14 @@ NUMBERS = [name for name, value in MIDDLE.items() if not isinstance(value, str)]
 
 # %% ../../nbs/law/09_conditions.ipynb #f882b9fc
 def complete(
-    settings: Mapping,  # any settings of a run, by name; those the law does not read are left out
+    settings: Any,  # of a run: by name, or its configuration; those the law does not read are left out
 ) -> dict:  # all of MIDDLE's
     """The settings that the law reads.
 
     Raises: LawError, one line, for an unknown keep rule or a number that is none.
     """
-    found = {name: settings.get(name, value) for name, value in MIDDLE.items()}
+    told = settings if isinstance(settings, Mapping) else vars(settings)
+    found = {name: told.get(name, value) for name, value in MIDDLE.items()}
     if isinstance(found["si_method"], (list, tuple)) and len(found["si_method"]) == 1:
         found["si_method"] = found["si_method"][0]
     if not isinstance(found["si_method"], str) or found["si_method"] not in TRIES:

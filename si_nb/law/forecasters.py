@@ -6,9 +6,9 @@
 __all__ = ['LEVEL', 'RESAMPLES', 'MOST_RESAMPLES', 'ROUNDS_AHEAD', 'NEEDS', 'SMALLEST_SPREAD', 'FORECASTERS', 'CHOICES',
            'check_threshold', 'check_whole', 'collapse_round', 'Readings', 'Seen', 'look_back', 'common_settings',
            'median_round', 'Courses', 'shortest_interval', 'describe_parameters', 'curve_courses', 'carry_on',
-           'horizon_courses', 'Budget', 'budget_factors', 'budget_courses', 'Forecaster', 'curve_forecaster',
-           'register_forecaster', 'ranked', 'ask', 'load_weights', 'mix_courses', 'Forecast', 'check_choice',
-           'forecast', 'predicted_rates', 'predicted_accuracy']
+           'horizon_courses', 'Budget', 'budget_factors', 'budget_courses', 'conditions_courses', 'Forecaster',
+           'curve_forecaster', 'register_forecaster', 'ranked', 'ask', 'load_weights', 'mix_courses', 'Forecast',
+           'check_choice', 'forecast', 'predicted_rates', 'predicted_accuracy']
 
 # %% ../../nbs/law/03_forecasters.ipynb #96e7ed7c
 from collections import Counter
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .conditions import complete, price
 from si_nb.law.horizon import (
     PARAMETERS,
     Population,
@@ -29,7 +30,9 @@ from si_nb.law.horizon import (
     margins,
     read_learned,
 )
+from .learning import load_law
 from .length_curves import CurveError
+from .prediction import follow, seen_of
 from si_nb.law.round_curves import (
     FOREVER,
     LARGEST_HAZARD,
@@ -293,15 +296,25 @@ def look_back(
     return Seen(series, table, origin, threshold, earliest, population, kind, settings or {})
 
 # %% ../../nbs/law/03_forecasters.ipynb #75a68b2e
+def _value(text):
+    """A setting as it was before it was written: a number, true or false, or the text itself."""
+    if text in ("True", "False"):
+        return text == "True"
+    try:
+        return int(text) if str(text).lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text
+
+
 def common_settings(
     series: pd.DataFrame,  # trajectory of one arm, one or more runs
     settings: pd.DataFrame | None,  # run_id and every setting, a row per run; None: not known
 ) -> dict:  # name -> value; empty where the settings of a run are not known
-    """The settings in which all the runs agree."""
+    """The settings in which all the runs agree, numbers as numbers."""
     if settings is None or not series["run_id"].isin(settings["run_id"]).all():
         return {}
     rows = settings[settings["run_id"].isin(series["run_id"])].drop(columns="run_id")
-    return {name: rows[name].iloc[0] for name in rows if rows[name].nunique(dropna=False) == 1}
+    return {name: _value(rows[name].iloc[0]) for name in rows if rows[name].nunique(dropna=False) == 1}
 
 # %% ../../nbs/law/03_forecasters.ipynb #e962e985
 def median_round(
@@ -545,6 +558,38 @@ def budget_courses(
     scatter = seen.population.prior(seen.series["task"].iloc[0], seen.kind)[1].overdispersion
     return carry_on(seen, np.stack(path, -1), rounds, scatter, describe_parameters(units, sample))
 
+# %% ../../nbs/law/03_forecasters.ipynb #e47d485c
+def _walk_from(seen, run, law, draws, generator):
+    """The course of one run under the law of conditions; LawError where its curves carry no state."""
+    first = run.iloc[0]
+    settings = complete({**seen.settings, "task": first["task"], "si_method": first["arm"]})
+    try:
+        state, steps = seen_of(seen.readings.of(run).table, settings, seen.origin)
+    except (TableError, CurveError) as error:
+        raise LawError(f"no state can be read: {error}") from None
+    return follow(law, settings, _rounds_left(seen), draws, generator, state, steps)
+
+# %% ../../nbs/law/03_forecasters.ipynb #942cb35c
+def conditions_courses(
+    seen: Seen,  # an arm at an origin, with accuracies at several lengths and its settings
+    rounds: int,  # Q
+    draws: int,  # B
+    generator: np.random.Generator,  # source of chance
+) -> Courses:  # of the law of conditions
+    """Courses of the law of conditions; its parameters are a round's gain and the next digit's price.
+
+    Raises: LawError for a keep rule that the law does not know, and where no state can be read at the origin.
+    """
+    law, runs = load_law(), [run for _, run in seen.series.groupby(RUN) if run["round"].max() == seen.origin]
+    share = -(-draws // len(runs))
+    walks = [_walk_from(seen, run, law, share, generator) for run in runs]
+    gains = np.concatenate([np.log(walk.horizon[:, 1] / walk.horizon[:, 0]) for walk in walks])
+    prices = np.concatenate([price(walk.length[:, 0]) for walk in walks])
+    units = {"gain": "ln length per round", "price": "ln length per round"}
+    parameters = describe_parameters(units, np.stack([gains, prices], -1))
+    paths = [(run, walk.accuracy) for run, walk in zip(runs, walks, strict=True)]
+    return _from_walks(paths, seen, rounds, PRIOR_OVERDISPERSION, parameters)
+
 # %% ../../nbs/law/03_forecasters.ipynb #e0836622
 @dataclass(frozen=True)
 class Forecaster:
@@ -567,10 +612,12 @@ def curve_forecaster(
 
 
 _HORIZON = "margin' = margin - 1 + c - b max(0, 1 - margin)"
+_CONDITIONS = "ln h' = ln h + G (k / 15)^delta (10 / n)^eta (1 - w)^beta, n' = n + 1"
 _BUDGET = "g = tau a, q = phi g / (phi g + psi (1 - g)), a' = 1 - kappa (1 - q) - rest"
 FORECASTERS = Registry(
     "forecaster",
     Forecaster("horizon", _HORIZON, ("lengths", "population"), horizon_courses, rank=1),
+    Forecaster("conditions", _CONDITIONS, ("lengths", "settings"), conditions_courses),
     Forecaster("error_budget", _BUDGET, ("rounds", "labels", "population"), budget_courses, rank=3),
     *(curve_forecaster(curve, None if curve.rival else 2) for curve in ROUND_CURVES.values()),
 )
