@@ -11,7 +11,6 @@ __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', '
 import argparse
 import json
 import os
-import re
 import signal
 import sys
 import traceback
@@ -515,9 +514,6 @@ def _predicted_settings(args):
     stored = None if args.from_base is None or args.preset else read_settings(args.from_base)
     if stored is not None:
         given = {**_typed(stored.iloc[0].dropna(), fields(RunConfig)), **given}
-    device = given.get("device", "auto")  # never used, and still no place for a slip
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", device):
-        raise CommandError(f"device {device!r}: use auto, cpu, cuda, cuda:0 or mps")
     try:
         return asdict(make_config(args.preset, **given))
     except ConfigError as error:

@@ -11,6 +11,7 @@ __all__ = ['PRESETS', 'MODEL_SETTINGS', 'SAME_PROBLEMS', 'BASE_TRAINING_SETTINGS
 import hashlib
 import json
 import operator
+import re
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,8 @@ def _check_choices(config):
             raise ConfigError(f"si_method {shown(method)} is unknown: choose {', '.join(KEEP_RULES)}")
     if not config.si_method or len(set(config.si_method)) < len(config.si_method):
         raise ConfigError("si_method must name at least one keep rule, each once")
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", config.device):
+        raise ConfigError(f"device {shown(config.device)} is unknown: choose auto, cpu, cuda, cuda:N or mps")
 
 # %% ../../nbs/loop/01_settings.ipynb #1407db4f
 _BOUNDS = {
