@@ -9,10 +9,12 @@ import pytest
 from conftest import ROOT
 
 from si_nb.cli import main
+from si_nb.law.forecasters import common_settings
+from si_nb.law.monitor import SustainabilityMonitor
 from si_nb.law.prediction import predict
 from si_nb.law.round_curves import LawError
 from si_nb.loop.settings import make_config
-from si_nb.record.table import read_table
+from si_nb.record.table import read_settings, read_table, trajectory
 
 SMALL = ["predict", "--task", "copy", "--original_digits", "8", "--n_embd", "64", "--n_head", "4"]
 FIELDS = {"probability_lasting", "collapse_length", "collapse_round", "critical", "outside"}
@@ -101,3 +103,15 @@ def test_no_torch_no_figures():
     code += f"print([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_advice_goes_on_from_the_rounds_seen():
+    """A monitor that knows its settings says what to change; what it says lasts, seen from the same round."""
+    table = read_table(RUN).query("arm == 'mv_length' and round <= 2")
+    told = common_settings(trajectory(table), read_settings(RUN))
+    advice = SustainabilityMonitor(2, settings=told).add(table).advice(20).set_index("setting")["needed"]
+    changed = {**told, "si_method": "mv_length", "num_samples": advice["num_samples"]}
+    lasting = predict(changed, table)["probability_lasting"]["20"]  # eighteen rounds more
+    assert 0.4 < lasting < 0.7
+    with pytest.raises(LawError, match="settings of the run are not known"):
+        SustainabilityMonitor(2).add(table).advice()

@@ -23,6 +23,7 @@ from si_nb.law.forecasters import (
     forecast,
     ranked,
 )
+from .prediction import advise
 from .report import reproduction_number
 from .round_curves import LawError
 from ..record.table import RUN, TableError, check_table, is_number, printable, trajectory
@@ -154,6 +155,21 @@ class SustainabilityMonitor:
         if self.table is None or _is_silent(self.table):
             return dict(value=None, low=None, high=None)
         return reproduction_number(self.table)
+
+    def advice(
+        self,
+        rounds: int = 20,  # to be lasted, from the newest one on
+    ) -> pd.DataFrame:  # setting, now, needed, factor; nearest first, empty where no single setting does it
+        """Which setting to change so that half of all such runs last, by the law of conditions.
+
+        Raises: LawError when the settings are not known, or the law does not know them.
+        """
+        settings = self.asked[-1]
+        if not settings:
+            raise LawError("the settings of the run are not known; give them to the monitor")
+        if self.table is None:
+            return advise(settings, rounds)
+        return advise({**settings, "si_method": self.table["arm"].iloc[0]}, rounds, table=self.table)
 
     def should_stop(self) -> str | None:  # one line why; None: go on
         """Whether the run has collapsed, or its collapse is forecast within the given number of rounds."""

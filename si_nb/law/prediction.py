@@ -224,17 +224,19 @@ def _values_tried(settings, name):
 def critical(
     settings: Mapping,  # of the run
     name: str,  # the setting to be varied
-    rounds: int = 20,  # to be lasted
+    rounds: int = 20,  # to be lasted, from the last round seen on
     law: Law | None = None,  # None: the one that comes with si_nb
     seed: int = 0,  # of chance
     parameter_draws: int = 60,  # for the interval
     chance_draws: int = 40,  # runs for each of them
+    table: pd.DataFrame | None = None,  # measured so far: the run goes on from its last round; None: nothing
 ) -> dict:  # setting, rounds, value, low, high; None where there is none
     """The value of one setting at which half of all runs last.
 
-    Raises: LawError for what is no number among the settings.
+    Raises: LawError for what is no number among the settings, and as `seen_of` does.
     """
     law, settings = law or load_law(), complete(settings)
+    state, steps = (None, None) if table is None else seen_of(table, settings)
     if name not in NUMBERS:
         raise LawError(f"{name!r} has no critical value; choose one of {', '.join(NUMBERS)}")
     drawn = law.draw(parameter_draws, np.random.default_rng(seed)).items()
@@ -243,7 +245,8 @@ def critical(
     grid, lasting = _values_tried(settings, name), []
     for value in grid:
         asked = {**settings, name: int(value) if name in ("voters", "original_digits") else value}
-        found = follow(law, asked, rounds + 1, size, np.random.default_rng(seed + 1), parameters=parameters)
+        chance = np.random.default_rng(seed + 1)
+        found = follow(law, asked, rounds + 1, size, chance, state, steps, parameters)
         lasting.append((collapse_rounds(found.accuracy) > rounds).reshape(shape).mean(1))
     return {"setting": name, "rounds": rounds, **_crossing(np.log(grid), np.array(lasting))}
 
@@ -286,7 +289,8 @@ def predict(
     ahead = follow(law, settings, LONGEST, draws, generator, state, steps)
     rounds = collapse_rounds(ahead.accuracy, origin, state is not None and state["log_odds"] < 0)
     before = int(ahead.length[0, 0]) - 1 - origin  # newest length less round
-    at = None if critical_of is None else critical(settings, critical_of, law=law, seed=seed)
+    measured = table if table is None else table[table["round"] <= origin]
+    at = None if critical_of is None else critical(settings, critical_of, law=law, seed=seed, table=measured)
     return {
         **_said(law, settings, rounds, before, origin),
         "critical": at,
@@ -320,7 +324,8 @@ def describe_prediction(
     if answer.get("critical"):
         at, rounds = answer["critical"], answer["critical"]["rounds"]
         needed = "no value within a factor of 32" if at["value"] is None else _range_of(at)
-        lines += [f"half of all runs last {rounds} rounds at {at['setting']} {needed}"]
+        more = "" if answer.get("until_round") is None else " more"
+        lines += [f"half of all runs last {rounds}{more} rounds at {at['setting']} {needed}"]
     lines += [f"warning: outside of what was measured: {_beyond(row)}" for row in answer["outside"]]
     rest = answer["rests_on"]
     return "\n".join([*lines, f"rests on {rest['runs']} runs of {rest['base_models']} sets of base models"])
@@ -378,10 +383,11 @@ CHANGEABLE = ("si_iter", "num_samples", "vote_threshold")  # between rounds
 
 # %% ../../nbs/law/11_prediction.ipynb #93f18636
 def advise(
-    settings: Mapping,  # of the run, by the names of the configuration
-    rounds: int = 20,  # to be lasted
+    settings: Any,  # of the run: by name, or its configuration
+    rounds: int = 20,  # to be lasted, from the last round seen on
     law: Law | None = None,  # None: the one that comes with si_nb
     seed: int = 0,  # of chance
+    table: pd.DataFrame | None = None,  # measured so far: the run goes on from its last round; None: nothing
 ) -> pd.DataFrame:  # setting, now, needed, factor; nearest first, empty where no single setting does it
     """Which setting to change, and by how much, so that half of all runs last.
 
@@ -391,7 +397,7 @@ def advise(
     for name in CHANGEABLE:
         if name == "vote_threshold" and votes_needed(plain) < 2:
             continue
-        found = critical(plain, name, rounds, law, seed, parameter_draws=20)
+        found = critical(plain, name, rounds, law, seed, parameter_draws=20, table=table)
         if found["value"] is not None:
             factor = found["value"] / plain[name]
             rows.append({"setting": name, "now": plain[name], "needed": found["value"], "factor": factor})
