@@ -191,6 +191,7 @@ def _add_run(commands):
         "stop an arm when its collapse is forecast at most ROUNDS rounds after its newest one "
         "(default: never)"
     )
+    _add_laws_flag(run)
     run.add_argument("--stop_before_collapse", type=Number(int, 1, 10**6), metavar="ROUNDS", help=stop)
 
 # %% ../nbs/cli.ipynb #9961258e
@@ -289,6 +290,11 @@ def _add_common_flags(command):
     command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
 
 # %% ../nbs/cli.ipynb #a12674ec
+def _add_laws_flag(command):
+    every = "after the verdict also print every law with its parameters, and the rounds"
+    command.add_argument("--laws", action="store_true", help=every)
+
+
 def _add_law(commands):
     law = _add_table_command(commands, "law", "fit laws to measured tables and forecast the collapse")
     law.add_argument(
@@ -296,6 +302,7 @@ def _add_law(commands):
         default="best",
         help="best, average, horizon, error_budget, a curve such as weibull, or a plugin's (default: best)",
     )
+    _add_laws_flag(law)
     law.add_argument("--json", action="store_true", help="print JSON")
 
 # %% ../nbs/cli.ipynb #3f3d902a
@@ -348,9 +355,9 @@ def _kinds():
 
 
 def law_command(
-    args: argparse.Namespace,  # paths, until_round, threshold, law, json
+    args: argparse.Namespace,  # paths, until_round, threshold, law, laws, json
 ) -> None:
-    """Fit laws to tables and print them."""
+    """Fit laws to tables and print the verdict."""
     from si_nb.law.report import law_report, print_report
 
     table, settings = read_table(*args.paths), read_settings(*args.paths)
@@ -358,7 +365,8 @@ def law_command(
     if args.json:
         print(json.dumps(report, indent=1))
     else:
-        print_report(report)
+        print_report(report, laws=args.laws)
+        print("more: the same command with --laws; pictures: si_nb figures; one page: si_nb report")
 
 # %% ../nbs/cli.ipynb #f2e92b7b
 def figures_command(
@@ -377,7 +385,8 @@ def _draw(table, report, out, threshold):
     from si_nb.law.figures import save_figures
 
     paths = save_figures(table, report, out, threshold)
-    print("figures:", ", ".join(printable(path, LONGEST_LINE) for path in paths))
+    names = ", ".join(path.name for path in paths)
+    print(f"figures: {printable(Path(out), LONGEST_LINE)}: {printable(names, LONGEST_LINE)}")
 
 # %% ../nbs/cli.ipynb #f3c6f316
 def _given_settings(args):
@@ -394,7 +403,7 @@ def _config_from(args):
     return make_config(args.preset, **_given_settings(args))
 
 # %% ../nbs/cli.ipynb #cc325b31
-def _report_run(table, until_round, threshold, folder):
+def _report_run(table, until_round, threshold, folder, laws):
     """Forecast beside measurement; a run that carries no law says why, and still has figures."""
     from si_nb.law.report import law_report, print_report
 
@@ -410,7 +419,7 @@ def _report_run(table, until_round, threshold, folder):
     except LawError as error:
         report = {"arms": {}}
         print(f"no law: {error}")
-    print_report(report)
+    print_report(report, laws=laws)
     _draw(table, report, folder.path / "figures", threshold)
 
 # %% ../nbs/cli.ipynb #661e87fb
@@ -446,10 +455,14 @@ def run_command(
     if args.skip_si:
         print("base models:", folder.models)
         return
-    print("table:", folder.measurements)
     if config.si_rounds:
         until_round = forecast_origin(config.si_rounds) if args.until_round is None else args.until_round
-        _report_run(read_table(folder.measurements), until_round, args.threshold, folder)
+        _report_run(read_table(folder.measurements), until_round, args.threshold, folder, args.laws)
+    print("table:", printable(folder.measurements, LONGEST_LINE))
+    print(
+        "more: the same command with --laws; one page:",
+        f"si_nb report {printable(folder.path, LONGEST_LINE)}",
+    )
 
 # %% ../nbs/cli.ipynb #a0e1ce0a
 def cost_command(
