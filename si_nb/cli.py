@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'Number', 'path_name', 'folder_name',
-           'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command', 'run_command',
-           'cost_command', 'sweep_command', 'check_command', 'predict_command', 'main']
+           'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command', 'report_command',
+           'run_command', 'cost_command', 'sweep_command', 'check_command', 'predict_command', 'main']
 
 # %% ../nbs/cli.ipynb #3dc7ecc9
 import argparse
@@ -144,7 +144,7 @@ def _add_place_flags(run):
 def _add_law_flags(parser):
     seen = (
         "last round that the forecast may see, 0 for the base model alone "
-        "(default: for law all rounds, for run two fifths of them)"
+        "(default: for law all rounds, for run and report two fifths of them)"
     )
     parser.add_argument("--until_round", type=Number(int, 0, 10**6), metavar="ROUND", help=seen)
     collapsed = "accuracy below which a run has collapsed (default: 0.5)"
@@ -312,6 +312,16 @@ def _add_figures(commands):
         "--out", type=folder_name, default="figures", help="folder for the pictures (default: figures)"
     )
 
+# %% ../nbs/cli.ipynb #1dbbf784
+def _add_report(commands):
+    meaning = "write settings, verdict, pictures and tables of a run or a sweep on one HTML page"
+    report = commands.add_parser("report", help=meaning, description=meaning)
+    folder = "of a run, a sweep, or several of them"
+    report.add_argument("folder", type=folder_name, metavar="FOLDER", help=folder)
+    out = "file of the page (default: report.html in the folder)"
+    report.add_argument("--out", type=path_name, metavar="FILE", help=out)
+    _add_law_flags(report)
+
 # %% ../nbs/cli.ipynb #15b53984
 def make_parser(
     command: str | None = None,  # the command that will be parsed; None for all
@@ -322,13 +332,13 @@ def make_parser(
     """
     parser = OneLineParser(prog="si_nb", description="How long can a transformer teach itself?")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run|cost|predict|sweep|law|figures|check"
+        dest="command", required=True, metavar="run|cost|predict|sweep|law|figures|report|check"
     )
-    if command not in ("sweep", "law", "figures", "check"):
+    if command not in ("sweep", "law", "figures", "report", "check"):
         _add_run(commands)
         _add_cost(commands)
         _add_predict(commands)
-    for add in (_add_sweep, _add_law, _add_figures, _add_check):
+    for add in (_add_sweep, _add_law, _add_figures, _add_report, _add_check):
         add(commands)
     parser.add_argument("--debug", action="store_true", help=_DEBUG)
     for known in commands.choices.values():
@@ -387,6 +397,42 @@ def _draw(table, report, out, threshold):
     paths = save_figures(table, report, out, threshold)
     names = ", ".join(path.name for path in paths)
     print(f"figures: {printable(Path(out), LONGEST_LINE)}: {printable(names, LONGEST_LINE)}")
+
+# %% ../nbs/cli.ipynb #96bf38eb
+def _page_place(folder, out):
+    """Where a page goes: a new file or one that may be overwritten.
+
+    Raises: CommandError for a folder that is none and a place that is no file's.
+    """
+    if not os.path.isdir(folder):
+        raise CommandError(f"{folder} is no folder; name the folder of a run or of a sweep")
+    place = Path(folder) / "report.html" if out is None else Path(out)
+    if os.path.lexists(place) and not (place.is_file() and not place.is_symlink()):
+        raise CommandError(f"{place} is there and is no plain file; name another")
+    if not place.parent.is_dir():
+        raise CommandError(f"{place.parent} is no folder; make it first, or name another file")
+    return place
+
+# %% ../nbs/cli.ipynb #1653a1ea
+def report_command(
+    args: argparse.Namespace,  # folder, out, until_round, threshold
+) -> None:
+    """Write a run or a sweep on one page."""
+    from si_nb.law.page import draw_page_figures, report_page
+    from si_nb.law.report import law_report
+    from si_nb.record.storage import write_whole
+
+    place = _page_place(args.folder, args.out)
+    table, settings, note = read_table(args.folder), read_settings(args.folder), None
+    rounds = int(table["round"].max())
+    until_round = forecast_origin(rounds) if args.until_round is None else args.until_round
+    try:
+        report = law_report(table, until_round, args.threshold, settings=settings, kinds=_kinds())
+    except LawError as error:
+        report, note = {"arms": {}}, str(error)
+    pictures, title = draw_page_figures(table, report, args.threshold), Path(args.folder).resolve().name
+    write_whole(place, report_page(title, table, report, pictures, settings, note).encode())
+    print("page:", printable(place, LONGEST_LINE))
 
 # %% ../nbs/cli.ipynb #f3c6f316
 def _given_settings(args):
@@ -582,6 +628,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "sweep": sweep_command,
     "law": law_command,
     "figures": figures_command,
+    "report": report_command,
     "check": check_command,
     "predict": predict_command,
 }
