@@ -34,12 +34,13 @@ def html_table(
 
 # %% ../../nbs/law/12_page.ipynb #2566aaaf
 def html_picture(
-    name: str,  # what it shows, for a reader who cannot see it
+    name: str,  # what it shows, written below it
     png: bytes,  # content of a PNG file
 ) -> str:  # HTML
     """A picture that is part of the page."""
     data = b64encode(png).decode()
-    return f"<img alt='{_text(name)}' src='data:image/png;base64,{data}'>"
+    image = f"<img alt='{_text(name)}' src='data:image/png;base64,{data}'>"
+    return f"<figure>{image}<figcaption class='small'>{_text(name)}</figcaption></figure>"
 
 # %% ../../nbs/law/12_page.ipynb #1f266c67
 MOST_LAWS = 12  # arms whose law is drawn
@@ -137,7 +138,7 @@ h1 { overflow-wrap: anywhere; } h2 { margin-top: 2.5rem; border-bottom: 1px soli
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; vertical-align: top; padding: 0.2rem 1rem 0.2rem 0; }
 th, td { border-bottom: 1px solid #ddd; }
-img { max-width: 100%; display: block; margin: 1rem 0; }
+figure { margin: 2rem 0; } img { max-width: 100%; display: block; }
 .wide { overflow-x: auto; } .small { color: #555; font-size: 0.9rem; } summary { cursor: pointer; }
 </style>"""
 
