@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'Number', 'path_name', 'folder_name',
-           'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command', 'run_command',
-           'cost_command', 'sweep_command', 'check_command', 'predict_command', 'main']
+           'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command', 'report_command',
+           'run_command', 'cost_command', 'sweep_command', 'check_command', 'predict_command', 'main']
 
 # %% ../nbs/cli.ipynb #3dc7ecc9
 import argparse
@@ -143,7 +143,7 @@ def _add_place_flags(run):
 def _add_law_flags(parser):
     seen = (
         "last round that the forecast may see, 0 for the base model alone "
-        "(default: for law all rounds, for run two fifths of them)"
+        "(default: for law all rounds, for run and report two fifths of them)"
     )
     parser.add_argument("--until_round", type=Number(int, 0, 10**6), metavar="ROUND", help=seen)
     collapsed = "accuracy below which a run has collapsed (default: 0.5)"
@@ -190,6 +190,7 @@ def _add_run(commands):
         "stop an arm when its collapse is forecast at most ROUNDS rounds after its newest one "
         "(default: never)"
     )
+    _add_laws_flag(run)
     run.add_argument("--stop_before_collapse", type=Number(int, 1, 10**6), metavar="ROUNDS", help=stop)
 
 # %% ../nbs/cli.ipynb #9961258e
@@ -288,6 +289,11 @@ def _add_common_flags(command):
     command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=_DEBUG)
 
 # %% ../nbs/cli.ipynb #a12674ec
+def _add_laws_flag(command):
+    every = "after the verdict also print every law with its parameters, and the rounds"
+    command.add_argument("--laws", action="store_true", help=every)
+
+
 def _add_law(commands):
     law = _add_table_command(commands, "law", "fit laws to measured tables and forecast the collapse")
     law.add_argument(
@@ -295,6 +301,7 @@ def _add_law(commands):
         default="best",
         help="best, average, horizon, error_budget, a curve such as weibull, or a plugin's (default: best)",
     )
+    _add_laws_flag(law)
     law.add_argument("--json", action="store_true", help="print JSON")
 
 # %% ../nbs/cli.ipynb #3f3d902a
@@ -303,6 +310,16 @@ def _add_figures(commands):
     figures.add_argument(
         "--out", type=folder_name, default="figures", help="folder for the pictures (default: figures)"
     )
+
+# %% ../nbs/cli.ipynb #1dbbf784
+def _add_report(commands):
+    meaning = "write settings, verdict, pictures and tables of a run or a sweep on one HTML page"
+    report = commands.add_parser("report", help=meaning, description=meaning)
+    folder = "of a run, a sweep, or several of them"
+    report.add_argument("folder", type=folder_name, metavar="FOLDER", help=folder)
+    out = "file of the page (default: report.html in the folder)"
+    report.add_argument("--out", type=path_name, metavar="FILE", help=out)
+    _add_law_flags(report)
 
 # %% ../nbs/cli.ipynb #15b53984
 def make_parser(
@@ -314,13 +331,13 @@ def make_parser(
     """
     parser = OneLineParser(prog="si_nb", description="How long can a transformer teach itself?")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run|cost|predict|sweep|law|figures|check"
+        dest="command", required=True, metavar="run|cost|predict|sweep|law|figures|report|check"
     )
-    if command not in ("sweep", "law", "figures", "check"):
+    if command not in ("sweep", "law", "figures", "report", "check"):
         _add_run(commands)
         _add_cost(commands)
         _add_predict(commands)
-    for add in (_add_sweep, _add_law, _add_figures, _add_check):
+    for add in (_add_sweep, _add_law, _add_figures, _add_report, _add_check):
         add(commands)
     parser.add_argument("--debug", action="store_true", help=_DEBUG)
     for known in commands.choices.values():
@@ -347,9 +364,9 @@ def _kinds():
 
 
 def law_command(
-    args: argparse.Namespace,  # paths, until_round, threshold, law, json
+    args: argparse.Namespace,  # paths, until_round, threshold, law, laws, json
 ) -> None:
-    """Fit laws to tables and print them."""
+    """Fit laws to tables and print the verdict."""
     from si_nb.law.report import law_report, print_report
 
     table, settings = read_table(*args.paths), read_settings(*args.paths)
@@ -357,7 +374,8 @@ def law_command(
     if args.json:
         print(json.dumps(report, indent=1))
     else:
-        print_report(report)
+        print_report(report, laws=args.laws)
+        print("more: the same command with --laws; pictures: si_nb figures; one page: si_nb report")
 
 # %% ../nbs/cli.ipynb #f2e92b7b
 def figures_command(
@@ -376,7 +394,44 @@ def _draw(table, report, out, threshold):
     from si_nb.law.figures import save_figures
 
     paths = save_figures(table, report, out, threshold)
-    print("figures:", ", ".join(printable(path, LONGEST_LINE) for path in paths))
+    names = ", ".join(path.name for path in paths)
+    print(f"figures: {printable(Path(out), LONGEST_LINE)}: {printable(names, LONGEST_LINE)}")
+
+# %% ../nbs/cli.ipynb #96bf38eb
+def _page_place(folder, out):
+    """Where a page goes: a new file or one that may be overwritten.
+
+    Raises: CommandError for a folder that is none and a place that is no file's.
+    """
+    if not os.path.isdir(folder):
+        raise CommandError(f"{folder} is no folder; name the folder of a run or of a sweep")
+    place = Path(folder) / "report.html" if out is None else Path(out)
+    if os.path.lexists(place) and not (place.is_file() and not place.is_symlink()):
+        raise CommandError(f"{place} is there and is no plain file; name another")
+    if not place.parent.is_dir():
+        raise CommandError(f"{place.parent} is no folder; make it first, or name another file")
+    return place
+
+# %% ../nbs/cli.ipynb #1653a1ea
+def report_command(
+    args: argparse.Namespace,  # folder, out, until_round, threshold
+) -> None:
+    """Write a run or a sweep on one page."""
+    from si_nb.law.page import draw_page_figures, report_page
+    from si_nb.law.report import law_report
+    from si_nb.record.storage import write_whole
+
+    place = _page_place(args.folder, args.out)
+    table, settings, note = read_table(args.folder), read_settings(args.folder), None
+    rounds = int(table["round"].max())
+    until_round = forecast_origin(rounds) if args.until_round is None else args.until_round
+    try:
+        report = law_report(table, until_round, args.threshold, settings=settings, kinds=_kinds())
+    except LawError as error:
+        report, note = {"arms": {}}, str(error)
+    pictures, title = draw_page_figures(table, report, args.threshold), Path(args.folder).resolve().name
+    write_whole(place, report_page(title, table, report, pictures, settings, note).encode())
+    print("page:", printable(place, LONGEST_LINE))
 
 # %% ../nbs/cli.ipynb #f3c6f316
 def _given_settings(args):
@@ -393,7 +448,7 @@ def _config_from(args):
     return make_config(args.preset, **_given_settings(args))
 
 # %% ../nbs/cli.ipynb #cc325b31
-def _report_run(table, until_round, threshold, folder):
+def _report_run(table, until_round, threshold, folder, laws):
     """Forecast beside measurement; a run that carries no law says why, and still has figures."""
     from si_nb.law.report import law_report, print_report
 
@@ -409,7 +464,7 @@ def _report_run(table, until_round, threshold, folder):
     except LawError as error:
         report = {"arms": {}}
         print(f"no law: {error}")
-    print_report(report)
+    print_report(report, laws=laws)
     _draw(table, report, folder.path / "figures", threshold)
 
 # %% ../nbs/cli.ipynb #661e87fb
@@ -445,10 +500,14 @@ def run_command(
     if args.skip_si:
         print("base models:", folder.models)
         return
-    print("table:", folder.measurements)
     if config.si_rounds:
         until_round = forecast_origin(config.si_rounds) if args.until_round is None else args.until_round
-        _report_run(read_table(folder.measurements), until_round, args.threshold, folder)
+        _report_run(read_table(folder.measurements), until_round, args.threshold, folder, args.laws)
+    print("table:", printable(folder.measurements, LONGEST_LINE))
+    print(
+        "more: the same command with --laws; one page:",
+        f"si_nb report {printable(folder.path, LONGEST_LINE)}",
+    )
 
 # %% ../nbs/cli.ipynb #a0e1ce0a
 def cost_command(
@@ -565,6 +624,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "sweep": sweep_command,
     "law": law_command,
     "figures": figures_command,
+    "report": report_command,
     "check": check_command,
     "predict": predict_command,
 }

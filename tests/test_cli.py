@@ -198,7 +198,8 @@ def test_run_reports_and_draws(run_dir, capsys):
     before = (run_dir / "measurements.csv").read_bytes()
     assert main(["run", *SMALL, "--run_dir", str(run_dir)]) == 0
     said = capsys.readouterr().out
-    assert "measurements.csv" in said and "figures" in said
+    assert "measurements.csv" in said and "figures" in said and "AICc" not in said
+    assert said.startswith("copy: collapse below 0.5") and said.index("forecast") < said.index("table:")
     assert (run_dir / "measurements.csv").read_bytes() == before
     assert list((run_dir / "figures").glob("*.png"))
 

@@ -190,6 +190,7 @@ def test_a_report_prints_laws_forecast_and_measurement():
             pd.concat([series_of(COLLAPSING), series_of(LASTING, arm="mv_length")]), 4, resamples=100
         ),
         Console(file=out, width=120),
+        laws=True,
     )
     text = out.getvalue()
     for words in (

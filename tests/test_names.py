@@ -11,6 +11,7 @@ import re
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 from rich.console import Console
 
 import si_nb.cli
@@ -127,12 +128,24 @@ def test_a_report_shows_any_name(arm):
         return
     report = quick_report(tables)
     page = io.StringIO()
-    print_report(report, Console(file=page, width=80, force_terminal=False))
+    print_report(report, Console(file=page, width=80, force_terminal=False), laws=True)
     assert is_clean(page.getvalue()) and report["arm"] == arm.strip()
     assert "".join(printable(arm.strip()).split()) in "".join(page.getvalue().split())
     assert all(
         len(line) <= 80 for line in page.getvalue().splitlines() if line.startswith(("┃", "│", "┏", "└"))
     )
+
+
+@pytest.mark.parametrize("arm", [arm for arm in STRANGE if arm.strip()])
+def test_a_verdict_shows_any_name_unbroken(arm):
+    """Beside an arm of many settings, a name stands in one line of the verdict, and no line is too long."""
+    rows = [*rows_of("r", "copy", arm), *rows_of("s", "copy", "none, num_samples 500, base_samples 2000")]
+    page = io.StringIO()
+    print_report(quick_report(measurement_table(rows)), Console(file=page, width=80, force_terminal=False))
+    lines = page.getvalue().splitlines()
+    assert is_clean(page.getvalue()) and max(map(cell_len, lines)) <= 80
+    assert printable(arm, 26) in page.getvalue() or printable(arm, 13) in page.getvalue()
+    assert any(line.startswith("num_samples 500,") for line in lines)
 
 
 def test_a_terminal_obeys_no_name():
@@ -275,4 +288,4 @@ def test_a_terminal_with_few_letters_is_no_reason_to_fail(tmp_path, monkeypatch)
     with contextlib.redirect_stdout(page):
         assert si_nb.cli.main(["law", str(tmp_path / "t.csv")]) == 0
         page.flush()
-    assert rb"arm \u732b" in page.buffer.getvalue()
+    assert rb"\u732b" in page.buffer.getvalue()

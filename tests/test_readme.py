@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from matplotlib import image
 
 from si_nb.benchmarks.benchmark import _quantity
 from si_nb.law.report import law_report
@@ -40,22 +41,22 @@ def run(command, folder):
 
 
 def test_shell_examples_run_in_order(user_folder):
-    """The block of uses works from top to bottom: quick test, base models, rounds, laws, figures, cost,
-    prediction.
+    """The block of uses works from top to bottom: quick test, base models, rounds, laws, figures, a page,
+    cost, prediction.
     """
     (block,) = [block for block in blocks("bash") if "--skip_si" in block]
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
-    assert len(lines) == 8 and all(line[0] == "si_nb" for line in lines)
+    assert len(lines) == 9 and all(line[0] == "si_nb" for line in lines)
     said = [run([sys.executable, "-m", *line], user_folder) for line in lines]
     assert (
         "no law" in said[0] or "collapse" in said[0]
     )  # one round of next to no training carries a law or says that it carries none
-    assert "base models" in said[1] and all(
-        word in said[2] for word in ("measurements.csv", "forecast", "measured")
-    )
+    assert "base models" in said[1]
+    assert all(word in said[2] for word in ("measurements.csv", "forecast", "measured"))
     assert "collapse" in said[3] and "by horizon from the base model" in said[4]
-    assert list((user_folder / "pictures").glob("*.png")) and "GB of memory" in said[6]
-    assert "probability of lasting" in said[7]
+    assert list((user_folder / "pictures").glob("*.png"))
+    assert "<h2>Verdict</h2>" in (user_folder / "report.html").read_text(encoding="utf-8")
+    assert "GB of memory" in said[7] and "probability of lasting" in said[8]
 
 
 def test_python_example_runs(user_folder):
@@ -63,6 +64,25 @@ def test_python_example_runs(user_folder):
     (block,) = blocks("python")
     assert "collapse" in run([sys.executable, "-c", block], user_folder)
     assert list(user_folder.glob("runs/*seed0*/figures/*.png"))
+
+
+def test_the_verdict_is_that_of_the_committed_run(user_folder):
+    """README shows what the command prints."""
+    said = run(
+        [sys.executable, "-m", "si_nb", "law", "results/copy/seed0", "--until_round", "4"], user_folder
+    )
+    shown = next(block for block in re.findall(r"^```\n(.*?)^```", TEXT, re.S | re.M) if "verdict" in block)
+    lines = [line.rstrip() for line in said.splitlines()]
+    assert [line.rstrip() for line in shown.splitlines()] == lines[: len(shown.splitlines())]
+
+
+def test_the_picture_is_that_of_the_committed_run(tmp_path):
+    """The picture of a whole run is drawn by the command that README names, small enough to load at once."""
+    committed = ROOT / "docs" / "run.png"
+    run([sys.executable, ROOT / "docs" / "picture.py", "--out", tmp_path / "run.png"], tmp_path)
+    shown, drawn = (image.imread(path) for path in (committed, tmp_path / "run.png"))
+    assert committed.stat().st_size < 150_000 and shown.shape == drawn.shape
+    assert abs(shown - drawn).mean() < 0.01  # letters differ a little between versions of the font library
 
 
 def say(number):

@@ -3,16 +3,18 @@ cells pool repeats.
 """
 
 import json
+from io import StringIO
 from time import process_time
 
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import series_of
+from rich.console import Console
 
 from si_nb.law import forecasters as F
 from si_nb.law import round_curves as L
-from si_nb.law.report import law_report
+from si_nb.law.report import VERDICTS, law_report, print_report, verdict, verdict_rows
 from si_nb.record.table import (
     COLUMNS,
     TableError,
@@ -167,6 +169,78 @@ def test_a_long_table_of_many_seeds_is_no_hang():
         measurement_table([tuple(x.item() if isinstance(x, np.generic) else x for x in row) for row in rows])
     )
     assert process_time() - began < HANG and not outside(report)
+
+
+# --- the verdict
+
+
+def arm_of(named, low, high, until_round):
+    """The part of an arm's report that a verdict needs."""
+    return dict(note=None, until_round=until_round, collapse=dict(round=named, low=low, high=high))
+
+
+@pytest.mark.parametrize(
+    "call, at, last, expected",
+    [
+        ((5, 4, 7, 3), 5, 9, "hit"),
+        ((5, 4, 7, 3), 4, 9, "hit"),  # ends belong to the interval
+        ((5, 4, 7, 3), 8, 9, "miss"),
+        ((5, 4, 7, 3), 3, 9, "miss"),  # round 4 was not seen, so nobody could know
+        ((5, 4, 7, 3), 2, 9, "already collapsed"),  # rounds 2 and 3 were
+        ((5, 4, 7, 0), 1, 9, "miss"),
+        ((None, 9, None, 3), 9, 10, "hit"),
+        ((None, None, None, 3), 9, 10, "miss"),
+        ((5, 4, 7, 3), None, 9, "miss"),  # alive after the whole interval
+        ((5, 4, 7, 3), None, 7, "miss"),  # alive in its last round
+        ((5, 4, 7, 3), None, 6, "open"),
+        ((5, 4, 7, 3), None, 4, "hit so far"),
+        ((5, 4, 7, 3), None, 3, "open"),  # nothing was measured afterwards
+        ((None, 4, None, 3), None, 9, "hit so far"),
+        ((None, None, None, 3), None, 9, "hit so far"),
+    ],
+)
+def test_a_verdict_is_honest_about_what_was_watched(call, at, last, expected):
+    """A measured round is in the interval or not; a run that still lives is a hit only as long as its
+    named round lies ahead.
+    """
+    run = dict(censored=at is None, collapse_round=at, at_least=at or last + 1, last_round=last)
+    assert verdict(arm_of(*call), run) == expected and expected in VERDICTS
+
+
+def test_the_verdict_comes_first_and_laws_when_asked_for():
+    """Without the flag a page of 80 columns and a dozen lines; with it the same lines, then the laws."""
+    report = law_report(
+        pd.concat(
+            [series_of([982, 936, 777, 518, 264, 86]), series_of([992, 988, 926, 908, 871, 857], arm="mv")]
+        ),
+        3,
+        resamples=50,
+    )
+    pages = {laws: StringIO() for laws in (False, True)}
+    for laws, page in pages.items():
+        print_report(report, Console(file=page, width=80), laws)
+    short, long = (page.getvalue() for page in pages.values())
+    assert long.startswith(short) and "AICc" in long and "AICc" not in short
+    assert short.count("\n") <= 12 and max(map(len, short.splitlines())) <= 80
+    rows = {row["arm"]: row for row in verdict_rows(report)}
+    assert rows["none"]["measured"] == "5" and rows["mv"]["measured"] == "none by 6"
+    for row in rows.values():
+        assert any(
+            line.split() == f"{row['arm']} {row['forecast']} {row['measured']} {row['verdict']}".split()
+            for line in short.splitlines()
+        )
+
+
+def test_runs_of_an_arm_are_counted_in_the_verdict():
+    """Three seeds, of which one has collapsed in the rounds seen."""
+    counts = [982, 936, 777, 318, 264, 86]
+    runs = [series_of(counts, f"r{seed}", seed=seed) for seed in range(2)]
+    report = law_report(
+        pd.concat([*runs, series_of([900, 400, 300, 200, 90, 9], "r2", seed=2)]), 3, resamples=50
+    )
+    (row,) = verdict_rows(report)
+    assert row["measured"] == "4 (2x), 2 (1x)" and row["verdict"].endswith("1 already collapsed")
+    assert row["forecast"] != "already collapsed"
 
 
 # --- where the numbers come from

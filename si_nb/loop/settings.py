@@ -229,7 +229,13 @@ _SMALL: dict[str, Any] = {
 _QUICK = {"original_digits": 8, "si_rounds": 10, "n_embd": 64, "num_samples": 2_000, "eval_samples": 512}
 _QUICK_TRAINING = {"base_samples": 100_000, "batch_size": 128, "learning_rate": 1e-3, "si_iter": 150}
 _TINY = {"original_digits": 6, "si_rounds": 5, "n_embd": 32, "num_samples": 500, "eval_samples": 200}
-_TINY_TRAINING = {"base_samples": 20_000, "batch_size": 32, "learning_rate": 5e-3, "si_iter": 60, "loss_on": "answer"}
+_TINY_TRAINING = {
+    "base_samples": 20_000,
+    "batch_size": 32,
+    "learning_rate": 5e-3,
+    "si_iter": 60,
+    "loss_on": "answer",
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"si_method": ("none", "mv_length")},
     "quick": {**_SMALL, **_QUICK, **_QUICK_TRAINING, "max_iters": 3_000, "decay": 600, "warmup": 300},
