@@ -1,18 +1,18 @@
 """Choose the runs of the conditions sweep, beyond those that the grid already holds.
 
-Run as: python results/conditions/design.py --keep 9
+Run as: python results/conditions/design.py --keep 10
 
 A bundle is one set of base models and three runs from it. Its cell (task, base length, width), the strength
 of its base models and whether there is a vote among its runs are drawn; what is cheap and what lasts is drawn
-more often. Each bundle is then the best of ten: of forty random
-ones, those most likely to last. What a run tells of lasting is p (1 - p) times
-the square of its row in a linear model in the logarithms of the settings, where p is the chance of lasting
-twenty rounds that the law of conditions gives it at present (the information of a logistic model): runs that
-are sure to die or to last tell little. The determinant of the information matrix, divided by the square root
-of the bundle's expense, is largest (D-optimality, greedily). So every beginning of the grid is itself a
-balanced design. All random numbers come from one seed.
+more often. Each bundle is then the best of ten: of forty random ones, those most likely to last. What a run
+tells of lasting is p (1 - p) times the square of its row in a linear model in the logarithms of the settings,
+where p is the chance of lasting twenty rounds that the law of conditions gives it at present (the information
+of a logistic model): runs that are sure to die or to last tell little. The determinant of the information
+matrix, divided by the square root of the bundle's expense, is largest (D-optimality, greedily). So every
+beginning of the grid is itself a balanced design. All random numbers come from one seed; the law was the one
+that rests on 248 runs.
 
-The first nine bundles were chosen by earlier versions of this file, which did not ask how likely a run is to
+The first ten bundles were chosen by earlier versions of this file, which did not ask how likely a run is to
 last: most of their runs died early. They stay, and what they tell counts in the choice of the others (a
 design augmented).
 """
