@@ -293,7 +293,7 @@ def _add_laws_flag(command):
     every = "after the verdict also print every law with its parameters, and the rounds"
     command.add_argument("--laws", action="store_true", help=every)
 
-
+# %% ../nbs/cli.ipynb #f1e7ddb2
 def _add_law(commands):
     law = _add_table_command(commands, "law", "fit laws to measured tables and forecast the collapse")
     law.add_argument(
@@ -388,14 +388,14 @@ def figures_command(
     report = law_report(table, args.until_round, args.threshold, settings=settings, kinds=_kinds())
     _draw(table, report, Path(args.out), args.threshold)
 
-
+# %% ../nbs/cli.ipynb #e4d53821
 def _draw(table, report, out, threshold):
     """Save the figures of a table and name them."""
     from si_nb.law.figures import save_figures
 
     paths = save_figures(table, report, out, threshold)
-    names = ", ".join(path.name for path in paths)
-    print(f"figures: {printable(Path(out), LONGEST_LINE)}: {printable(names, LONGEST_LINE)}")
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    print(f"figures: {printable(paths[0], LONGEST_LINE)}{more}")
 
 # %% ../nbs/cli.ipynb #96bf38eb
 def _page_place(folder, out):
@@ -578,7 +578,7 @@ def _predicted_settings(args):
     except ConfigError as error:
         raise CommandError(str(error)) from None
 
-
+# %% ../nbs/cli.ipynb #b5329224
 def _typed(texts, settings):
     """Settings that were stored as text, as what they are."""
     kinds = {setting.name: setting.type for setting in settings if setting.name in texts}
@@ -586,7 +586,7 @@ def _typed(texts, settings):
     flags = {"True": True, "False": False}
     return {name: flags[texts[name]] if kind is bool else kind(texts[name]) for name, kind in kinds.items()}
 
-
+# %% ../nbs/cli.ipynb #1be864f8
 def _table_of(table, arm):
     """Rows of the table that belong to an arm; of its base model where the arm was not measured."""
     if table is None:
@@ -597,7 +597,7 @@ def _table_of(table, arm):
     base = table[table["round"] == 0]
     return base[base["arm"] == base["arm"].iloc[0]]
 
-
+# %% ../nbs/cli.ipynb #8ac32ff0
 def predict_command(
     args: argparse.Namespace,  # flags of the configuration, from_base, until_round, critical, json
 ) -> None:

@@ -237,7 +237,7 @@ def test_every_arm_has_a_figure_of_its_own(tmp_path):
         ]
     )
     files = save_figures(table, quick_report(table), tmp_path / "out")
-    assert len({path.name.lower() for path in files}) == len(files) == 2 * len(arms) + 1
+    assert len({path.name.lower() for path in files}) == len(files) == 2 * len(arms) + 2
     assert sorted(tmp_path.rglob("*.png")) == sorted(files) and {path.parent for path in files} == {
         tmp_path / "out"
     }
