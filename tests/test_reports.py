@@ -452,9 +452,9 @@ def test_a_short_curve_says_too_little():
     """Two rounds of a published curve name a round, and the report says that it is worth nothing."""
     curve = pd.DataFrame(dict(round=[0, 1, 2], successes=[990, 985, 970], trials=1000))
     out = StringIO()
-    R.print_report(R.law_report(curve, resamples=100), Console(file=out, width=80))
+    print_report(law_report(curve, resamples=100), Console(file=out, width=80))
     assert "too little to say: " in out.getvalue() and "to never)" in out.getvalue()
     falling = pd.DataFrame(dict(round=range(6), successes=[990, 960, 900, 790, 620, 430], trials=1000))
     out = StringIO()
-    R.print_report(R.law_report(falling, resamples=100), Console(file=out, width=80))
+    print_report(law_report(falling, resamples=100), Console(file=out, width=80))
     assert "too little to say" not in out.getvalue()
