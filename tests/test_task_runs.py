@@ -114,7 +114,7 @@ def test_forward_addition_from_the_command_line(tmp_path, capsys):
     flags += " --si_rounds 2 --si_iter 5 --num_samples 30 --eval_samples 30 --si_method none"
     assert main(["run", *flags.split(), "--run_dir", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
-    assert "forward_addition, arm none" in said and "collapse" in said
+    assert said.startswith("forward_addition: collapse below 0.5, forecast by") and "none " in said
     assert json.loads((tmp_path / "run" / "config.json").read_text())["task"] == "forward_addition"
     assert main(["law", str(tmp_path / "run"), "--until_round", "1"]) == 0
 
