@@ -221,7 +221,7 @@ def main():
     """Write the grid anew behind the bundles kept, and print how often each value occurs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--keep", type=int, required=True, help="bundles at the head of the grid that stay")
-    parser.add_argument("--bundles", type=int, default=42, help="bundles in all")
+    parser.add_argument("--bundles", type=int, default=43, help="bundles in all")
     parser.add_argument("--candidates", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

@@ -327,6 +327,11 @@ VERDICTS = {  # what may come of a forecast, and what that means
 }
 
 
+def _foretold(report):
+    """The collapse round named and both ends of its interval; inf for never."""
+    return (np.inf if (end := report["collapse"][key]) is None else end for key in ("round", "low", "high"))
+
+
 def verdict(
     report: dict,  # of one arm
     run: dict,  # one of its measured runs
@@ -336,10 +341,7 @@ def verdict(
         return "no forecast"
     if _already(report, run):
         return "already collapsed"
-    named, low, high = (
-        np.inf if report["collapse"][key] is None else report["collapse"][key]
-        for key in ("round", "low", "high")
-    )
+    named, low, high = _foretold(report)
     if not run["censored"]:
         return "hit" if low <= run["collapse_round"] <= high else "miss"
     if high < run["at_least"]:
@@ -354,7 +356,7 @@ def says_little(
     report: dict,  # of one arm
 ) -> bool:  # the interval begins within SOON rounds, and ends more than WIDE times as far ahead
     """Whether a forecast leaves nearly everything open."""
-    low, high = (np.inf if (end := report["collapse"][key]) is None else end for key in ("low", "high"))
+    _, low, high = _foretold(report)
     near, far = low - report["until_round"], high - report["until_round"]
     return bool(near < SOON and far > WIDE * max(near, 1))
 
