@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault(
@@ -42,8 +43,9 @@ def read_settings(root=ROOT):
     return parser["DEFAULT"]
 
 
+@cache
 def read_notebook(path):
-    """A notebook's JSON, by its path in the repository."""
+    """A notebook's JSON, by its path in the repository; nobody may change it."""
     return json.loads((ROOT / path).read_text(encoding="utf-8"))
 
 

@@ -3,6 +3,7 @@ and what must never be in a tracked file.
 """
 
 import ast
+import contextlib
 import io
 import re
 import shutil
@@ -10,12 +11,15 @@ import statistics
 import sys
 import tokenize
 import types
+from functools import cache
 from unittest.mock import MagicMock
 
 import nbformat
 import pytest
 from conftest import NOTEBOOKS, ROOT, read_notebook, read_settings, run
 from IPython.core.inputtransformer2 import TransformerManager
+
+from si_nb.cli import make_parser
 
 SETTINGS = read_settings()
 RESULTS = [path for path in NOTEBOOKS if path.startswith("nbs/results/")]
@@ -47,8 +51,9 @@ def is_exported(text):
     return bool(directives(text) & {"export", "exports"})
 
 
+@cache
 def tree(text):
-    """Syntax tree of a cell, magics and shell lines included."""
+    """Syntax tree of a cell, magics and shell lines included; nobody may change it."""
     return ast.parse(TransformerManager().transform_cell(text))
 
 
@@ -609,9 +614,9 @@ def test_readme_commands_exist():
         if words[0] != "si_nb" or len(words) < 2 or words[1].startswith("-"):
             continue
         if words[1] not in helps:
-            helps[words[1]] = run(
-                sys.executable, "-m", "si_nb", words[1], "--help", COLUMNS=200, TERM="dumb", NO_COLOR=1
-            )
+            with contextlib.redirect_stdout(io.StringIO()) as said, contextlib.suppress(SystemExit):
+                make_parser(words[1]).parse_args([words[1], "--help"])
+            helps[words[1]] = said.getvalue()
         known = set(re.findall(r"--[\w-]+", helps[words[1]]))
         problems += [
             f"README.md: si_nb {words[1]} has no flag {flag}"
