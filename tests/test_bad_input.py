@@ -23,6 +23,7 @@ from unittest.mock import patch
 import pytest
 
 import si_nb.benchmarks.benchmark
+import si_nb.law.page
 import si_nb.loop.cost
 import si_nb.loop.rounds
 import si_nb.loop.sweep
@@ -170,6 +171,7 @@ def guarded():
     with contextlib.ExitStack() as stack:
         for module, name in WORK:
             stack.enter_context(patch.object(module, name, pass_on))
+        stack.enter_context(patch.object(si_nb.law.page, "draw_page_figures", lambda *_: {}))
         try:
             if sizes.exists():
                 resource.setrlimit(

@@ -21,14 +21,19 @@ from nbclient.exceptions import CellControlSignal
 SECONDS = 300  # limit for one notebook
 TOOLS = [path for path in NOTEBOOKS if path.startswith("nbs/benchmarks/")]  # for developers: not in the wheel
 SHIPPED = [path for path in NOTEBOOKS if path not in TOOLS]
-ALWAYS = ["nbs/results/quickstart.ipynb", "nbs/record/index.ipynb"]  # a newcomer's first, and the smallest
+QUICKSTART, SMALLEST = "nbs/results/quickstart.ipynb", "nbs/record/index.ipynb"
+WHOLE = "make_config(PRESET, seed=SEED)"  # the run of quickstart, which nbdev_test makes in full
+FEWER = WHOLE.replace("=SEED", "=SEED, max_iters=60, si_iter=10, num_samples=100, eval_samples=50")
 slow = pytest.mark.slow(reason="nbdev_test runs it too; this runs it as on Colab, with the wheel")
 WHICH_PACKAGE = "import si_nb\nassert si_nb.__file__.startswith({site!r}), f'imported {{si_nb.__file__}}'"
 
 
-def first_failure(path, site, folder):
-    """What went wrong in a notebook, or None."""
+def first_failure(path, site, folder, change=None):
+    """What went wrong in a notebook, of which one piece of code may be changed before; or None."""
     notebook = nbformat.read(ROOT / path, as_version=4)
+    if change is not None:
+        (cell,) = [cell for cell in notebook.cells if change[0] in cell.source]
+        cell.source = cell.source.replace(*change)
     code = [(index, cell) for index, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
     for _, cell in code:
         cell.outputs, cell.execution_count = [], None
@@ -51,8 +56,14 @@ def first_failure(path, site, folder):
     return None
 
 
+def test_quickstart_runs_in_a_plain_kernel_with_the_wheel(wheel_site, tmp_path):
+    """A newcomer's first notebook, with fewer steps than it has."""
+    problem = first_failure(QUICKSTART, wheel_site, tmp_path, (WHOLE, FEWER))
+    assert problem is None, problem
+
+
 @pytest.mark.parametrize(
-    "path", [pytest.param(path, marks=() if path in ALWAYS else slow) for path in SHIPPED]
+    "path", [pytest.param(path, marks=() if path == SMALLEST else slow) for path in SHIPPED]
 )
 def test_notebook_runs_in_a_plain_kernel_with_the_wheel(path, wheel_site, tmp_path):
     """A Colab user, who has the wheel and no checkout,

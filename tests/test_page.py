@@ -87,7 +87,8 @@ def test_a_sweep_is_on_one_page(tmp_path):
     the first ones have pictures of their law; a page that was there is overwritten.
     """
     sweep, settings = results_folder() / "sweep", read_settings(results_folder() / "sweep")
-    chosen = settings.query("task == 'copy' and max_iters == '1500' and si_rounds == '10'")["run_id"]
+    alike = settings.query("task == 'copy' and max_iters == '1500' and si_rounds == '10'")
+    chosen = alike.groupby("si_method").head(2)["run_id"]
     table = read_table(sweep).query("run_id in @chosen")
     table.to_csv(tmp_path / "measurements.csv", index=False)
     settings.query("run_id in @chosen").to_csv(tmp_path / "runs.csv", index=False)
@@ -95,7 +96,7 @@ def test_a_sweep_is_on_one_page(tmp_path):
     assert main(["report", str(tmp_path), "--until_round", "3"]) == 0
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     read = Reader(page)
-    assert is_self_contained(page) and set(table["run_id"]) <= set(read.texts) and len(chosen) > 5
+    assert is_self_contained(page) and set(table["run_id"]) <= set(read.texts) and len(chosen) > 3
     assert set(table["arm"]) <= set(read.texts) and read.texts.count("n_embd") == 1
     assert set(table["arm"]) > {"none", "mv"} and "rounds 1-3" in read.texts
 

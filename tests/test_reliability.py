@@ -426,11 +426,11 @@ def kill_at_random(nursery, place, kills, flush):
     return phases
 
 
-def test_40_kills_change_nothing(nursery, tmp_path):
-    """Killed at 40 random moments and started again each time, runs end in the same table,
+def test_20_kills_change_nothing(nursery, tmp_path):
+    """Killed at 20 random moments and started again each time, runs end in the same table,
     labels and weights.
     """
-    assert len(kill_at_random(nursery, tmp_path, 40, flush=False)) >= 3
+    assert len(kill_at_random(nursery, tmp_path, 20, flush=False)) >= 2
 
 
 @pytest.mark.slow(reason="200 kills take minutes")
@@ -585,7 +585,7 @@ def outcome(damaged, path, before, whole, case):
 def corrupt(nursery, short, tmp_path, quick):
     """Damage files of stopped runs one at a time; (state, kind of file, damage) -> outcomes.
 
-    Quick: one file of each kind, and only in the fullest folder with all damages.
+    Quick: one file of each kind, in the fullest folder with two damages, else with one.
     """
     seed, cases = random.randrange(10**6), {}
     rng = random.Random(seed)
@@ -602,7 +602,8 @@ def corrupt(nursery, short, tmp_path, quick):
         original, damaged = tmp_path / state, tmp_path / "damaged"
         paths = sorted(path for path in original.rglob("*") if path.is_file())
         for path in one_of_each_kind(paths, rng) if quick else paths:
-            for damage in [rng.choice(DAMAGES)] if quick and state != "in round 2" else DAMAGES:
+            some = rng.sample(DAMAGES, 2 if state == "in round 2" else 1)
+            for damage in some if quick else DAMAGES:
                 shutil.rmtree(damaged, ignore_errors=True)
                 shutil.copytree(original, damaged)
                 target = damaged / path.relative_to(original)
@@ -645,7 +646,7 @@ def test_a_damaged_file_never_changes_a_result(nursery, short, tmp_path, without
     the same table, labels and weights in the end, or one line naming it.
     """
     cases = corrupt(nursery, short, tmp_path, quick=True)
-    assert {state for state, *_ in cases} == {"in round 2", "between rounds", "finished"} and len(cases) > 100
+    assert {state for state, *_ in cases} == {"in round 2", "between rounds", "finished"} and len(cases) > 60
 
 
 @pytest.mark.slow(reason="every file of three folders, four damages each")
@@ -1181,7 +1182,7 @@ def test_two_seeds_at_once_in_one_models_folder(nursery, tmp_path, without_flush
     write the tables that they write alone.
     """
     alone = {seed: go(tmp_path / f"alone{seed}", seed=seed, **SHORT).path for seed in (0, 1)}
-    for number in range(3):
+    for number in range(2):
         start, place, children = time.time() + 0.3, tmp_path / str(number), {}
         for seed in alone:
             child = nursery.start(
@@ -1273,7 +1274,7 @@ def test_a_crowd_mixes_nothing(nursery, tmp_path, without_flushing):
     """Runs that share folders for weights and labels, killed at random moments,
     end in the tables that they write alone.
     """
-    assert crowd(nursery, tmp_path, 5)["ended"] >= 10
+    assert crowd(nursery, tmp_path, 3)["ended"] >= 6
 
 
 @pytest.mark.slow(reason="100 rounds of up to four processes take minutes")
