@@ -122,10 +122,11 @@ def _per_row(config):
     """Mean tokens and FLOPs of a row of each source, base data first: two (rounds + 1,) arrays."""
     counts = [_SAMPLE] + [_SAMPLE // 16] * config.si_rounds
     samples = [input_tokens(training_rows(config, number, count)) for number, count in enumerate(counts)]
-    tokens = np.array([np.mean(sample) for sample in samples])
-    return tokens, np.array(
-        [np.mean([training_flops(config.model, int(count)) for count in sample]) for sample in samples]
-    )
+    tokens, flops = np.array([np.mean(sample) for sample in samples]), []
+    for sample in samples:
+        lengths, times = np.unique(sample, return_counts=True)
+        flops.append(times @ [training_flops(config.model, int(length)) for length in lengths] / len(sample))
+    return tokens, np.array(flops)
 
 
 def mixture_shares(
