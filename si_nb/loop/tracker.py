@@ -8,6 +8,7 @@ __all__ = ['AXES', 'NOTHING', 'round_numbers', 'Conclusion', 'Mirror', 'check_tr
 
 # %% ../../nbs/loop/14_tracker.ipynb #429bb03e
 import hashlib
+import inspect
 import json
 import os
 import re
@@ -163,10 +164,17 @@ def tracked_as(
     return {"id": own, "group": group, "tags": tags, "config": settings}
 
 # %% ../../nbs/loop/14_tracker.ipynb #b6cc2908
+def _has_key(wandb):
+    """Whether Weights & Biases finds an API key; it is neither asked for nor sent anywhere."""
+    if "prompt" in inspect.signature(wandb.login).parameters:
+        return wandb.login(prompt=False, verify=False)
+    return bool(wandb.api.api_key)  # as versions before 0.31 say it
+
+
 def _start_wandb(mode, folder, config, project, name):
     import wandb
 
-    if mode == "online" and not wandb.api.api_key:
+    if mode == "online" and not _has_key(wandb):
         raise RuntimeError("no API key: set WANDB_API_KEY or run `wandb login`")
     settings = wandb.Settings(init_timeout=30, silent=True, console="off")
     place = {"project": project or "si_nb", "name": name or folder.name, "dir": str(folder), "mode": mode}
