@@ -40,7 +40,7 @@ BLOCK, HEADER = 32_768, 7  # bytes of a block of the file, and before each part 
 def records(path):
     """The records of a .wandb file: parts in blocks, each with a checksum, a length and what part it is.
 
-    The format is that of LevelDB's log; wandb's own reader went from Python into its binary with 0.26.
+    The format is that of LevelDB's log. Not every version of wandb comes with a reader in Python.
     """
     from wandb.proto import wandb_internal_pb2
 

@@ -148,7 +148,7 @@ def _stop_arms(machine, store, watch, after_round, start, number):
             del start.models[key]
         watch.expect(0, number + 1, config.si_rounds, going_on.arms_of(start.models))
 
-
+# %% ../../nbs/loop/15_rounds.ipynb #8863f5fe
 def _tell(machine, store, watch, observe, start):
     """Tell who watches what the newest round measured, and what somebody makes of it."""
     table = recover_table(machine.config, store.folder)
@@ -201,9 +201,9 @@ def _in_one_line(received: list[int], path: Path) -> Iterator[None]:
 @contextmanager
 def _watching(machine, base, folder, progress, mirrored, conclude):
     """Who watches the run, told at the end whether it came to its end."""
-    mode, *named = mirrored
+    (mode, *named), finished = mirrored, False
+    bars = [start_bar(machine, base, folder.path)] if progress else []
     mirror = open_tracker(mode, folder.path, machine.config, *named)
-    bars, finished = [start_bar(machine, base, folder.path)] if progress else [], False
     try:
         yield Watch(mirror, *bars)
         finished = True

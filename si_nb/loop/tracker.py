@@ -30,7 +30,7 @@ AXES = {  # keys -> what they are drawn against
     **{f"{name}/*": "round" for name in ("accuracy", "label_quality", "kept_share", "horizon", "forecast")},
 }
 
-
+# %% ../../nbs/loop/14_tracker.ipynb #af61dda0
 def round_numbers(
     table: pd.DataFrame,  # measurement table so far
     newest: dict[str, int],  # arm -> newest length of those that go on
@@ -68,7 +68,7 @@ def _say_mirror_is_off(error):
     line = f"Weights & Biases is not available ({reason}); the run goes on, its table is complete"
     print(line, file=sys.stderr)
 
-
+# %% ../../nbs/loop/14_tracker.ipynb #2e3416b5
 class Mirror(Watch):
     """Passes numbers on to a Weights & Biases run until that fails for the first time."""
 
@@ -141,7 +141,7 @@ def check_tracker(
                 f"{setting} is {value!r} but wandb is off: add wandb (--wandb) offline or online"
             )
 
-
+# %% ../../nbs/loop/14_tracker.ipynb #875a1df9
 def allowed_mode(
     mode: str,  # off, offline or online
 ) -> str:  # off, offline or online
