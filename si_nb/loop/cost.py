@@ -345,8 +345,7 @@ def _piece_seconds(stage, rows, patience):
     return np.interp(rows["flops"], ends["flops"], seconds)
 
 # %% ../../nbs/loop/12_cost.ipynb #eef3bb95
-_PROBLEMS = {PATIENCE: 128, GLANCE: 64}  # per worker on a CPU: a pass or a part of one
-_ON_A_DEVICE = 4096  # per worker elsewhere: a batch that fills a device
+_PROBLEMS = {"cpu": 64}  # per worker: enough for a pass, or elsewhere a batch that fills a device
 
 
 def reckon(
@@ -358,11 +357,11 @@ def reckon(
     config, device, work = machine.config, machine.device, plan(machine.config)
     jobs = max(config.base_voters, sum(arm_voters(config, arm) for arm in config.si_method))
     models = [GPT(config.model, torch.Generator().manual_seed(job)).to(device).eval() for job in range(jobs)]
-    on_cpu, rehearsed = device.type == "cpu", work[work["phase"].isin(PIECES)]
-    problems = _PROBLEMS.get(patience, min(_PROBLEMS.values())) if on_cpu else _ON_A_DEVICE
-    stage, kind = Stage(machine, base, models, problems), rehearsed["phase"].map(lambda phase: PIECES[phase])
+    stage = Stage(machine, base, models, _PROBLEMS.get(device.type, 4096))
+    rehearsed = work[work["phase"].isin(PIECES)]
+    kind = rehearsed["phase"].map(lambda phase: PIECES[phase].__name__)
     warm_up(device)
-    for _, rows in rehearsed.groupby([kind.map(lambda pieces: pieces.__name__), "side_by_side"], sort=False):
+    for _, rows in rehearsed.groupby([kind, "side_by_side"], sort=False):
         work.loc[rows.index, "seconds"] = _piece_seconds(stage, rows, patience)
     return work
 
