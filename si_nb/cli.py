@@ -5,19 +5,23 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'Number', 'path_name', 'folder_name',
            'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command', 'report_command',
-           'run_command', 'cost_command', 'sweep_command', 'check_command', 'predict_command', 'main']
+           'foresee_arms', 'run_command', 'cost_command', 'sweep_command', 'check_command', 'predict_command', 'main']
 
 # %% ../nbs/cli.ipynb #3dc7ecc9
 import argparse
+import functools
 import json
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
+
+import pandas as pd
 
 from .law.round_curves import LawError
 from .record.storage import DamagedError, LockedError, StorageError
@@ -136,8 +140,8 @@ def _add_place_flags(run):
     run.add_argument(
         "--wandb", default="off", help="mirror to Weights & Biases: off, offline or online (default: off)"
     )
-    run.add_argument("--wandb_project", default="si_nb", help="Weights & Biases project")
-    run.add_argument("--wandb_name", help="Weights & Biases run name")
+    run.add_argument("--wandb_project", help="Weights & Biases project (default: si_nb)")
+    run.add_argument("--wandb_name", help="Weights & Biases run name (default: that of the run's folder)")
 
 # %% ../nbs/cli.ipynb #9e0350f4
 def _add_law_flags(parser):
@@ -393,7 +397,11 @@ def _draw(table, report, out, threshold):
     """Save the figures of a table and name them."""
     from si_nb.law.figures import save_figures
 
-    paths = save_figures(table, report, out, threshold)
+    _name_figures(save_figures(table, report, out, threshold))
+
+
+def _name_figures(paths):
+    """Name the first figure, and say how many more there are."""
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     print(f"figures: {printable(paths[0], LONGEST_LINE)}{more}")
 
@@ -448,24 +456,42 @@ def _config_from(args):
     return make_config(args.preset, **_given_settings(args))
 
 # %% ../nbs/cli.ipynb #cc325b31
-def _report_run(table, until_round, threshold, folder, laws):
-    """Forecast beside measurement; a run that carries no law says why, and still has figures."""
-    from si_nb.law.report import law_report, print_report
+class _Judged(NamedTuple):
+    """A finished run: forecast beside measurement."""
 
+    lines: list[str]  # what keeps arms from being judged
+    report: dict | None  # None if no arm has a round
+    pictures: list[Path]  # figures that were saved
+
+
+def _judge(folder, until_round, threshold):
+    """Forecast beside measurement; a run that carries no law says why, and still has figures."""
+    from si_nb.law.figures import save_figures
+    from si_nb.law.report import law_report
+
+    table, settings = read_table(folder.measurements), read_settings(folder.measurements)
     rounds = table.groupby("arm")["round"].max()
-    for arm in rounds.index[rounds == 0]:
-        print(f"{printable(arm)}: stopped before its first round")
+    lines = [f"{printable(arm)}: stopped before its first round" for arm in rounds.index[rounds == 0]]
     table = table[table["arm"].map(rounds) > 0]
     if table.empty:
-        return
+        return _Judged(lines, None, [])
     try:
-        settings = read_settings(folder.measurements)
         report = law_report(table, until_round, threshold, settings=settings, kinds=_kinds())
     except LawError as error:
         report = {"arms": {}}
-        print(f"no law: {error}")
-    print_report(report, laws=laws)
-    _draw(table, report, folder.path / "figures", threshold)
+        lines.append(f"no law: {error}")
+    return _Judged(lines, report, save_figures(table, report, folder.path / "figures", threshold))
+
+# %% ../nbs/cli.ipynb #bd63a5c9
+def _report_run(judged, laws):
+    """Print the forecast beside the measurement, and name the figures."""
+    from si_nb.law.report import print_report
+
+    for line in judged.lines:
+        print(line)
+    if judged.report is not None:
+        print_report(judged.report, laws=laws)
+        _name_figures(judged.pictures)
 
 # %% ../nbs/cli.ipynb #661e87fb
 _PLACES = ("run_dir", "models_dir", "data_dir", "resume", "checkpoint_minutes")
@@ -482,6 +508,46 @@ def _after_round(args, config):
     settings = asdict(config)
     return stop_before_collapse(args.stop_before_collapse, args.threshold, kinds=_kinds(), settings=settings)
 
+# %% ../nbs/cli.ipynb #84340dee
+def foresee_arms(
+    config: Any,  # RunConfig of the run
+    threshold: float = 0.5,  # accuracy below which a run has collapsed
+) -> Callable:  # measurement table so far -> {arm: Outlook}
+    """What `run_experiment` takes as `observe`: where each arm's horizon is, and when it will collapse."""
+    from si_nb.law.length_curves import CurveError, horizons
+    from si_nb.law.monitor import forecast_so_far
+    from si_nb.loop.training import Outlook
+
+    known: dict = {"kinds": _kinds(), "settings": asdict(config)}
+
+    def observe(table):
+        outlooks = {}
+        for arm, rows in table.groupby("arm"):
+            with suppress(LawError, TableError, CurveError):  # counts that say nothing yet
+                newest = horizons(rows[rows["round"] == rows["round"].max()]).iloc[-1]
+                horizon = float(newest["horizon"]) if newest["flag"] == "crossed" else None
+                found = forecast_so_far(rows, threshold, **known)
+                ends = (found.collapse_round, found.low, found.high) if found else (None, None, None)
+                outlooks[arm] = Outlook(horizon, *ends)
+        return outlooks
+
+    return observe
+
+# %% ../nbs/cli.ipynb #f5665238
+def _conclusion(judged):
+    """What the mirror gets of a finished run; nothing of one without rounds."""
+    from si_nb.law.report import verdict_rows
+    from si_nb.loop.tracker import NOTHING, Conclusion
+
+    if not judged or judged.report is None:
+        return NOTHING
+    summary = {}
+    for arm, report in judged.report["arms"].items():
+        summary[f"collapse_round/{arm}"] = report["measured"][0]["collapse_round"]
+        summary |= {f"forecast_{end}/{arm}": report["collapse"][end] for end in ("round", "low", "high")}
+    tables = {"verdict": pd.DataFrame(verdict_rows(judged.report))}
+    return Conclusion(summary, tables, {f"figures/{path.stem}": path for path in judged.pictures})
+
 # %% ../nbs/cli.ipynb #8f5e196a
 def run_command(
     args: argparse.Namespace,  # flags of the configuration, the folders and the stages
@@ -494,15 +560,18 @@ def run_command(
     how = {name: getattr(args, name) for name in (*_PLACES, *_STAGES, *_TRACKING)}
     try:
         config = _config_from(args)
-        folder = run_experiment(config, after_round=_after_round(args, config), **how)
+        rounds = config.si_rounds
+        until_round = forecast_origin(rounds) if args.until_round is None else args.until_round
+        judge = functools.cache(lambda folder: _judge(folder, until_round, args.threshold))
+        how |= {"after_round": _after_round(args, config), "observe": foresee_arms(config, args.threshold)}
+        folder = run_experiment(config, **how, conclude=lambda folder: _conclusion(rounds and judge(folder)))
     except (ConfigError, DeviceError, DivergedError) as error:
         raise CommandError(str(error)) from None
     if args.skip_si:
         print("base models:", folder.models)
         return
-    if config.si_rounds:
-        until_round = forecast_origin(config.si_rounds) if args.until_round is None else args.until_round
-        _report_run(read_table(folder.measurements), until_round, args.threshold, folder, args.laws)
+    if rounds:
+        _report_run(judge(folder), args.laws)
     print("table:", printable(folder.measurements, LONGEST_LINE))
     print(
         "more: the same command with --laws; one page:",

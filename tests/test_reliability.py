@@ -1565,7 +1565,9 @@ def test_the_mirror_changes_nothing(monkeypatch, whole, tmp_path, mirror):
         torch.rand(3), random.random()
         if mirror == "fails at once":
             raise OSError("no connection")
-        return SimpleNamespace(log=log, finish=lambda: None)
+        return SimpleNamespace(
+            id="mirrored", log=log, define_metric=lambda *_, **__: None, finish=lambda exit_code: None
+        )
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=SimpleNamespace))
     run = run_experiment(make_config(**SETTINGS), tmp_path / "run", progress=False, wandb="offline")
