@@ -122,6 +122,8 @@ def _add_place_flags(run):
     run.add_argument("--models_dir", type=folder_name, help=models)
     data = "gets a folder of the run's kept labels (default: data in the run folder)"
     run.add_argument("--data_dir", type=folder_name, help=data)
+    kept = "keep the weights of every round, not only of the last two (for evaluate, generate and branch)"
+    run.add_argument("--keep_weights", action="store_true", help=kept)
     run.add_argument(
         "--resume", default="auto", help="auto: go on with the run in the folder; never: refuse it"
     )
@@ -468,7 +470,7 @@ def _report_run(table, until_round, threshold, folder, laws):
     _draw(table, report, folder.path / "figures", threshold)
 
 # %% ../nbs/cli.ipynb #661e87fb
-_PLACES = ("run_dir", "models_dir", "data_dir", "resume", "checkpoint_minutes")
+_PLACES = ("run_dir", "models_dir", "data_dir", "resume", "checkpoint_minutes", "keep_weights")
 _STAGES = ("skip_base_model_train", "skip_si")
 _TRACKING = ("wandb", "wandb_project", "wandb_name")
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DRIVE', 'RunFolder', 'is_own_file', 'say', 'describe_environment', 'read_facts', 'write_facts', 'make_folders',
-           'locate_run', 'open_run', 'hold_own', 'remove_own_files', 'clear_place', 'recover_table', 'runs_home',
-           'describe_place']
+           'locate_run', 'open_run', 'hold_own', 'keep_weights_from', 'kept_weights_from', 'remove_own_files',
+           'clear_place', 'recover_table', 'runs_home', 'describe_place']
 
 # %% ../../nbs/loop/06_folder.ipynb #7639367c
 import json
@@ -48,7 +48,7 @@ class RunFolder:
 
     path: Path  # the run's own folder
     models: Path  # weights of the base models, which may be others' too
-    rounds: Path  # weights after the last two rounds
+    rounds: Path  # weights after the last two rounds, or after all of them
     data: Path  # kept labels
     base_file: str = "voter_{}.safetensors"  # how a base model's file is called
 
@@ -273,6 +273,27 @@ def hold_own(
                 check_one()
 
         yield check
+
+# %% ../../nbs/loop/06_folder.ipynb #1c705aac
+def keep_weights_from(
+    folder: RunFolder,  # of a run that has been opened
+    first: int,  # round, from 1
+) -> None:
+    """Write down from which round on a run keeps its weights, unless it says so already.
+
+    Raises: StorageError when it cannot be written.
+    """
+    facts = read_facts(folder.config) or {}
+    if kept_weights_from(folder) is None:
+        write_facts(folder.config, {**facts, "weights_kept_from": first})
+
+
+def kept_weights_from(
+    folder: RunFolder,  # of a run
+) -> int | None:  # None when it keeps those of the last two rounds only
+    """The first round of those whose weights a run keeps."""
+    first = (read_facts(folder.config) or {}).get("weights_kept_from")
+    return first if isinstance(first, int) and first > 0 else None
 
 # %% ../../nbs/loop/06_folder.ipynb #8fbc9bd8
 def remove_own_files(

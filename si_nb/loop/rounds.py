@@ -21,6 +21,8 @@ from .evaluate import best_voter, measure
 from si_nb.loop.folder import (
     RunFolder,
     hold_own,
+    keep_weights_from,
+    kept_weights_from,
     locate_run,
     make_folders,
     open_run,
@@ -148,11 +150,20 @@ def _stop_arms(machine, store, watch, after_round, models, number):
         for key in [key for key in models if key[0] == arm]:
             del models[key]
 
+# %% ../../nbs/loop/13_rounds.ipynb #40e44c14
+def _settle_keeping(store, table):
+    """Whether weights of all rounds are kept: if that is asked for now, or was before."""
+    if store.keep_weights:
+        done = 0 if table is None else int(table["round"].max())
+        keep_weights_from(store.folder, max(1, done - 1))  # what went before has been removed
+    return store._replace(keep_weights=kept_weights_from(store.folder) is not None)
+
 # %% ../../nbs/loop/13_rounds.ipynb #81e7d66d
 def _go_on(machine, store, watch, after_round, skip_base_model_train, skip_si):
     """Everything that is left to do."""
     config, bar = machine.config, watch.progress
     table = recover_table(config, store.folder)
+    store = _settle_keeping(store, table)
     if table is not None:
         forget_weights(store, table.groupby("arm")["round"].max() - 2)  # a kill may have come before that
         if skip_si or going_on.is_finished(config, store.folder, table, after_round):
@@ -200,6 +211,7 @@ def run_experiment(
     workers: int | None = None,  # voters side by side; default: count_workers
     checkpoint_minutes: float = 5,  # training that an interruption may cost at most
     after_round: going_on.AfterRound | None = None,  # says which arms should stop, and why
+    keep_weights: bool = False,  # of every round; otherwise of the last two, which is what going on needs
 ) -> RunFolder:  # where everything is
     """Run an experiment, or go on with it where it was interrupted.
 
@@ -230,7 +242,7 @@ def run_experiment(
     ):
         open_run(config, *where)
         track = open_tracker(wandb, folder.path, config, wandb_project, wandb_name)
-        store = Store(folder, run_name(config), check, checkpoint_minutes)
+        store = Store(folder, run_name(config), check, checkpoint_minutes, keep_weights=keep_weights)
         try:
             with _in_one_line(received, folder.path):
                 _go_on(machine, store, Watch(bar, track), after_round, skip_base_model_train, skip_si)
