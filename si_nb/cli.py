@@ -4,17 +4,20 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'Number', 'path_name', 'folder_name',
-           'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command', 'report_command',
-           'run_command', 'cost_command', 'sweep_command', 'check_command', 'predict_command', 'main']
+           'length_list', 'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command',
+           'report_command', 'run_command', 'cost_command', 'sweep_command', 'check_command', 'evaluate_command',
+           'generate_command', 'labels_command', 'predict_command', 'main']
 
 # %% ../nbs/cli.ipynb #3dc7ecc9
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -264,6 +267,68 @@ def _add_check(commands):
         "--data_dir", type=folder_name, help="folder of the kept labels (default: data in each run folder)"
     )
 
+# %% ../nbs/cli.ipynb #4f746f01
+_LONGEST_DIGITS = 6  # of a number in a list of lengths
+
+
+def length_list(
+    text: str,  # such as 6-20 or 6,8,10
+) -> list[int]:  # in that order
+    """Lengths named on the command line."""
+    number = rf"[0-9]{{1,{_LONGEST_DIGITS}}}"
+    if not re.fullmatch(rf"{number}(-{number})?(,{number}(-{number})?)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of lengths such as 6-20 or 6,8,10")
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    if sum(pair[-1] - pair[0] for pair in ends) > 10_000 or any(pair[-1] < pair[0] for pair in ends):
+        raise argparse.ArgumentTypeError(f"{text!r} goes down or has more than 10,000 lengths")
+    return [length for pair in ends for length in range(pair[0], pair[-1] + 1)]
+
+# %% ../nbs/cli.ipynb #6a317a64
+def _add_stored_command(commands, name, meaning, all_rounds=False):
+    command = commands.add_parser(name, help=meaning, description=meaning)
+    command.add_argument("run", type=folder_name, metavar="RUN", help="folder of a run")
+    arm = "keep rule" if all_rounds else "keep rule (default: all arms)"
+    command.add_argument("--arm", required=all_rounds, help=arm)
+    which = "all rounds" if all_rounds else "the newest of each arm; 0 for the base models"
+    command.add_argument(
+        "--round", type=Number(int, 0, 10**6), metavar="ROUND", help=f"after which round (default: {which})"
+    )
+    command.add_argument(
+        "--models_dir", type=folder_name, help="folder of the weights (default: models in RUN)"
+    )
+    command.add_argument(
+        "--data_dir", type=folder_name, help="folder of the kept labels (default: data in RUN)"
+    )
+    return command
+
+# %% ../nbs/cli.ipynb #18922c70
+def _add_evaluate(commands):
+    meaning = "measure models that a run has stored, or other weights, at any lengths"
+    evaluate = _add_stored_command(commands, "evaluate", meaning)
+    lengths = "such as 6-20 or 6,8,10 (default: the lengths that the run measured)"
+    evaluate.add_argument("--lengths", type=length_list, metavar="LENGTHS", help=lengths)
+    weights = "a file of weights to measure instead, of the same task and sizes"
+    evaluate.add_argument("--weights", type=path_name, metavar="FILE", help=weights)
+    samples = "problems per length (default: as many as the run measured)"
+    evaluate.add_argument("--samples", type=Number(int, 1, 10**7), metavar="SAMPLES", help=samples)
+    seed = "of the problems (default: the run's, which gives the problems that it measured)"
+    evaluate.add_argument("--seed", type=Number(int, 0, 10**18 - 1), metavar="SEED", help=seed)
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_generate(commands):
+    meaning = "print what a run's models answer to prompts, beside the truth"
+    generate = _add_stored_command(commands, "generate", meaning)
+    prompts = "such as 123= for copying or 123+45= for addition"
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT", help=prompts)
+
+
+def _add_labels(commands):
+    meaning = "write the labels of an arm as text or as a data set, with the truth beside them"
+    labels = _add_stored_command(commands, "labels", meaning, all_rounds=True)
+    out = "a file that ends in .tsv or .txt, or a folder that becomes a data set (default: print the text)"
+    labels.add_argument("--out", type=path_name, metavar="FILE", help=out)
+
 # %% ../nbs/cli.ipynb #4137aad0
 def _add_predict(commands):
     meaning = "say from settings alone whether a run lasts and where it collapses; nothing is trained"
@@ -323,23 +388,33 @@ def _add_report(commands):
     report.add_argument("--out", type=path_name, metavar="FILE", help=out)
     _add_law_flags(report)
 
+# %% ../nbs/cli.ipynb #838d9aaf
+_FROM_SETTINGS = {"run": _add_run, "cost": _add_cost, "predict": _add_predict}  # which takes imports
+_FROM_FILES = {
+    "sweep": _add_sweep,
+    "law": _add_law,
+    "figures": _add_figures,
+    "report": _add_report,
+    "check": _add_check,
+    "evaluate": _add_evaluate,
+    "generate": _add_generate,
+    "labels": _add_labels,
+}
+
 # %% ../nbs/cli.ipynb #15b53984
 def make_parser(
     command: str | None = None,  # the command that will be parsed; None for all
 ) -> OneLineParser:  # knows the commands
     """The parser of the commands.
 
-    `run`, `cost` and `predict` are left out, with the imports they need, when another command is asked for.
+    Those made from settings are left out, with the imports they need, when another command is asked for.
     """
     parser = OneLineParser(prog="si_nb", description="How long can a transformer teach itself?")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run|cost|predict|sweep|law|figures|report|check"
+        dest="command", required=True, metavar="|".join((*_FROM_SETTINGS, *_FROM_FILES))
     )
-    if command not in ("sweep", "law", "figures", "report", "check"):
-        _add_run(commands)
-        _add_cost(commands)
-        _add_predict(commands)
-    for add in (_add_sweep, _add_law, _add_figures, _add_report, _add_check):
+    wanted = _FROM_FILES if command in _FROM_FILES else {**_FROM_SETTINGS, **_FROM_FILES}
+    for add in wanted.values():
         add(commands)
     parser.add_argument("--debug", action="store_true", help=_DEBUG)
     for known in commands.choices.values():
@@ -566,6 +641,74 @@ def check_command(
     print_findings(found, count)
     return int(len(found) > 0)
 
+# %% ../nbs/cli.ipynb #131392d5
+def _open_run(args):
+    """The run that a command looks into."""
+    from si_nb.loop.stored import open_stored
+
+    return open_stored(args.run, args.models_dir, args.data_dir)
+
+
+@contextmanager
+def _own_errors():
+    """What the loop refuses, as a mistake of the person at the keyboard."""
+    from si_nb.loop.settings import ConfigError
+    from si_nb.model.trainer import DeviceError, DivergedError
+
+    try:
+        yield
+    except (ConfigError, DeviceError, DivergedError) as error:
+        raise CommandError(str(error)) from None
+
+# %% ../nbs/cli.ipynb #f5ded378
+def evaluate_command(
+    args: argparse.Namespace,  # run, arm, round, lengths, weights, samples, seed, json
+) -> None:
+    """Measure stored models at any lengths."""
+    from si_nb.loop.answers import evaluate_run, evaluate_weights, evaluation_report, print_evaluation
+
+    if args.weights and (args.arm or args.round is not None):
+        raise CommandError("--weights names the model: leave out --arm and --round")
+    with _own_errors():
+        run, asked = _open_run(args), (args.samples, args.seed)
+        if args.weights:
+            table = evaluate_weights(run, args.weights, args.lengths, *asked)
+        else:
+            table = evaluate_run(run, args.lengths, args.arm, args.round, *asked)
+    if args.json:
+        print(json.dumps(evaluation_report(table), indent=1))
+    else:
+        print_evaluation(table)
+
+
+def generate_command(
+    args: argparse.Namespace,  # run, prompts, arm, round
+) -> None:
+    """Print what models answer to prompts."""
+    from si_nb.loop.answers import answer_prompts, print_answers
+
+    with _own_errors():
+        table = answer_prompts(_open_run(args), args.prompts, args.arm, args.round)
+    print_answers(table)
+
+# %% ../nbs/cli.ipynb #79bb5c16
+def labels_command(
+    args: argparse.Namespace,  # run, arm, round, out
+) -> None:
+    """Write the labels of an arm."""
+    from si_nb.loop.export import check_export_place, labels_table, labels_text, write_labels
+
+    with _own_errors():
+        if args.out is not None:
+            check_export_place(args.out)
+        run = _open_run(args)
+        table = labels_table(run, args.arm, args.round)
+        if args.out is None:
+            print(labels_text(table), end="")
+            return
+        paths = write_labels(run, args.arm, table, args.out)
+    print(f"{len(table):,} labels:", ", ".join(printable(path, LONGEST_LINE) for path in paths))
+
 # %% ../nbs/cli.ipynb #910374b8
 def _predicted_settings(args):
     """Settings of a prediction: of the flags, over those stored beside a table, over the preset's."""
@@ -628,6 +771,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "figures": figures_command,
     "report": report_command,
     "check": check_command,
+    "evaluate": evaluate_command,
+    "generate": generate_command,
+    "labels": labels_command,
     "predict": predict_command,
 }
 _MISTAKES = (CommandError, PluginError, TableError, LawError, StorageError, DamagedError, LockedError)
