@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'Number', 'path_name', 'folder_name',
            'length_list', 'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command',
-           'report_command', 'run_command', 'cost_command', 'sweep_command', 'check_command', 'evaluate_command',
-           'generate_command', 'labels_command', 'predict_command', 'main']
+           'report_command', 'run_command', 'cost_command', 'sweep_command', 'check_command', 'branch_command',
+           'evaluate_command', 'generate_command', 'labels_command', 'predict_command', 'main']
 
 # %% ../nbs/cli.ipynb #3dc7ecc9
 import argparse
@@ -58,11 +58,12 @@ def keep_rule_names(
 def add_config_flags(
     parser: argparse.ArgumentParser,  # gets one flag per setting
     config_class: type,  # a dataclass whose fields carry a help text
+    default: str | None = None,  # what is said to be the default; None for those of the class
 ) -> None:
     """A flag for every field of a configuration."""
     for setting in fields(config_class):
         flag = f"--{setting.name}"
-        text = f"{setting.metadata['help']} (default: {setting.default})".replace("%", "%%")
+        text = f"{setting.metadata['help']} (default: {default or setting.default})".replace("%", "%%")
         if setting.type is bool:
             parser.add_argument(flag, action="store_true", default=None, help=text)
         else:
@@ -112,12 +113,8 @@ def folder_name(
     return text
 
 # %% ../nbs/cli.ipynb #13e793ec
-def _add_place_flags(run):
-    run.add_argument(
-        "--run_dir",
-        type=folder_name,
-        help="folder of the run (default: runs/ and a name made from the settings)",
-    )
+def _add_place_flags(run, run_dir="folder of the run (default: runs/ and a name made from the settings)"):
+    run.add_argument("--run_dir", type=folder_name, help=run_dir, required="default" not in run_dir)
     models = (
         "gets a folder of base models, which runs may share, and one of the run's own weights "
         "(default: models in the run folder)"
@@ -134,10 +131,6 @@ def _add_place_flags(run):
     run.add_argument(
         "--checkpoint_minutes", type=Number(float, 0, 10_000), default=5, metavar="MINUTES", help=minutes
     )
-    run.add_argument(
-        "--skip_base_model_train", action="store_true", help="take the base models from models_dir"
-    )
-    run.add_argument("--skip_si", action="store_true", help="stop after the base models")
     run.add_argument(
         "--wandb", default="off", help="mirror to Weights & Biases: off, offline or online (default: off)"
     )
@@ -190,13 +183,41 @@ def _add_experiment(commands, name, meaning, description):
 def _add_run(commands):
     run = _add_experiment(commands, "run", "run an experiment and forecast its collapse", _RUN_EXAMPLES)
     _add_place_flags(run)
+    run.add_argument(
+        "--skip_base_model_train", action="store_true", help="take the base models from models_dir"
+    )
+    run.add_argument("--skip_si", action="store_true", help="stop after the base models")
+    _add_forecast_flags(run)
+
+
+def _add_forecast_flags(run):
     _add_law_flags(run)
+    _add_laws_flag(run)
     stop = (
         "stop an arm when its collapse is forecast at most ROUNDS rounds after its newest one "
         "(default: never)"
     )
-    _add_laws_flag(run)
     run.add_argument("--stop_before_collapse", type=Number(int, 1, 10**6), metavar="ROUNDS", help=stop)
+
+# %% ../nbs/cli.ipynb #a2b1efa8
+_BRANCH_EXAMPLE = """go on from a stored round of a run with other settings for the rounds after it
+
+example, in which half of the labels of round 3 are damaged:
+  si_nb run --preset quick --run_dir clean --keep_weights
+  si_nb branch clean --round 2 --run_dir noisy --noise_round 3 --noise_fraction 0.5"""
+
+
+def _add_branch(commands):
+    from si_nb.loop.settings import RunConfig
+
+    meaning = "go on from a stored round of a run with other settings"
+    branch = commands.add_parser("branch", help=meaning, description=_BRANCH_EXAMPLE)
+    branch.add_argument("run", type=folder_name, metavar="RUN", help="folder of the run to go on from")
+    kept = "the last round to take over, from 1; its weights must have been kept"
+    branch.add_argument("--round", type=Number(int, 0, 1_000), required=True, metavar="ROUND", help=kept)
+    add_config_flags(branch, RunConfig, "as in RUN")
+    _add_place_flags(branch, "folder of the branch")
+    _add_forecast_flags(branch)
 
 # %% ../nbs/cli.ipynb #9961258e
 def _add_cost(commands):
@@ -389,7 +410,12 @@ def _add_report(commands):
     _add_law_flags(report)
 
 # %% ../nbs/cli.ipynb #838d9aaf
-_FROM_SETTINGS = {"run": _add_run, "cost": _add_cost, "predict": _add_predict}  # which takes imports
+_FROM_SETTINGS = {  # which takes imports
+    "run": _add_run,
+    "branch": _add_branch,
+    "cost": _add_cost,
+    "predict": _add_predict,
+}
 _FROM_FILES = {
     "sweep": _add_sweep,
     "law": _add_law,
@@ -550,14 +576,37 @@ _STAGES = ("skip_base_model_train", "skip_si")
 _TRACKING = ("wandb", "wandb_project", "wandb_name")
 
 
-def _after_round(args, config):
+def _after_round(args, settings):
     """What the loop asks between two rounds; None if no arm is to stop early."""
     if args.stop_before_collapse is None:
         return None
     from si_nb.law.monitor import stop_before_collapse
 
-    settings = asdict(config)
     return stop_before_collapse(args.stop_before_collapse, args.threshold, kinds=_kinds(), settings=settings)
+
+# %% ../nbs/cli.ipynb #3c12c81f
+@contextmanager
+def _own_errors():
+    """What the loop refuses, as a mistake of the person at the keyboard."""
+    from si_nb.loop.settings import ConfigError
+    from si_nb.model.trainer import DeviceError, DivergedError
+
+    try:
+        yield
+    except (ConfigError, DeviceError, DivergedError) as error:
+        raise CommandError(str(error)) from None
+
+
+def _print_run(args, folder, rounds):
+    """The forecast beside the measurement, and where the table is."""
+    if rounds:
+        until_round = forecast_origin(rounds) if args.until_round is None else args.until_round
+        _report_run(read_table(folder.measurements), until_round, args.threshold, folder, args.laws)
+    print("table:", printable(folder.measurements, LONGEST_LINE))
+    print(
+        "more: the same command with --laws; one page:",
+        f"si_nb report {printable(folder.path, LONGEST_LINE)}",
+    )
 
 # %% ../nbs/cli.ipynb #8f5e196a
 def run_command(
@@ -565,26 +614,15 @@ def run_command(
 ) -> None:
     """Run an experiment and forecast its collapse from its first rounds."""
     from si_nb.loop.rounds import run_experiment
-    from si_nb.loop.settings import ConfigError
-    from si_nb.model.trainer import DeviceError, DivergedError
 
     how = {name: getattr(args, name) for name in (*_PLACES, *_STAGES, *_TRACKING)}
-    try:
+    with _own_errors():
         config = _config_from(args)
-        folder = run_experiment(config, after_round=_after_round(args, config), **how)
-    except (ConfigError, DeviceError, DivergedError) as error:
-        raise CommandError(str(error)) from None
+        folder = run_experiment(config, after_round=_after_round(args, asdict(config)), **how)
     if args.skip_si:
         print("base models:", folder.models)
         return
-    if config.si_rounds:
-        until_round = forecast_origin(config.si_rounds) if args.until_round is None else args.until_round
-        _report_run(read_table(folder.measurements), until_round, args.threshold, folder, args.laws)
-    print("table:", printable(folder.measurements, LONGEST_LINE))
-    print(
-        "more: the same command with --laws; one page:",
-        f"si_nb report {printable(folder.path, LONGEST_LINE)}",
-    )
+    _print_run(args, folder, config.si_rounds)
 
 # %% ../nbs/cli.ipynb #a0e1ce0a
 def cost_command(
@@ -641,24 +679,37 @@ def check_command(
     print_findings(found, count)
     return int(len(found) > 0)
 
+# %% ../nbs/cli.ipynb #fb2ce46d
+def _where_it_is(folder, run):
+    """A folder that holds something of a run's own; None where it does not."""
+    from si_nb.loop.settings import run_name
+    from si_nb.loop.stored import read_config
+
+    return folder if folder and (Path(folder) / run_name(read_config(run))).is_dir() else None
+
+
+def branch_command(
+    args: argparse.Namespace,  # run, round, flags of the configuration and the folders
+) -> None:
+    """Go on from a stored round of a run, and forecast the collapse of the branch."""
+    from si_nb.loop.branch import run_branch
+    from si_nb.loop.stored import open_stored
+
+    how = {name: getattr(args, name) for name in (*_PLACES[1:], *_TRACKING)}
+    with _own_errors():
+        places = [_where_it_is(folder, args.run) for folder in (args.models_dir, args.data_dir)]
+        run, changes = open_stored(args.run, *places), _given_settings(args)
+        settings = {**asdict(run.config), **changes}
+        how["after_round"] = _after_round(args, settings)
+        folder = run_branch(run, args.round, args.run_dir, changes, **how)
+    _print_run(args, folder, settings["si_rounds"])
+
 # %% ../nbs/cli.ipynb #131392d5
 def _open_run(args):
     """The run that a command looks into."""
     from si_nb.loop.stored import open_stored
 
     return open_stored(args.run, args.models_dir, args.data_dir)
-
-
-@contextmanager
-def _own_errors():
-    """What the loop refuses, as a mistake of the person at the keyboard."""
-    from si_nb.loop.settings import ConfigError
-    from si_nb.model.trainer import DeviceError, DivergedError
-
-    try:
-        yield
-    except (ConfigError, DeviceError, DivergedError) as error:
-        raise CommandError(str(error)) from None
 
 # %% ../nbs/cli.ipynb #f5ded378
 def evaluate_command(
@@ -765,6 +816,7 @@ def predict_command(
 # %% ../nbs/cli.ipynb #b47800f0
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "run": run_command,
+    "branch": branch_command,
     "cost": cost_command,
     "sweep": sweep_command,
     "law": law_command,

@@ -18,7 +18,7 @@ import pandas as pd
 
 from .evaluate import derive_rng
 from .labels import answer
-from .settings import ConfigError
+from .settings import ConfigError, settings_of_round
 from .store import load_labels
 from .stored import StoredRun, arm_rounds, load_arm, rounds_with_weights
 from .voting import propose
@@ -49,6 +49,7 @@ def _parts(config, labels, number) -> Iterator[_Part]:
     """What was tried and kept at each length of a round."""
     counts = {(length, name): trials for length, _, name, _, trials in labels.counts}
     lengths, begin = sorted({length for length, _ in counts}), 0
+    config = settings_of_round(config, number)
     wanted = max(1, config.num_samples // len(lengths))
     for length in lengths:
         end = begin + counts[length, "label_kept"]
@@ -95,6 +96,10 @@ def _all_labels(machine, models, part, found):
 _COLUMNS = ["prompt", "label", "truth", "right", "kept", "round"]
 
 
+def _if_known(values, known):
+    return [value if sure else None for value, sure in zip(values, known, strict=True)]
+
+
 def _rows_of(machine, models, part, number):
     """Rows of the table for one length of a round."""
     prompts, answers = part.problems
@@ -102,10 +107,9 @@ def _rows_of(machine, models, part, number):
     if found is None:
         return None
     labels, known = _all_labels(machine, models, part, found)
-    right = np.where(known, is_right(labels, answers), None)
+    right = _if_known(is_right(labels, answers).tolist(), known)
     texts = [[text.removesuffix("$") for text in decode(tokens)] for tokens in (labels, answers)]
-    said = np.where(known, np.array(texts[0], dtype=object), None)
-    columns = (decode(prompts), said, texts[1], right, found, [number] * len(prompts))
+    columns = (decode(prompts), _if_known(texts[0], known), texts[1], right, found, [number] * len(prompts))
     return pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True)))
 
 # %% ../../nbs/loop/23_export.ipynb #87029322

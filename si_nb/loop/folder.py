@@ -199,13 +199,23 @@ def make_folders(
             raise ConfigError(f"{path}: cannot be written to ({error.strerror}); {remedy}") from None
 
 # %% ../../nbs/loop/06_folder.ipynb #09af3470
+def _in_short(value):
+    """A setting as an error names it; of the origin of a branch its round and run."""
+    return f"round {value.get('round')} of {value.get('run')}" if isinstance(value, dict) else value
+
+
 def _check_same(config, stored):
     """Refuse the folder of another configuration; damaged settings are written again by open_run."""
     settings = read_facts(stored)
     if settings is None:
         return
-    before, now = {name: settings.get(name) for name in identity(config)}, identity(config)
-    differing = [f"{name} (was {before[name]}, now {now[name]})" for name in now if before[name] != now[name]]
+    now = {"origin": None, **identity(config)}
+    before = {name: settings.get(name) for name in now}
+    differing = [
+        f"{name} (was {_in_short(before[name])}, now {_in_short(now[name])})"
+        for name in now
+        if before[name] != now[name]
+    ]
     if differing:
         what = f"another configuration: {', '.join(differing)}"
         raise ConfigError(f"{stored.parent} belongs to {what}; choose another run_dir")

@@ -32,7 +32,7 @@ from si_nb.loop.folder import (
 )
 from .labels import label_round
 from .memory import check_memory, ran_out_of_memory
-from .settings import ConfigError, RunConfig, run_name
+from .settings import BranchConfig, ConfigError, RunConfig, run_name
 from si_nb.loop.store import (
     Store,
     append_table,
@@ -159,7 +159,7 @@ def _settle_keeping(store, table):
     return store._replace(keep_weights=kept_weights_from(store.folder) is not None)
 
 # %% ../../nbs/loop/13_rounds.ipynb #81e7d66d
-def _go_on(machine, store, watch, after_round, skip_base_model_train, skip_si):
+def _go_on(machine, store, watch, after_round, skip_base_model_train, skip_si, first_rounds):
     """Everything that is left to do."""
     config, bar = machine.config, watch.progress
     table = recover_table(config, store.folder)
@@ -171,7 +171,9 @@ def _go_on(machine, store, watch, after_round, skip_base_model_train, skip_si):
     store = store._replace(bases=recorded_base_models(store.folder))
     start = going_on.find_start(machine, store, table) if store.bases and table is not None else None
     base = make_base(config)
-    if start is None:
+    if start is None and first_rounds is not None:
+        store, start = first_rounds(machine, store, table)
+    elif start is None:
         store, start = _begin(machine, store, watch, base, table, skip_base_model_train, skip_si)
     if start is None:
         return
@@ -212,6 +214,7 @@ def run_experiment(
     checkpoint_minutes: float = 5,  # training that an interruption may cost at most
     after_round: going_on.AfterRound | None = None,  # says which arms should stop, and why
     keep_weights: bool = False,  # of every round; otherwise of the last two, which is what going on needs
+    first_rounds: going_on.FirstRounds | None = None,  # for a BranchConfig: makes what it begins with
 ) -> RunFolder:  # where everything is
     """Run an experiment, or go on with it where it was interrupted.
 
@@ -224,6 +227,8 @@ def run_experiment(
     DivergedError naming the step; StorageError when the disk is full or gone; Interrupted after SIGINT or
     SIGTERM. After each of them the same call goes on.
     """
+    if isinstance(config, BranchConfig) and first_rounds is None:
+        raise ConfigError(f"this run goes on from {config.origin}: begin and resume it with si_nb branch")
     machine = make_machine(config, workers)
     where = (run_dir or runs_home() / run_name(config), models_dir, data_dir, resume)
     check_tracker_mode(wandb)
@@ -245,7 +250,8 @@ def run_experiment(
         store = Store(folder, run_name(config), check, checkpoint_minutes, keep_weights=keep_weights)
         try:
             with _in_one_line(received, folder.path):
-                _go_on(machine, store, Watch(bar, track), after_round, skip_base_model_train, skip_si)
+                stages = (skip_base_model_train, skip_si, first_rounds)
+                _go_on(machine, store, Watch(bar, track), after_round, *stages)
         finally:
             track.finish()
     return folder
