@@ -317,9 +317,6 @@ def _add_stored_command(commands, name, meaning, all_rounds=False):
     command.add_argument(
         "--models_dir", type=folder_name, help="folder of the weights (default: models in RUN)"
     )
-    command.add_argument(
-        "--data_dir", type=folder_name, help="folder of the kept labels (default: data in RUN)"
-    )
     return command
 
 # %% ../nbs/cli.ipynb #18922c70
@@ -348,7 +345,8 @@ def _add_labels(commands):
     meaning = "write the labels of an arm as text or as a data set, with the truth beside them"
     labels = _add_stored_command(commands, "labels", meaning, all_rounds=True)
     out = "a file that ends in .tsv or .txt, or a folder that becomes a data set (default: print the text)"
-    labels.add_argument("--out", type=path_name, metavar="FILE", help=out)
+    labels.add_argument("--out", type=folder_name, metavar="FILE", help=out)
+    labels.add_argument("--data_dir", type=folder_name, help="folder of the labels (default: data in RUN)")
 
 # %% ../nbs/cli.ipynb #4137aad0
 def _add_predict(commands):
@@ -709,7 +707,7 @@ def _open_run(args):
     """The run that a command looks into."""
     from si_nb.loop.stored import open_stored
 
-    return open_stored(args.run, args.models_dir, args.data_dir)
+    return open_stored(args.run, args.models_dir, getattr(args, "data_dir", None))
 
 # %% ../nbs/cli.ipynb #f5ded378
 def evaluate_command(

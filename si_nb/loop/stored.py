@@ -72,6 +72,9 @@ def open_stored(
     """
     path = Path(run)
     config = read_config(path)
+    for place in filter(None, (models_dir, data_dir)):
+        if not Path(place).is_dir():
+            raise ConfigError(f"{place}: no such folder; name the one that the run was made with")
     folder = locate_run(config, path, _models_dir(path, models_dir), data_dir)
     if not os.path.lexists(folder.measurements):
         raise ConfigError(f"{path}: nothing has been measured yet; let the run come to its first round")
