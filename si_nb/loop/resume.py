@@ -115,6 +115,11 @@ def find_start(
             say(f"{error}; round {number} cannot be gone on from, an earlier one is tried")
     return None
 
+# %% ../../nbs/loop/11_resume.ipynb #d61daf42
+FirstRounds = Callable[
+    [Machine, Store, pd.DataFrame | None], tuple[Store, Start]
+]  # makes what a branch begins with; the table so far, if there is one
+
 # %% ../../nbs/loop/11_resume.ipynb #68622464
 def check_bases_at_hand(
     config: RunConfig,  # the experiment
@@ -170,9 +175,6 @@ def settle_base_models(
     return bases
 
 # %% ../../nbs/loop/11_resume.ipynb #d309cbd6
-FirstRounds = Callable[
-    [Machine, Store, pd.DataFrame | None], tuple[Store, Start]
-]  # makes what a branch begins with; the table so far, if there is one
 AfterRound = Callable[
     [pd.DataFrame], dict[str, str] | None
 ]  # table so far -> {arm: one line why it should stop}

@@ -300,7 +300,7 @@ class BranchConfig(RunConfig):
     Raises: ConfigError as RunConfig does, or when no round is left after the stored one.
     """
 
-    origin: Origin = field(kw_only=True)
+    origin: Origin = field(kw_only=True)  # the round that it goes on from
 
     def __post_init__(self):
         super().__post_init__()
