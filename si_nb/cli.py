@@ -4,19 +4,21 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'OneLineParser', 'keep_rule_names', 'add_config_flags', 'Number', 'path_name', 'folder_name',
-           'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command', 'report_command',
-           'foresee_arms', 'run_command', 'cost_command', 'sweep_command', 'check_command', 'predict_command', 'main']
+           'length_list', 'make_parser', 'CommandError', 'forecast_origin', 'law_command', 'figures_command',
+           'report_command', 'foresee_arms', 'run_command', 'cost_command', 'sweep_command', 'check_command',
+           'branch_command', 'evaluate_command', 'generate_command', 'labels_command', 'predict_command', 'main']
 
 # %% ../nbs/cli.ipynb #3dc7ecc9
 import argparse
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -59,11 +61,12 @@ def keep_rule_names(
 def add_config_flags(
     parser: argparse.ArgumentParser,  # gets one flag per setting
     config_class: type,  # a dataclass whose fields carry a help text
+    default: str | None = None,  # what is said to be the default; None for those of the class
 ) -> None:
     """A flag for every field of a configuration."""
     for setting in fields(config_class):
         flag = f"--{setting.name}"
-        text = f"{setting.metadata['help']} (default: {setting.default})".replace("%", "%%")
+        text = f"{setting.metadata['help']} (default: {default or setting.default})".replace("%", "%%")
         if setting.type is bool:
             parser.add_argument(flag, action="store_true", default=None, help=text)
         else:
@@ -113,12 +116,8 @@ def folder_name(
     return text
 
 # %% ../nbs/cli.ipynb #13e793ec
-def _add_place_flags(run):
-    run.add_argument(
-        "--run_dir",
-        type=folder_name,
-        help="folder of the run (default: runs/ and a name made from the settings)",
-    )
+def _add_place_flags(run, run_dir="folder of the run (default: runs/ and a name made from the settings)"):
+    run.add_argument("--run_dir", type=folder_name, help=run_dir, required="default" not in run_dir)
     models = (
         "gets a folder of base models, which runs may share, and one of the run's own weights "
         "(default: models in the run folder)"
@@ -126,6 +125,8 @@ def _add_place_flags(run):
     run.add_argument("--models_dir", type=folder_name, help=models)
     data = "gets a folder of the run's kept labels (default: data in the run folder)"
     run.add_argument("--data_dir", type=folder_name, help=data)
+    kept = "keep the weights of every round, not only of the last two (for evaluate, generate and branch)"
+    run.add_argument("--keep_weights", action="store_true", help=kept)
     run.add_argument(
         "--resume", default="auto", help="auto: go on with the run in the folder; never: refuse it"
     )
@@ -133,10 +134,6 @@ def _add_place_flags(run):
     run.add_argument(
         "--checkpoint_minutes", type=Number(float, 0, 10_000), default=5, metavar="MINUTES", help=minutes
     )
-    run.add_argument(
-        "--skip_base_model_train", action="store_true", help="take the base models from models_dir"
-    )
-    run.add_argument("--skip_si", action="store_true", help="stop after the base models")
     run.add_argument(
         "--wandb", default="off", help="mirror to Weights & Biases: off, offline or online (default: off)"
     )
@@ -189,13 +186,41 @@ def _add_experiment(commands, name, meaning, description):
 def _add_run(commands):
     run = _add_experiment(commands, "run", "run an experiment and forecast its collapse", _RUN_EXAMPLES)
     _add_place_flags(run)
+    run.add_argument(
+        "--skip_base_model_train", action="store_true", help="take the base models from models_dir"
+    )
+    run.add_argument("--skip_si", action="store_true", help="stop after the base models")
+    _add_forecast_flags(run)
+
+
+def _add_forecast_flags(run):
     _add_law_flags(run)
+    _add_laws_flag(run)
     stop = (
         "stop an arm when its collapse is forecast at most ROUNDS rounds after its newest one "
         "(default: never)"
     )
-    _add_laws_flag(run)
     run.add_argument("--stop_before_collapse", type=Number(int, 1, 10**6), metavar="ROUNDS", help=stop)
+
+# %% ../nbs/cli.ipynb #a2b1efa8
+_BRANCH_EXAMPLE = """go on from a stored round of a run with other settings for the rounds after it
+
+example, in which half of the labels of round 3 are damaged:
+  si_nb run --preset quick --run_dir clean --keep_weights
+  si_nb branch clean --round 2 --run_dir noisy --noise_round 3 --noise_fraction 0.5"""
+
+
+def _add_branch(commands):
+    from si_nb.loop.settings import RunConfig
+
+    meaning = "go on from a stored round of a run with other settings"
+    branch = commands.add_parser("branch", help=meaning, description=_BRANCH_EXAMPLE)
+    branch.add_argument("run", type=folder_name, metavar="RUN", help="folder of the run to go on from")
+    kept = "the last round to take over, from 1; its weights must have been kept"
+    branch.add_argument("--round", type=Number(int, 0, 1_000), required=True, metavar="ROUND", help=kept)
+    add_config_flags(branch, RunConfig, "as in RUN")
+    _add_place_flags(branch, "folder of the branch")
+    _add_forecast_flags(branch)
 
 # %% ../nbs/cli.ipynb #9961258e
 def _add_cost(commands):
@@ -266,6 +291,66 @@ def _add_check(commands):
         "--data_dir", type=folder_name, help="folder of the kept labels (default: data in each run folder)"
     )
 
+# %% ../nbs/cli.ipynb #4f746f01
+_LONGEST_DIGITS = 6  # of a number in a list of lengths
+
+
+def length_list(
+    text: str,  # such as 6-20 or 6,8,10
+) -> list[int]:  # in that order
+    """Lengths named on the command line."""
+    number = rf"[0-9]{{1,{_LONGEST_DIGITS}}}"
+    if not re.fullmatch(rf"{number}(-{number})?(,{number}(-{number})?)*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of lengths such as 6-20 or 6,8,10")
+    ends = [[int(end) for end in part.split("-")] for part in text.split(",")]
+    if sum(pair[-1] - pair[0] for pair in ends) > 10_000 or any(pair[-1] < pair[0] for pair in ends):
+        raise argparse.ArgumentTypeError(f"{text!r} goes down or has more than 10,000 lengths")
+    return [length for pair in ends for length in range(pair[0], pair[-1] + 1)]
+
+# %% ../nbs/cli.ipynb #6a317a64
+def _add_stored_command(commands, name, meaning, all_rounds=False):
+    command = commands.add_parser(name, help=meaning, description=meaning)
+    command.add_argument("run", type=folder_name, metavar="RUN", help="folder of a run")
+    arm = "keep rule" if all_rounds else "keep rule (default: all arms)"
+    command.add_argument("--arm", required=all_rounds, help=arm)
+    which = "all rounds" if all_rounds else "the newest of each arm; 0 for the base models"
+    command.add_argument(
+        "--round", type=Number(int, 0, 10**6), metavar="ROUND", help=f"after which round (default: {which})"
+    )
+    command.add_argument(
+        "--models_dir", type=folder_name, help="folder of the weights (default: models in RUN)"
+    )
+    return command
+
+# %% ../nbs/cli.ipynb #18922c70
+def _add_evaluate(commands):
+    meaning = "measure models that a run has stored, or other weights, at any lengths"
+    evaluate = _add_stored_command(commands, "evaluate", meaning)
+    lengths = "such as 6-20 or 6,8,10 (default: the lengths that the run measured)"
+    evaluate.add_argument("--lengths", type=length_list, metavar="LENGTHS", help=lengths)
+    weights = "a file of weights to measure instead, of the same task and sizes"
+    evaluate.add_argument("--weights", type=path_name, metavar="FILE", help=weights)
+    samples = "problems per length (default: as many as the run measured)"
+    evaluate.add_argument("--samples", type=Number(int, 1, 10**7), metavar="SAMPLES", help=samples)
+    seed = "of the problems (default: the run's, which gives the problems that it measured)"
+    evaluate.add_argument("--seed", type=Number(int, 0, 10**18 - 1), metavar="SEED", help=seed)
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_generate(commands):
+    meaning = "print what a run's models answer to prompts, beside the truth"
+    generate = _add_stored_command(commands, "generate", meaning)
+    prompts = "such as 123= for copying or 123+45= for addition"
+    generate.add_argument("prompts", nargs="+", metavar="PROMPT", help=prompts)
+
+
+def _add_labels(commands):
+    meaning = "write the labels of an arm as text or as a data set, with the truth beside them"
+    labels = _add_stored_command(commands, "labels", meaning, all_rounds=True)
+    out = "a file that ends in .tsv or .txt, or a folder that becomes a data set (default: print the text)"
+    labels.add_argument("--out", type=folder_name, metavar="FILE", help=out)
+    labels.add_argument("--data_dir", type=folder_name, help="folder of the labels (default: data in RUN)")
+
 # %% ../nbs/cli.ipynb #4137aad0
 def _add_predict(commands):
     meaning = "say from settings alone whether a run lasts and where it collapses; nothing is trained"
@@ -325,23 +410,38 @@ def _add_report(commands):
     report.add_argument("--out", type=path_name, metavar="FILE", help=out)
     _add_law_flags(report)
 
+# %% ../nbs/cli.ipynb #838d9aaf
+_FROM_SETTINGS = {  # which takes imports
+    "run": _add_run,
+    "branch": _add_branch,
+    "cost": _add_cost,
+    "predict": _add_predict,
+}
+_FROM_FILES = {
+    "sweep": _add_sweep,
+    "law": _add_law,
+    "figures": _add_figures,
+    "report": _add_report,
+    "check": _add_check,
+    "evaluate": _add_evaluate,
+    "generate": _add_generate,
+    "labels": _add_labels,
+}
+
 # %% ../nbs/cli.ipynb #15b53984
 def make_parser(
     command: str | None = None,  # the command that will be parsed; None for all
 ) -> OneLineParser:  # knows the commands
     """The parser of the commands.
 
-    `run`, `cost` and `predict` are left out, with the imports they need, when another command is asked for.
+    Those made from settings are left out, with the imports they need, when another command is asked for.
     """
     parser = OneLineParser(prog="si_nb", description="How long can a transformer teach itself?")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="run|cost|predict|sweep|law|figures|report|check"
+        dest="command", required=True, metavar="|".join((*_FROM_SETTINGS, *_FROM_FILES))
     )
-    if command not in ("sweep", "law", "figures", "report", "check"):
-        _add_run(commands)
-        _add_cost(commands)
-        _add_predict(commands)
-    for add in (_add_sweep, _add_law, _add_figures, _add_report, _add_check):
+    wanted = _FROM_FILES if command in _FROM_FILES else {**_FROM_SETTINGS, **_FROM_FILES}
+    for add in wanted.values():
         add(commands)
     parser.add_argument("--debug", action="store_true", help=_DEBUG)
     for known in commands.choices.values():
@@ -494,23 +594,34 @@ def _report_run(judged, laws):
         _name_figures(judged.pictures)
 
 # %% ../nbs/cli.ipynb #661e87fb
-_PLACES = ("run_dir", "models_dir", "data_dir", "resume", "checkpoint_minutes")
+_PLACES = ("run_dir", "models_dir", "data_dir", "resume", "checkpoint_minutes", "keep_weights")
 _STAGES = ("skip_base_model_train", "skip_si")
 _TRACKING = ("wandb", "wandb_project", "wandb_name")
 
 
-def _after_round(args, config):
+def _after_round(args, settings):
     """What the loop asks between two rounds; None if no arm is to stop early."""
     if args.stop_before_collapse is None:
         return None
     from si_nb.law.monitor import stop_before_collapse
 
-    settings = asdict(config)
     return stop_before_collapse(args.stop_before_collapse, args.threshold, kinds=_kinds(), settings=settings)
+
+# %% ../nbs/cli.ipynb #3c12c81f
+@contextmanager
+def _own_errors():
+    """What the loop refuses, as a mistake of the person at the keyboard."""
+    from si_nb.loop.settings import ConfigError
+    from si_nb.model.trainer import DeviceError, DivergedError
+
+    try:
+        yield
+    except (ConfigError, DeviceError, DivergedError) as error:
+        raise CommandError(str(error)) from None
 
 # %% ../nbs/cli.ipynb #84340dee
 def foresee_arms(
-    config: Any,  # RunConfig of the run
+    settings: Mapping[str, Any],  # of the run, as asdict(config) gives them
     threshold: float = 0.5,  # accuracy below which a run has collapsed
 ) -> Callable:  # measurement table so far -> {arm: Outlook}
     """What `run_experiment` takes as `observe`: where each arm's horizon is, and when it will collapse."""
@@ -518,7 +629,7 @@ def foresee_arms(
     from si_nb.law.monitor import forecast_so_far
     from si_nb.loop.training import Outlook
 
-    known: dict = {"kinds": _kinds(), "settings": asdict(config)}
+    known: dict = {"kinds": _kinds(), "settings": settings}
 
     def observe(table):
         outlooks = {}
@@ -548,35 +659,46 @@ def _conclusion(judged):
     tables = {"verdict": pd.DataFrame(verdict_rows(judged.report))}
     return Conclusion(summary, tables, {f"figures/{path.stem}": path for path in judged.pictures})
 
-# %% ../nbs/cli.ipynb #8f5e196a
-def run_command(
-    args: argparse.Namespace,  # flags of the configuration, the folders and the stages
-) -> None:
-    """Run an experiment and forecast its collapse from its first rounds."""
-    from si_nb.loop.rounds import run_experiment
-    from si_nb.loop.settings import ConfigError
-    from si_nb.model.trainer import DeviceError, DivergedError
+# %% ../nbs/cli.ipynb #3c9c6267
+def _asked_along(args, settings):
+    """What the loop asks between rounds and at the end; and what judges the run, None if it has no rounds."""
+    rounds = settings["si_rounds"]
+    until_round = forecast_origin(rounds) if args.until_round is None else args.until_round
+    judge = functools.cache(lambda folder: _judge(folder, until_round, args.threshold)) if rounds else None
+    asked = {
+        "after_round": _after_round(args, settings),
+        "observe": foresee_arms(settings, args.threshold),
+        "conclude": lambda folder: _conclusion(judge and judge(folder)),
+    }
+    return asked, judge
 
-    how = {name: getattr(args, name) for name in (*_PLACES, *_STAGES, *_TRACKING)}
-    try:
-        config = _config_from(args)
-        rounds = config.si_rounds
-        until_round = forecast_origin(rounds) if args.until_round is None else args.until_round
-        judge = functools.cache(lambda folder: _judge(folder, until_round, args.threshold))
-        how |= {"after_round": _after_round(args, config), "observe": foresee_arms(config, args.threshold)}
-        folder = run_experiment(config, **how, conclude=lambda folder: _conclusion(rounds and judge(folder)))
-    except (ConfigError, DeviceError, DivergedError) as error:
-        raise CommandError(str(error)) from None
-    if args.skip_si:
-        print("base models:", folder.models)
-        return
-    if rounds:
+
+def _print_run(args, folder, judge):
+    """The forecast beside the measurement, and where the table is."""
+    if judge is not None:
         _report_run(judge(folder), args.laws)
     print("table:", printable(folder.measurements, LONGEST_LINE))
     print(
         "more: the same command with --laws; one page:",
         f"si_nb report {printable(folder.path, LONGEST_LINE)}",
     )
+
+# %% ../nbs/cli.ipynb #8f5e196a
+def run_command(
+    args: argparse.Namespace,  # flags of the configuration, the folders and the stages
+) -> None:
+    """Run an experiment and forecast its collapse from its first rounds."""
+    from si_nb.loop.rounds import run_experiment
+
+    how = {name: getattr(args, name) for name in (*_PLACES, *_STAGES, *_TRACKING)}
+    with _own_errors():
+        config = _config_from(args)
+        asked, judge = _asked_along(args, asdict(config))
+        folder = run_experiment(config, **how, **asked)
+    if args.skip_si:
+        print("base models:", folder.models)
+        return
+    _print_run(args, folder, judge)
 
 # %% ../nbs/cli.ipynb #a0e1ce0a
 def cost_command(
@@ -632,6 +754,87 @@ def check_command(
         raise CommandError(str(error)) from None
     print_findings(found, count)
     return int(len(found) > 0)
+
+# %% ../nbs/cli.ipynb #fb2ce46d
+def _where_it_is(folder, run):
+    """A folder that holds something of a run's own; None where it does not."""
+    from si_nb.loop.settings import run_name
+    from si_nb.loop.stored import read_config
+
+    return folder if folder and (Path(folder) / run_name(read_config(run))).is_dir() else None
+
+
+def branch_command(
+    args: argparse.Namespace,  # run, round, flags of the configuration and the folders
+) -> None:
+    """Go on from a stored round of a run, and forecast the collapse of the branch."""
+    from si_nb.loop.branch import run_branch
+    from si_nb.loop.stored import open_stored
+
+    how = {name: getattr(args, name) for name in (*_PLACES[1:], *_TRACKING)}
+    with _own_errors():
+        places = [_where_it_is(folder, args.run) for folder in (args.models_dir, args.data_dir)]
+        run, changes = open_stored(args.run, *places), _given_settings(args)
+        settings = {**asdict(run.config), **changes}
+        asked, judge = _asked_along(args, settings)
+        folder = run_branch(run, args.round, args.run_dir, changes, **how, **asked)
+    _print_run(args, folder, judge)
+
+# %% ../nbs/cli.ipynb #131392d5
+def _open_run(args):
+    """The run that a command looks into."""
+    from si_nb.loop.stored import open_stored
+
+    return open_stored(args.run, args.models_dir, getattr(args, "data_dir", None))
+
+# %% ../nbs/cli.ipynb #f5ded378
+def evaluate_command(
+    args: argparse.Namespace,  # run, arm, round, lengths, weights, samples, seed, json
+) -> None:
+    """Measure stored models at any lengths."""
+    from si_nb.loop.answers import evaluate_run, evaluate_weights, evaluation_report, print_evaluation
+
+    if args.weights and (args.arm or args.round is not None):
+        raise CommandError("--weights names the model: leave out --arm and --round")
+    with _own_errors():
+        run, asked = _open_run(args), (args.samples, args.seed)
+        if args.weights:
+            table = evaluate_weights(run, args.weights, args.lengths, *asked)
+        else:
+            table = evaluate_run(run, args.lengths, args.arm, args.round, *asked)
+    if args.json:
+        print(json.dumps(evaluation_report(table), indent=1))
+    else:
+        print_evaluation(table)
+
+
+def generate_command(
+    args: argparse.Namespace,  # run, prompts, arm, round
+) -> None:
+    """Print what models answer to prompts."""
+    from si_nb.loop.answers import answer_prompts, print_answers
+
+    with _own_errors():
+        table = answer_prompts(_open_run(args), args.prompts, args.arm, args.round)
+    print_answers(table)
+
+# %% ../nbs/cli.ipynb #79bb5c16
+def labels_command(
+    args: argparse.Namespace,  # run, arm, round, out
+) -> None:
+    """Write the labels of an arm."""
+    from si_nb.loop.export import check_export_place, labels_table, labels_text, write_labels
+
+    with _own_errors():
+        if args.out is not None:
+            check_export_place(args.out)
+        run = _open_run(args)
+        table = labels_table(run, args.arm, args.round)
+        if args.out is None:
+            print(labels_text(table), end="")
+            return
+        paths = write_labels(run, args.arm, table, args.out)
+    print(f"{len(table):,} labels:", ", ".join(printable(path, LONGEST_LINE) for path in paths))
 
 # %% ../nbs/cli.ipynb #910374b8
 def _predicted_settings(args):
@@ -689,12 +892,16 @@ def predict_command(
 # %% ../nbs/cli.ipynb #b47800f0
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     "run": run_command,
+    "branch": branch_command,
     "cost": cost_command,
     "sweep": sweep_command,
     "law": law_command,
     "figures": figures_command,
     "report": report_command,
     "check": check_command,
+    "evaluate": evaluate_command,
+    "generate": generate_command,
+    "labels": labels_command,
     "predict": predict_command,
 }
 _MISTAKES = (CommandError, PluginError, TableError, LawError, StorageError, DamagedError, LockedError)

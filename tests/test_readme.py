@@ -13,6 +13,7 @@ from conftest import ROOT
 from matplotlib import image
 
 from si_nb.benchmarks.benchmark import _quantity
+from si_nb.cli import main
 from si_nb.law.report import law_report
 from si_nb.record.table import read_table
 
@@ -41,7 +42,7 @@ def run(command, folder):
     return done.stdout
 
 
-def test_shell_examples_run_in_order(user_folder):
+def test_shell_examples_run_in_order(user_folder, monkeypatch, capsys):
     """The block of uses works from top to bottom: quick test, base models, rounds, laws, figures, a page,
     cost, prediction.
     """
@@ -60,6 +61,19 @@ def test_shell_examples_run_in_order(user_folder):
     assert list((user_folder / "pictures").glob("*.png"))
     assert "<h2>Verdict</h2>" in (user_folder / "report.html").read_text(encoding="utf-8")
     assert "GB of memory" in said[7] and "probability of lasting" in said[8]
+    look_into(user_folder, monkeypatch, capsys)
+
+
+def look_into(folder, monkeypatch, capsys):
+    """The block of commands that look into the first of these runs; in this process, which is quicker."""
+    (block,) = [block for block in blocks("bash") if "si_nb branch" in block]
+    monkeypatch.chdir(folder)
+    said = []
+    for line in block.splitlines():
+        assert main(shlex.split(line, comments=True)[1:]) == 0, line
+        said.append(capsys.readouterr().out)
+    assert "first error" in said[0] and "123456=" in said[1] and "table: second" in said[2]
+    assert (folder / "labels.tsv").read_text().startswith("prompt\tlabel\ttruth\t")
 
 
 def test_python_example_runs(user_folder):

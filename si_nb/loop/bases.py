@@ -117,8 +117,9 @@ def record_base_models(
 
     Raises: StorageError when it cannot be written.
     """
+    known = read_facts(folder.config) or {}
     facts = {**identity(config), "device": config.device, "base_models": bases._asdict()}
-    write_facts(folder.config, facts)
+    write_facts(folder.config, {**known, **facts})
 
 # %% ../../nbs/loop/08_bases.ipynb #51858c64
 def recorded_base_models(

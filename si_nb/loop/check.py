@@ -20,10 +20,18 @@ import torch
 from .bases import recorded_base_models
 from .checkpoints import check_checkpoint, load_model, load_tensors, weights_digest
 from .complete import arm_voter_numbers, check_complete, last_rounds, row_counts
-from .folder import RunFolder, is_own_file, locate_run
+from .folder import RunFolder, is_own_file, kept_weights_from, locate_run
 from .grid import SweepError, read_grid
 from .jobs import run_status, sweep_run
-from .settings import BASE_SETTINGS, ConfigError, RunConfig, base_name, run_name, stored_config
+from si_nb.loop.settings import (
+    BASE_SETTINGS,
+    BranchConfig,
+    ConfigError,
+    RunConfig,
+    base_name,
+    run_name,
+    stored_config,
+)
 from ..record.storage import SMALL_FILE, DamagedError, read_sealed
 from ..record.table import LONGEST_LINE, TableError, printable, read_table
 
@@ -41,6 +49,7 @@ class Finding(NamedTuple):
 # %% ../../nbs/loop/21_check.ipynb #202bfed8
 _AGAIN = "the same command makes it again"
 _UNNEEDED = "the run has ended and needs it no more: remove it and its seal, or take both from a copy"
+_KEPT = "no command makes it again: take it and its seal from a copy, or remove both"
 
 
 def _try(path, repair, check, *arguments, **named):
@@ -137,13 +146,19 @@ def _check_tensors(path, run):
     check(path, run)
 
 # %% ../../nbs/loop/21_check.ipynb #0cb15af2
+def _first_weights(config):
+    """The first round that a run has weights of."""
+    return config.origin.round if isinstance(config, BranchConfig) else 1
+
+
 def _needed(run):
     """Weights and labels that must be there."""
     if run.table is None:
         return
-    folder, found = run.folder, row_counts(run.table)
+    folder, found, kept_from = run.folder, row_counts(run.table), kept_weights_from(run.folder)
     for arm, last in last_rounds(run.table, run.config).items():
-        voters, rounds = arm_voter_numbers(found, run.config, arm), range(max(1, last - 1), last + 1)
+        first = max(_first_weights(run.config), min(last - 1, kept_from or last))
+        voters, rounds = arm_voter_numbers(found, run.config, arm), range(first, last + 1)
         weights = [folder.round_model(arm, voter, number) for number in rounds for voter in voters]
         labels = [folder.kept_labels(arm, number) for number in range(1, last + 1)]
         for paths in (weights, labels):
@@ -151,10 +166,19 @@ def _needed(run):
                 yield from paths
 
 
+def _repair(run, path):
+    """What puts a file of tensors right: the same command, if the run has still to read it."""
+    place, done = _place_of(path), 0 if run.table is None else int(run.table["round"].max())
+    if "voter" in place and place.get("round", done) < done - 1:
+        return _KEPT
+    return _UNNEEDED if run.ended else _AGAIN
+
+
 def _missing(run):
-    first = "take it from a copy" if run.ended else _AGAIN
-    repair = f"{first}, or name its folder with models_dir or data_dir"
-    return [Finding(path, "missing", repair) for path in _needed(run) if not os.path.lexists(path)]
+    absent = [path for path in _needed(run) if not os.path.lexists(path)]
+    firsts = [_AGAIN if _repair(run, path) == _AGAIN else "take it from a copy" for path in absent]
+    elsewhere = "or name its folder with models_dir or data_dir"
+    return [Finding(path, "missing", f"{how}, {elsewhere}") for path, how in zip(absent, firsts, strict=True)]
 
 # %% ../../nbs/loop/21_check.ipynb #6a6ddf98
 def _own_files(folder):
@@ -175,7 +199,10 @@ def _leftovers(folder):
 # %% ../../nbs/loop/21_check.ipynb #53bb7268
 def _check_bases(run):
     """Base models that are not those that the run began with."""
-    recorded, found = recorded_base_models(run.folder), []
+    recorded = recorded_base_models(run.folder)
+    found: list[Finding] = []
+    if isinstance(run.config, BranchConfig):  # it has none of its own
+        return found
     for voter, digest in enumerate(
         recorded.weights if recorded and not recorded.differing(run.config) else []
     ):
@@ -250,7 +277,7 @@ def check_run(
     run = Run(config, folder, table, stop_when_over)
     own_files = [own for place in folder.own for own in _own_files(place)]
     for own in [own for own in own_files if own.suffix == ".safetensors"]:
-        found += _try(own, _UNNEEDED if run.ended else _AGAIN, _check_tensors, run)[0]
+        found += _try(own, _repair(run, own), _check_tensors, run)[0]
     leftovers = [finding for place in folder.own for finding in _leftovers(place)]
     return found + tables + _missing(run) + _check_bases(run) + leftovers
 

@@ -10,22 +10,31 @@ from collections.abc import Collection
 
 import pandas as pd
 
-from .settings import RunConfig, arm_voters, evaluation_lengths, longest_length, run_name
+from si_nb.loop.settings import (
+    RunConfig,
+    arm_voters,
+    evaluation_lengths,
+    longest_length,
+    run_name,
+    settings_of_round,
+)
 from .voting import KEEP_RULES
 from ..record.table import RUN, TableError
 
 # %% ../../nbs/loop/16_complete.ipynb #6ba8b49e
 def _label_lengths(found, config, rounds):
     """{(arm, round): lengths at which labels are made}."""
-    lengths, longest = {}, longest_length(config)
+    lengths = {}
     raw = [row for row in sorted(found) if row[2] == "label_raw"]
     reached = {(arm, number): length for arm, number, _, _, length in raw}
     for arm, last in rounds.items():
         newest = config.original_digits
         for number in range(1, last + 1):
+            settings = settings_of_round(config, number)
+            longest = longest_length(settings)
             first = min(newest + 1, longest)
             farthest = max(first, reached.get((arm, number), first))
-            newest = min(longest, farthest) if config.accelerated else first
+            newest = min(longest, farthest) if settings.accelerated else first
             lengths[arm, number] = range(first, newest + 1)
     return lengths
 
@@ -78,7 +87,8 @@ def expected_rows(
     newest, expected = _newest_lengths(config, rounds, labelled), set()
     for arm, number in [(arm, number) for arm, last in rounds.items() for number in range(last + 1)]:
         voters, lengths = arm_voter_numbers(found, config, arm), labelled.get((arm, number), range(0))
-        evaluated = evaluation_lengths(config, max(newest[other, number] for other in rounds))
+        farthest = max(newest[other, number] for other in rounds)
+        evaluated = evaluation_lengths(settings_of_round(config, number), farthest)
         asked = (("accuracy", evaluated), ("accuracy_select", [newest[arm, number]]), ("label_raw", lengths))
         rows = [(what, voter, length) for what, each in asked for voter in voters for length in each]
         rows += [(what, -1, length) for what in _kept_quantities(arm) for length in lengths]
@@ -123,15 +133,17 @@ def _check_rows(found, run_id, expected, source):
 
 def _check_counts(counts, run_id, config, rounds, source):
     """Counts that fit the settings and each other."""
-    evaluated = {count[1] for what, count in counts.items() if what[2].startswith("accuracy")}
-    if evaluated != {config.eval_samples}:
+    rounds_made = {number: settings_of_round(config, number) for number in range(max(rounds.values()) + 1)}
+    evaluated = [(what[1], count[1]) for what, count in counts.items() if what[2].startswith("accuracy")]
+    if any(trials != rounds_made[number].eval_samples for number, trials in evaluated):
         what = f"not all accuracies are out of {config.eval_samples} problems"
         raise TableError(f"{source}: not the table of {run_id}: {what}")
     models = {arm: arm_voter_numbers(counts, config, arm) for arm in rounds}
     for (arm, number), lengths in _label_lengths(counts, config, rounds).items():
-        wanted = max(1, config.num_samples // len(lengths))
+        settings = rounds_made[number]
+        wanted = max(1, settings.num_samples // len(lengths))
         for length in lengths:
-            complaint = _wrong_sum(counts, config, models[arm], arm, number, length, wanted)
+            complaint = _wrong_sum(counts, settings, models[arm], arm, number, length, wanted)
             if complaint:
                 where = f"length {length} in round {number} of arm {arm}"
                 raise TableError(f"{source}: {complaint} at {where}; the table was changed or is damaged")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DRIVE', 'RunFolder', 'is_own_file', 'say', 'describe_environment', 'read_facts', 'write_facts', 'make_folders',
-           'locate_run', 'open_run', 'hold_own', 'remove_own_files', 'clear_place', 'recover_table', 'runs_home',
-           'describe_place']
+           'locate_run', 'open_run', 'hold_own', 'keep_weights_from', 'kept_weights_from', 'remove_own_files',
+           'clear_place', 'recover_table', 'runs_home', 'describe_place']
 
 # %% ../../nbs/loop/06_folder.ipynb #7639367c
 import json
@@ -48,7 +48,7 @@ class RunFolder:
 
     path: Path  # the run's own folder
     models: Path  # weights of the base models, which may be others' too
-    rounds: Path  # weights after the last two rounds
+    rounds: Path  # weights after the last two rounds, or after all of them
     data: Path  # kept labels
     base_file: str = "voter_{}.safetensors"  # how a base model's file is called
 
@@ -199,13 +199,23 @@ def make_folders(
             raise ConfigError(f"{path}: cannot be written to ({error.strerror}); {remedy}") from None
 
 # %% ../../nbs/loop/06_folder.ipynb #09af3470
+def _in_short(value):
+    """A setting as an error names it; of the origin of a branch its round and run."""
+    return f"round {value.get('round')} of {value.get('run')}" if isinstance(value, dict) else value
+
+
 def _check_same(config, stored):
     """Refuse the folder of another configuration; damaged settings are written again by open_run."""
     settings = read_facts(stored)
     if settings is None:
         return
-    before, now = {name: settings.get(name) for name in identity(config)}, identity(config)
-    differing = [f"{name} (was {before[name]}, now {now[name]})" for name in now if before[name] != now[name]]
+    now = {"origin": None, **identity(config)}
+    before = {name: settings.get(name) for name in now}
+    differing = [
+        f"{name} (was {_in_short(before[name])}, now {_in_short(now[name])})"
+        for name in now
+        if before[name] != now[name]
+    ]
     if differing:
         what = f"another configuration: {', '.join(differing)}"
         raise ConfigError(f"{stored.parent} belongs to {what}; choose another run_dir")
@@ -273,6 +283,27 @@ def hold_own(
                 check_one()
 
         yield check
+
+# %% ../../nbs/loop/06_folder.ipynb #1c705aac
+def keep_weights_from(
+    folder: RunFolder,  # of a run that has been opened
+    first: int,  # round, from 1
+) -> None:
+    """Write down from which round on a run keeps its weights, unless it says so already.
+
+    Raises: StorageError when it cannot be written.
+    """
+    facts = read_facts(folder.config) or {}
+    if kept_weights_from(folder) is None:
+        write_facts(folder.config, {**facts, "weights_kept_from": first})
+
+
+def kept_weights_from(
+    folder: RunFolder,  # of a run
+) -> int | None:  # None when it keeps those of the last two rounds only
+    """The first round of those whose weights a run keeps."""
+    first = (read_facts(folder.config) or {}).get("weights_kept_from")
+    return first if isinstance(first, int) and first > 0 else None
 
 # %% ../../nbs/loop/06_folder.ipynb #8fbc9bd8
 def remove_own_files(

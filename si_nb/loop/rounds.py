@@ -20,6 +20,8 @@ from .evaluate import best_voter, measure
 from si_nb.loop.folder import (
     RunFolder,
     hold_own,
+    keep_weights_from,
+    kept_weights_from,
     locate_run,
     make_folders,
     open_run,
@@ -30,7 +32,7 @@ from si_nb.loop.folder import (
 from .labels import label_round
 from .memory import check_memory, ran_out_of_memory
 from .progress import start_bar
-from .settings import ConfigError, RunConfig, run_name
+from .settings import BranchConfig, ConfigError, RunConfig, run_name
 from si_nb.loop.store import (
     Store,
     append_table,
@@ -148,6 +150,14 @@ def _stop_arms(machine, store, watch, after_round, start, number):
             del start.models[key]
         watch.expect(0, number + 1, config.si_rounds, going_on.arms_of(start.models))
 
+# %% ../../nbs/loop/15_rounds.ipynb #40e44c14
+def _settle_keeping(store, table):
+    """Whether weights of all rounds are kept: if that is asked for now, or was before."""
+    if store.keep_weights:
+        done = 0 if table is None else int(table["round"].max())
+        keep_weights_from(store.folder, max(1, done - 1))  # what went before has been removed
+    return store._replace(keep_weights=kept_weights_from(store.folder) is not None)
+
 # %% ../../nbs/loop/15_rounds.ipynb #8863f5fe
 def _tell(machine, store, watch, observe, start):
     """Tell who watches what the newest round measured, and what somebody makes of it."""
@@ -166,12 +176,15 @@ def _is_done(machine, store, after_round, skip_si):
     return skip_si or going_on.is_finished(machine.config, store.folder, table, after_round)
 
 
-def _go_on(machine, store, watch, base, after_round, observe, skip_base_model_train, skip_si):
+def _go_on(machine, store, watch, base, asked, stages):
     """Everything that is left to do."""
     config, table = machine.config, recover_table(machine.config, store.folder)
+    (after_round, observe), (skip_base_model_train, skip_si, first_rounds) = asked, stages
     store = store._replace(bases=recorded_base_models(store.folder))
     start = going_on.find_start(machine, store, table) if store.bases and table is not None else None
-    if start is None:
+    if start is None and first_rounds is not None:
+        store, start = first_rounds(machine, store, table)
+    elif start is None:
         store, start = _begin(machine, store, watch, base, table, skip_base_model_train, skip_si)
     if start is None:
         return
@@ -232,6 +245,8 @@ def run_experiment(
     after_round: going_on.AfterRound | None = None,  # says which arms should stop, and why
     observe: Observe | None = None,  # says what is expected of each arm, for who watches
     conclude: Callable[[RunFolder], Conclusion] | None = None,  # says what the mirror gets at the end
+    keep_weights: bool = False,  # of every round; otherwise of the last two, which is what going on needs
+    first_rounds: going_on.FirstRounds | None = None,  # for a BranchConfig: makes what it begins with
 ) -> RunFolder:  # where everything is
     """Run an experiment, or go on with it where it was interrupted.
 
@@ -244,6 +259,8 @@ def run_experiment(
     DivergedError naming the step; StorageError when the disk is full or gone; Interrupted after SIGINT or
     SIGTERM. After each of them the same call goes on.
     """
+    if isinstance(config, BranchConfig) and first_rounds is None:
+        raise ConfigError(f"this run goes on from {config.origin}: begin and resume it with si_nb branch")
     machine = make_machine(config, workers)
     where = (run_dir or runs_home() / run_name(config), models_dir, data_dir, resume)
     check_tracker(wandb, wandb_project, wandb_name)
@@ -257,12 +274,14 @@ def run_experiment(
     make_folders(folder)
     with hold_own(folder) as check, ending_in_order(machine.stop) as received:
         open_run(config, *where)
-        store = Store(folder, run_name(config), check, checkpoint_minutes)
+        store = Store(folder, run_name(config), check, checkpoint_minutes, keep_weights=keep_weights)
+        store = _settle_keeping(store, recover_table(config, folder))
         if _is_done(machine, store, after_round, skip_si):
             return folder
         mirrored = (wandb, wandb_project, wandb_name)
+        asked, stages = (after_round, observe), (skip_base_model_train, skip_si, first_rounds)
         with _in_one_line(received, folder.path):
             base = make_base(config)
             with _watching(machine, base, folder, progress, mirrored, conclude) as watch:
-                _go_on(machine, store, watch, base, after_round, observe, skip_base_model_train, skip_si)
+                _go_on(machine, store, watch, base, asked, stages)
     return folder

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'MODEL_SETTINGS', 'SAME_PROBLEMS', 'BASE_TRAINING_SETTINGS', 'BASE_SETTINGS', 'ConfigError', 'shown',
-           'RunConfig', 'arm_voters', 'longest_length', 'evaluation_lengths', 'make_config', 'identity',
-           'stored_config', 'run_name', 'base_key', 'base_name']
+           'RunConfig', 'arm_voters', 'longest_length', 'evaluation_lengths', 'make_config', 'Origin', 'BranchConfig',
+           'settings_of_round', 'identity', 'stored_config', 'run_name', 'base_key', 'base_name']
 
 # %% ../../nbs/loop/01_settings.ipynb #00847920
 import hashlib
@@ -57,7 +57,7 @@ _TYPES: dict[type, tuple[type, ...]] = {
 
 def _check_types(config):
     """Every setting must be of the type of its default."""
-    for setting in fields(config):
+    for setting in fields(RunConfig):
         value, kind = getattr(config, setting.name), type(setting.default)
         if not isinstance(value, _TYPES[kind]) or isinstance(value, bool) != (kind is bool):
             raise ConfigError(f"{setting.name} is {shown(value)}: it must be of type {kind.__name__}")
@@ -104,7 +104,7 @@ def _check_range(name, value, bounds):
 
 def _check_sizes(config):
     """Numbers that must lie in a range, and those that must fit each other."""
-    for setting in fields(config):
+    for setting in fields(RunConfig):
         _check_range(setting.name, getattr(config, setting.name), setting.metadata)
     if any(KEEP_RULES[method].vote for method in config.si_method) and config.voters < 2:
         raise ConfigError("voters is 1: a majority vote needs at least 2")
@@ -267,6 +267,62 @@ def make_config(
         raise ConfigError(f"{names}: no such setting; see the fields of RunConfig")
     return RunConfig(**{**PRESETS.get(preset or "", {}), **settings})
 
+# %% ../../nbs/loop/01_settings.ipynb #25f7f0e9
+@dataclass(frozen=True)
+class Origin:
+    """The stored round that a run goes on from.
+
+    Raises: ConfigError when a part cannot be.
+    """
+
+    run: str  # name of the run that it came from
+    round: int  # the last one that was taken over, from 1
+    settings: dict  # of that run, JSON types
+    weights: dict  # arm/voter -> digest of the weights after that round
+    labels: dict  # arm -> digest of its labels of all rounds up to that one
+
+    def __post_init__(self):
+        kinds = {"run": str, "round": int, "settings": dict, "weights": dict, "labels": dict}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise ConfigError(
+                    f"origin: {name} is {shown(getattr(self, name))}, not of type {kind.__name__}"
+                )
+
+    def __str__(self):
+        return f"round {self.round} of {self.run}"
+
+# %% ../../nbs/loop/01_settings.ipynb #0c60b058
+@dataclass(frozen=True)
+class BranchConfig(RunConfig):
+    """The settings of a run that goes on from a stored round of another one.
+
+    Raises: ConfigError as RunConfig does, or when no round is left after the stored one.
+    """
+
+    origin: Origin = field(kw_only=True)  # the round that it goes on from
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 1 <= self.origin.round < self.si_rounds:
+            remedy = f"give a larger si_rounds than {self.origin.round}, or branch from an earlier round"
+            raise ConfigError(f"si_rounds is {self.si_rounds}: no round follows {self.origin}; {remedy}")
+
+    @property
+    def base_voters(self) -> int:
+        """Base models that the run had in the beginning."""
+        return settings_of_round(self, 0).base_voters
+
+
+def settings_of_round(
+    config: RunConfig,  # any configuration
+    round_number: int,  # 0 is the base
+) -> RunConfig:  # another one than given before the rounds of a branch
+    """The settings that a round of a run was made with."""
+    while isinstance(config, BranchConfig) and round_number <= config.origin.round:
+        config = stored_config({**config.origin.settings, "device": config.device})
+    return config
+
 # %% ../../nbs/loop/01_settings.ipynb #e8102206
 def identity(
     config: RunConfig,  # any configuration
@@ -285,7 +341,10 @@ def stored_config(
     Raises: KeyError when a setting is missing, TypeError or ConfigError when one cannot be.
     """
     settings = {setting.name: facts[setting.name] for setting in fields(RunConfig)}
-    return RunConfig(**{**settings, "si_method": tuple(settings["si_method"])})
+    settings["si_method"] = tuple(settings["si_method"])
+    if "origin" in facts:
+        return BranchConfig(**settings, origin=Origin(**facts["origin"]))
+    return RunConfig(**settings)
 
 # %% ../../nbs/loop/01_settings.ipynb #ee04f2ff
 def run_name(

@@ -39,6 +39,7 @@ class Store(NamedTuple):
     check: Callable[[], object]  # raises LockedError when the folder is no longer this process's
     checkpoint_minutes: float  # between checkpoints of a training
     bases: BaseModels | None = None  # whose base models it starts from, as soon as that is known
+    keep_weights: bool = False  # those of all rounds, not only of the last two
 
     @property
     def whose(self) -> dict[str, str]:
@@ -150,7 +151,9 @@ def forget_weights(
     store: Store,  # where
     rounds: dict[str, int],  # arm -> last round to forget
 ) -> None:
-    """Remove weights that are no longer needed to go on."""
+    """Remove weights that are no longer needed to go on, unless the run keeps them all."""
+    if store.keep_weights:
+        return
     for arm, last in rounds.items():
         for path in store.folder.rounds.glob(f"{arm}_voter_*_round_*.safetensors"):
             if is_own_file(path.name) and int(path.stem.rpartition("_")[2]) <= last:
