@@ -17,7 +17,7 @@ from .bases import record_base_models, recorded_base_models
 from .checkpoints import if_whole, weights_digest
 from .folder import RunFolder, read_facts
 from .labels import RoundLabels
-from .resume import FirstRounds, cut_after, find_start, start_after
+from .resume import cut_after, find_start, start_after
 from .rounds import run_experiment
 from si_nb.loop.settings import (
     SAME_PROBLEMS,
