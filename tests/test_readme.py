@@ -50,7 +50,7 @@ def test_shell_examples_run_in_order(user_folder, monkeypatch, capsys):
     lines = [shlex.split(line, comments=True) for line in block.splitlines()]
     assert len(lines) == 9 and all(line[0] == "si_nb" for line in lines)
     fewer = [word for name, value in FEWER.items() for word in (f"--{name}", str(value))]
-    runs = [[*line, *fewer] if line[1] == "run" else line for line in lines]
+    runs = [[*line[:2], *fewer, *line[2:]] if line[1] == "run" else line for line in lines]
     said = [run([sys.executable, "-m", *line], user_folder) for line in runs]
     assert (
         "no law" in said[0] or "collapse" in said[0]
