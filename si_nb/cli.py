@@ -746,12 +746,9 @@ def check_command(
 ) -> int:  # exit code: 1 if something is wrong
     """Check the files of a run, a sweep or a folder of them."""
     from si_nb.loop.check import check_folder, print_findings
-    from si_nb.loop.settings import ConfigError
 
-    try:
+    with _own_errors():
         found, count = check_folder(args.folder, args.models_dir, args.data_dir)
-    except ConfigError as error:
-        raise CommandError(str(error)) from None
     print_findings(found, count)
     return int(len(found) > 0)
 

@@ -23,6 +23,7 @@ from .complete import arm_voter_numbers, check_complete, last_rounds, row_counts
 from .folder import RunFolder, is_own_file, kept_weights_from, locate_run
 from .grid import SweepError, read_grid
 from .jobs import run_status, sweep_run
+from .resume import first_round
 from si_nb.loop.settings import (
     BASE_SETTINGS,
     BranchConfig,
@@ -146,18 +147,13 @@ def _check_tensors(path, run):
     check(path, run)
 
 # %% ../../nbs/loop/21_check.ipynb #0cb15af2
-def _first_weights(config):
-    """The first round that a run has weights of."""
-    return config.origin.round if isinstance(config, BranchConfig) else 1
-
-
 def _needed(run):
     """Weights and labels that must be there."""
     if run.table is None:
         return
     folder, found, kept_from = run.folder, row_counts(run.table), kept_weights_from(run.folder)
     for arm, last in last_rounds(run.table, run.config).items():
-        first = max(_first_weights(run.config), min(last - 1, kept_from or last))
+        first = max(first_round(run.config), min(last - 1, kept_from or last))
         voters, rounds = arm_voter_numbers(found, run.config, arm), range(first, last + 1)
         weights = [folder.round_model(arm, voter, number) for number in rounds for voter in voters]
         labels = [folder.kept_labels(arm, number) for number in range(1, last + 1)]
