@@ -253,7 +253,6 @@ def many_rounds(folder, changes):
 def be_nursery():
     """Fork a child for each order on the standard input, or wait for one."""
     os.fsync = lambda descriptor: None  # nothing here is about power cuts, and this is quicker
-    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])  # imports what not every child shall import again
     print(os.getpid(), flush=True)
     for line in sys.stdin:
         order = json.loads(line)

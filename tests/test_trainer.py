@@ -1,10 +1,14 @@
 """The trainer: schedule, batches, loss and precision, and that a seed decides every bit."""
 
 import math
+import sys
+from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from conftest import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +19,7 @@ from si_nb.model.trainer import (
     DivergedError,
     Mixture,
     TrainConfig,
+    _AdamW,
     autocast,
     choose_device,
     choose_precision,
@@ -244,17 +249,80 @@ def test_matrices_decay_and_vectors_do_not():
     """Weight decay shrinks matrices by learning rate times weight decay in a step,
     and leaves gains and biases alone.
     """
-    from si_nb.model.trainer import _optimizer
-
     model = new_model(bias=True)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    _optimizer(model, TrainConfig(1, 0, 0, learning_rate=0.01, weight_decay=0.1)).step()
+    _AdamW(model, TrainConfig(1, 0, 0, learning_rate=0.01, weight_decay=0.1)).step()
     for name, parameter in model.named_parameters():
         assert torch.allclose(
             parameter, before[name] * (1 - 0.001 * (parameter.dim() > 1)), rtol=1e-6, atol=0
         ), name
+
+
+def test_a_step_is_that_of_the_class_of_torch():
+    """The same gradients at changing rates move weights and running means as the class does, bit for bit."""
+    config, draw = TrainConfig(1, 0, 0, weight_decay=0.1), torch.Generator().manual_seed(0)
+    ours, theirs = new_model(bias=True), new_model(bias=True)
+    groups = [
+        {"params": [p for p in theirs.parameters() if (p.dim() > 1) == matrices], "weight_decay": decay}
+        for matrices, decay in ((True, config.weight_decay), (False, 0.0))
+    ]
+    usual = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
+    optimizer = _AdamW(ours, config)
+    for step in range(20):
+        for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            mine.grad = torch.randn(mine.shape, generator=draw) * 10 ** (step % 7 - 4)
+            other.grad = mine.grad.clone()
+        optimizer.learning_rate = usual.param_groups[0]["lr"] = usual.param_groups[1]["lr"] = 0.01 / (
+            step + 1
+        )
+        optimizer.step()
+        usual.step()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    for index, moments in usual.state_dict()["state"].items():
+        assert all(torch.equal(tensor, moments[name]) for name, tensor in optimizer.moments()[index].items())
+
+
+def test_training_imports_no_compiler():
+    """Nothing is compiled, so nobody waits for torch's compiler to be imported."""
+    code = """
+import sys
+import numpy as np, torch
+from si_nb.model.gpt import GPT, ModelConfig
+from si_nb.model.trainer import Mixture, TrainConfig, train
+model = GPT(ModelConfig(n_layer=1, n_head=1, n_embd=16), torch.Generator().manual_seed(0))
+data = Mixture([np.ones((4, 3), dtype=np.uint8)], [1], torch.device("cpu"))
+train(model, data, TrainConfig(2, 0, 0, 4), np.random.default_rng(0))
+assert "torch._dynamo" not in sys.modules
+"""
+    run(sys.executable, "-c", code)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_low_precision_learns_on_a_cpu_too(precision, monkeypatch):
+    """The paths of newer and of older GPUs, the second with a loss scale, learn what fp32 learns.
+
+    They run here on the CPU; a first scale that is far too large is lowered, and costs steps, not weights.
+    """
+    monkeypatch.setattr(si_nb.model.trainer, "choose_precision", lambda device: precision)
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**30))
+    model, states = new_model(), []
+    rows = encode([f"{digit}{digit}={digit}{digit}$" for digit in range(4)])
+    loss = train(
+        model,
+        Mixture([rows], [1], CPU),
+        TrainConfig(150, 5, 30, 32, 5e-3, loss_on="answer"),
+        np.random.default_rng(0),
+        after_step=lambda capture: states.append(capture()),
+    )
+    assert loss < 0.1 and {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    scales = [state.facts["scaler"].get("scale") for state in states]
+    lost = sum(after < before for before, after in pairwise([2.0**30, *filter(None, scales)]))
+    assert (lost > 0) == (precision is torch.float16)
+    assert states[-1].tensors["optimizer.0.step"] == 150 - lost
 
 
 def test_divergence_is_an_error():

@@ -24,11 +24,7 @@ from typing import Any
 from .grid import SweepError
 
 # %% ../../nbs/loop/18_executors.ipynb #3a7b8732
-_PRELOADED = [
-    "__main__",
-    "si_nb.loop.rounds",
-    "torch._dynamo",
-]  # a second saved when the first optimiser is made
+_PRELOADED = ["__main__", "si_nb.loop.rounds"]
 
 
 def _end_with_parent():

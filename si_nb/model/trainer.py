@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.optim.adamw import adamw
 
 from .gpt import GPT, Packing
 from ..problems.tokenizer import EQUALS, PAD
@@ -180,22 +181,56 @@ def _parts(tokens, packing):
     ]
 
 # %% ../../nbs/model/02_trainer.ipynb #5aafe923
-def _optimizer(model, config):
-    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True
-    )
+class _AdamW:
+    """AdamW by torch's own kernel; `torch.optim.AdamW` imports torch's compiler first, seconds in every process."""
 
+    def __init__(self, model, config):
+        self.config, self.learning_rate = config, config.learning_rate
+        matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+        vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+        self.param_groups = [self._group(matrices, config.weight_decay), self._group(vectors, 0.0)]
 
+    def _group(self, parameters, weight_decay):
+        """Parameters that decay alike, with their steps done and running means."""
+        return {
+            "params": parameters,
+            "weight_decay": weight_decay,
+            "step": [torch.zeros((), device=parameter.device) for parameter in parameters],
+            "exp_avg": [torch.zeros_like(parameter) for parameter in parameters],
+            "exp_avg_sq": [torch.zeros_like(parameter) for parameter in parameters],
+        }
+
+    def moments(self):
+        """For each parameter, matrices first: its steps and running means by their names in a file."""
+        names = ("step", "exp_avg", "exp_avg_sq")
+        columns = [zip(*(group[name] for name in names), strict=True) for group in self.param_groups]
+        return [dict(zip(names, row, strict=True)) for rows in columns for row in rows]
+
+    @torch.no_grad()
+    def step(self):
+        """Change the parameters by their gradients."""
+        for group in self.param_groups:
+            adamw(
+                group["params"],
+                [parameter.grad for parameter in group["params"]],
+                group["exp_avg"],
+                group["exp_avg_sq"],
+                [],
+                group["step"],
+                fused=True,
+                amsgrad=False,
+                beta1=self.config.beta1,
+                beta2=self.config.beta2,
+                lr=self.learning_rate,
+                weight_decay=group["weight_decay"],
+                eps=self.config.epsilon,
+                maximize=False,
+            )
+
+# %% ../../nbs/model/02_trainer.ipynb #cff448c4
 def _step(model, tokens, packing, config, optimizer, scaler, rate):
     """One optimiser step; the loss and the gradient norm before it, still on the device."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    optimizer.learning_rate = rate
     parts = [(part, own, next_tokens(part, own, config.loss_on)) for part, own in _parts(tokens, packing)]
     counted = torch.stack([(targets != PAD).sum() for *_, targets in parts]).sum()
     loss = torch.zeros((), device=tokens.device)
@@ -208,7 +243,7 @@ def _step(model, tokens, packing, config, optimizer, scaler, rate):
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
     scaler.step(optimizer)
     scaler.update()
-    optimizer.zero_grad(set_to_none=True)
+    model.zero_grad(set_to_none=True)
     return loss, norm.detach()
 
 # %% ../../nbs/model/02_trainer.ipynb #b6fddab9
@@ -229,7 +264,7 @@ class _Progress(NamedTuple):
 
 def _capture(model, optimizer, scaler, rng, device, progress):
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    for index, moments in optimizer.state_dict()["state"].items():
+    for index, moments in enumerate(optimizer.moments()):
         tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
     tensors |= {"loss": progress.loss, "random": torch.get_rng_state()}
     if device.type == "cuda":
@@ -249,12 +284,9 @@ def _restore(state, model, optimizer, scaler, rng, device):
     model.load_state_dict(
         {name[len("model.") :]: tensor for name, tensor in tensors.items() if name.startswith("model.")}
     )
-    moments: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            moments.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    for index, moments in enumerate(optimizer.moments()):
+        for name, tensor in moments.items():
+            tensor.copy_(tensors[f"optimizer.{index}.{name}"])
     scaler.load_state_dict(facts["scaler"])
     rng.bit_generator.state = facts["generator"]
     if model.config.dropout > 0:
@@ -296,7 +328,7 @@ def train(
     Raises: DivergedError naming the step at which loss or gradient stopped being finite.
     """
     device, mean = mixture.device, math.nan
-    optimizer = _optimizer(model, config)
+    optimizer = _AdamW(model, config)
     scaler = torch.amp.GradScaler(device.type, enabled=choose_precision(device) is torch.float16)
     model.train()
     progress = _Progress(torch.zeros((), device=device), 0, 0)
