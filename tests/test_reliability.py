@@ -425,11 +425,11 @@ def kill_at_random(nursery, place, kills, flush):
     return phases
 
 
-def test_20_kills_change_nothing(nursery, tmp_path):
-    """Killed at 20 random moments and started again each time, runs end in the same table,
+def test_12_kills_change_nothing(nursery, tmp_path):
+    """Killed at 12 random moments and started again each time, runs end in the same table,
     labels and weights.
     """
-    assert len(kill_at_random(nursery, tmp_path, 20, flush=False)) >= 2
+    assert len(kill_at_random(nursery, tmp_path, 12, flush=False)) >= 2
 
 
 @pytest.mark.slow(reason="200 kills take minutes")
@@ -1641,7 +1641,7 @@ def test_the_table_can_always_be_read(tmp_path, without_flushing):
     reader = threading.Thread(target=read)
     reader.start()
     try:
-        go(run, **long_run(25))
+        go(run, **long_run(12))
     finally:
         done.set()
         reader.join()

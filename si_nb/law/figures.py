@@ -14,8 +14,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.image import imsave
 from matplotlib.patheffects import withStroke
 
 from .forecasters import check_threshold, collapse_round
@@ -75,7 +77,10 @@ class Picture(Figure):
         """The figure as the content of a PNG file."""
         buffer = BytesIO()
         with style():
-            self.savefig(buffer, format="png")
+            self.set_dpi(STYLE["savefig.dpi"])
+            drawn = FigureCanvasAgg(self)
+            drawn.draw()  # once; `savefig` would place everything in a first drawing of its own
+            imsave(buffer, drawn.buffer_rgba(), format="png", dpi=self.dpi)
         return buffer.getvalue()
 
 # %% ../../nbs/law/10_figures.ipynb #db0079c2

@@ -18,10 +18,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, logit
-from scipy.stats import betabinom
 
 from .length_curves import horizons
-from .round_curves import FOREVER, LawError
+from .round_curves import FOREVER, LawError, log_likelihood
 from ..record.table import RUN, results_folder, trajectory
 
 # %% ../../nbs/law/02_horizon.ipynb #a2087a53
@@ -197,11 +196,10 @@ class Link:
 # %% ../../nbs/law/02_horizon.ipynb #b8a83f8f
 def _scatter(rate, successes, trials, use):
     """Beta-binomial correlation of counts about rates, by maximum likelihood."""
-    rate, s, n = np.clip(rate, 1e-6, 1 - 1e-6)[use], successes[use], trials[use]
+    hazard, s, n = -np.log(np.clip(rate, 1e-6, 1 - 1e-6))[use], successes[use], trials[use]
 
     def minus(x):
-        size = np.exp(-x) - 1
-        return -betabinom.logpmf(s, n, rate * size, (1 - rate) * size).sum()
+        return -log_likelihood(hazard, s, n, np.exp(x)).sum()
 
     return float(np.exp(minimize_scalar(minus, bounds=(-9, -1), method="bounded").x))
 
