@@ -186,8 +186,9 @@ class _AdamW:
 
     def __init__(self, model, config):
         self.config, self.learning_rate = config, config.learning_rate
-        matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-        vectors = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
+        self.parameters = list(model.parameters())  # found once, not in every step
+        matrices = [parameter for parameter in self.parameters if parameter.dim() > 1]
+        vectors = [parameter for parameter in self.parameters if parameter.dim() <= 1]
         self.param_groups = [self._group(matrices, config.weight_decay), self._group(vectors, 0.0)]
 
     def _group(self, parameters, weight_decay):
@@ -240,10 +241,11 @@ def _step(model, tokens, packing, config, optimizer, scaler, rate):
         scaler.scale(share).backward()
         loss += share.detach()
     scaler.unscale_(optimizer)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+    norm = torch.nn.utils.clip_grad_norm_(optimizer.parameters, config.gradient_clip)
     scaler.step(optimizer)
     scaler.update()
-    model.zero_grad(set_to_none=True)
+    for parameter in optimizer.parameters:
+        parameter.grad = None
     return loss, norm.detach()
 
 # %% ../../nbs/model/02_trainer.ipynb #b6fddab9
