@@ -182,7 +182,7 @@ def _parts(tokens, packing):
 
 # %% ../../nbs/model/02_trainer.ipynb #5aafe923
 class _AdamW:
-    """AdamW by torch's own kernel; `torch.optim.AdamW` imports torch's compiler first, seconds in every process."""
+    """AdamW by torch's own kernel, without the import of a compiler."""
 
     def __init__(self, model, config):
         self.config, self.learning_rate = config, config.learning_rate
