@@ -1,6 +1,6 @@
-"""Draws the picture of a whole run that README shows, from the committed run in results/copy/seed0.
+"""Draws the picture of a whole run that README shows, from the committed run in results/quick/seed0.
 
-`python docs/picture.py` writes docs/run.png; `si_nb figures results/copy/seed0` draws the same as map.png.
+`python docs/picture.py` writes docs/run.png; `si_nb figures results/quick/seed0` draws the same as map.png.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from si_nb.record.table import read_table
 
 def draw() -> bytes:
     """The picture, as the content of a PNG file."""
-    return map_figure(read_table(ROOT / "results" / "copy" / "seed0")).png()
+    return map_figure(read_table(ROOT / "results" / "quick" / "seed0")).png()
 
 
 if __name__ == "__main__":

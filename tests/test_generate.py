@@ -97,15 +97,35 @@ def test_exact_match_is_decoding(trained, batch_size):
     assert decoded_items < 0.05 * 2 * ITEMS * len(LENGTHS)  # the point of it is not to decode
 
 
-def test_exact_match_is_decoding_in_low_precision(trained):
-    """The same in bfloat16, where rounding is coarse and many more items have to be decoded."""
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_low_precision_decides_as_plain_decoding_does(trained, precision):
+    """Accuracy in one pass and drafted answers are those of decoding in the precisions of GPUs too,
+    where rounding is coarse and many more near-ties have to be decoded.
+    """
     task, model = trained
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=precision):
         for length in (2, 4):
             problems = problems_of(task, length, 200)
             right, _ = exact_match(model, problems)
             answers = generate(model, problems.prompts, problems.answers.shape[1])
-            assert (right == is_right(answers, problems.answers)).all()
+            drafted = generate(model, problems.prompts, problems.answers.shape[1], drafts=problems.answers)
+            assert (right == is_right(answers, problems.answers)).all() and (drafted == answers).all()
+
+
+def test_reading_stays_on_the_models_device(monkeypatch):
+    """A model that is not on the CPU makes its cache, choices and stops where it is: shown by tensors
+    without data, whose every mix with the CPU's is an error.
+    """
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)  # there is none for such tensors
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=16), torch.Generator()).to("meta")
+    prompts, answers = np.ones((3, 4), dtype=np.uint8), np.ones((3, 5), dtype=np.uint8)
+    cache = si_nb.model.generate._make_cache(model, 3, 9)
+    chosen, close = si_nb.model.generate._read(model, prompts, answers, cache)
+    stop = si_nb.model.generate._follow(torch.ones_like(chosen), chosen)
+    assert {chosen.device.type, close.device.type, stop.device.type} == {"meta"}
+    assert chosen.shape == (3, 6) and stop.shape == (3,)
+    with pytest.raises(RuntimeError, match="device"):
+        model(torch.ones(3, 4, dtype=torch.int64), si_nb.model.generate._make_cache(model, 3, 9))
 
 
 def test_near_ties_are_decoded(trained, monkeypatch):

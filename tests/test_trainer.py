@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import si_nb.model.trainer
-from si_nb.model.gpt import GPT, ModelConfig
+from si_nb.model.gpt import GPT, ModelConfig, Packing
 from si_nb.model.trainer import (
     DeviceError,
     DivergedError,
@@ -323,6 +323,26 @@ def test_low_precision_learns_on_a_cpu_too(precision, monkeypatch):
     lost = sum(after < before for before, after in pairwise([2.0**30, *filter(None, scales)]))
     assert (lost > 0) == (precision is torch.float16)
     assert states[-1].tensors["optimizer.0.step"] == 150 - lost
+
+
+@pytest.mark.parametrize("loss_on", ["all", "answer"])
+def test_a_step_stays_on_the_models_device(loss_on):
+    """Everything that a step makes lies where the model is: shown by tensors without data,
+    whose every mix with the CPU's is an error.
+    """
+    rows, device = encode(["12=12$", "1=1$"]), torch.device("meta")
+    tokens = torch.as_tensor(rows).long().to(device)
+    real = torch.as_tensor((rows != PAD)[:, 1:].flatten().nonzero()[0])
+    model, scaler = new_model().to(device), torch.amp.GradScaler("cpu", enabled=False)
+    config = TrainConfig(1, 0, 0, loss_on=loss_on)
+    optimizer, shape = _AdamW(model, config), (len(rows), rows.shape[1] - 1)
+    for tensor in si_nb.model.trainer._step(
+        model, tokens, Packing(real.to(device), *shape), config, optimizer, scaler, 1e-3
+    ):
+        assert tensor.device == device
+    assert {tensor.device for moments in optimizer.moments() for tensor in moments.values()} == {device}
+    with pytest.raises(RuntimeError, match="device"):
+        si_nb.model.trainer._step(model, tokens, Packing(real, *shape), config, optimizer, scaler, 1e-3)
 
 
 def test_divergence_is_an_error():
