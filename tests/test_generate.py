@@ -125,7 +125,7 @@ def test_reading_stays_on_the_models_device(monkeypatch):
     assert {chosen.device.type, close.device.type, stop.device.type} == {"meta"}
     assert chosen.shape == (3, 6) and stop.shape == (3,)
     with pytest.raises(RuntimeError, match="device"):
-        model(torch.ones(3, 4, dtype=torch.int64), si_nb.model.generate._make_cache(model, 3, 9))
+        si_nb.model.generate._follow(torch.ones(chosen.shape, dtype=torch.int64), chosen)
 
 
 def test_near_ties_are_decoded(trained, monkeypatch):
