@@ -68,7 +68,7 @@ def add_config_flags(
         flag = f"--{setting.name}"
         text = f"{setting.metadata['help']} (default: {default or setting.default})".replace("%", "%%")
         if setting.type is bool:
-            parser.add_argument(flag, action="store_true", default=None, help=text)
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
         else:
             kind = keep_rule_names if setting.name == "si_method" else setting.type
             shown = getattr(setting.type, "__name__", "name").upper()

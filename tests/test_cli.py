@@ -249,6 +249,14 @@ def test_arms_that_end_apart_are_reported(ends, monkeypatch, run_dir, tmp_path, 
         assert "--stop_before_collapse" in refused(command, capsys)
 
 
+def test_a_switch_can_be_turned_off():
+    """A branch of a run with a switch on may turn it off; a switch that is not named stays as it is."""
+    parse = si_nb.cli.make_parser("branch").parse_args
+    for flags, given in (([], {}), (["--bias"], {"bias": True}), (["--no-bias"], {"bias": False})):
+        words = ["branch", "runs/first", "--round", "1", "--run_dir", "runs/second", *flags]
+        assert si_nb.cli._given_settings(parse(words)) == given
+
+
 def test_another_configuration_is_refused(run_dir, capsys):
     """A folder that holds another experiment is named with the setting that differs, and stays as it is."""
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*") if path.is_file()}
