@@ -101,6 +101,51 @@ def _has_cuda(item):
     return torch.cuda.is_available()
 
 
+def _train_short(name):
+    """Base data of a task, and the weights of a model that has learned its short problems only."""
+    import numpy as np
+    import torch
+
+    from si_nb.model.gpt import GPT, ModelConfig
+    from si_nb.model.trainer import Mixture, TrainConfig, train
+    from si_nb.problems.tasks import TASKS, make_base_data
+
+    longest, steps = (
+        (3, 400) if TASKS[name].operands == 1 else (2, 800)
+    )  # adding is harder than moving digits
+    base = make_base_data(TASKS[name], longest, 10_000, np.random.default_rng(0))
+    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=64), torch.Generator().manual_seed(0))
+    config = TrainConfig(steps, 20, steps // 5, 64, 3e-3, loss_on="answer")
+    train(model, Mixture([base], [1], torch.device("cpu")), config, np.random.default_rng(0))
+    return {"base": torch.from_numpy(base), **model.state_dict()}
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory):
+    """Gives the base data and a trained model of a task; all processes share one training."""
+    home = tmp_path_factory.getbasetemp()
+    home = home.parent if "PYTEST_XDIST_WORKER" in os.environ else home
+
+    def load(name):
+        import torch
+        from filelock import FileLock
+        from safetensors.torch import load_file, save_file
+
+        from si_nb.model.gpt import GPT, ModelConfig
+
+        path = home / f"learned_{name}.safetensors"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                save_file(_train_short(name), path)
+        weights = load_file(path)
+        base = weights.pop("base").numpy()
+        model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=64), torch.Generator())
+        model.load_state_dict(weights)
+        return base, model.eval()
+
+    return load
+
+
 @pytest.fixture(scope="session")
 def distributions(tmp_path_factory):
     """Folder with the sdist and the wheel made from it,

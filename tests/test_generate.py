@@ -9,8 +9,7 @@ import torch
 import si_nb.model.generate
 from si_nb.model.generate import exact_match, generate
 from si_nb.model.gpt import GPT, ModelConfig
-from si_nb.model.trainer import Mixture, TrainConfig, train
-from si_nb.problems.tasks import TASKS, is_right, make_base_data, make_problems
+from si_nb.problems.tasks import TASKS, is_right, make_problems
 from si_nb.problems.tokenizer import END, PAD
 
 CPU = torch.device("cpu")
@@ -22,15 +21,9 @@ LEARNED = ("copy", "reverse", "reverse_addition")
 
 
 @pytest.fixture(scope="module", params=LEARNED)
-def trained(request):
+def trained(request, learned):
     """A task and a model that is good at its short problems and bad at longer ones."""
-    task = TASKS[request.param]
-    longest, steps = (3, 400) if task.operands == 1 else (2, 800)  # adding is harder than moving digits
-    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=64), torch.Generator().manual_seed(0))
-    base = make_base_data(task, longest, 10_000, np.random.default_rng(0))
-    config = TrainConfig(steps, 20, steps // 5, 64, 3e-3, loss_on="answer")
-    train(model, Mixture([base], [1], CPU), config, np.random.default_rng(0))
-    return task, model
+    return TASKS[request.param], learned(request.param)[1]
 
 
 def problems_of(task, length, items=ITEMS):

@@ -44,17 +44,12 @@ def new_model(seed=0):
 
 
 @pytest.fixture(scope="module", params=LEARNED)
-def trained(request):
+def trained(request, learned):
     """A task, its base data, and two voters that are good at short problems and bad at longer ones."""
-    task = TASKS[request.param]
-    longest, steps = (3, 250) if task.operands == 1 else (2, 500)  # adding is harder than moving digits
-    base, models = make_base_data(task, longest, 5_000, np.random.default_rng(0)), [new_model(), new_model()]
-    mixture = Mixture([base], [1], CPU)
-    config = TrainConfig(steps, 20, steps // 5, 64, 3e-3, loss_on="answer")
-    train(models[0], mixture, config, np.random.default_rng(0))
-    models[1].load_state_dict(models[0].state_dict())
-    train(models[1], mixture, TrainConfig(40, 0, 0, 64, 3e-3, loss_on="answer"), np.random.default_rng(1))
-    return task, base, models
+    (base, one), (_, other) = learned(request.param), learned(request.param)
+    config = TrainConfig(40, 0, 0, 64, 3e-3, loss_on="answer")
+    train(other, Mixture([base], [1], CPU), config, np.random.default_rng(1))
+    return TASKS[request.param], base, [one, other]
 
 
 def texts_of(task, length, items=ITEMS):
