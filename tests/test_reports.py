@@ -387,6 +387,17 @@ def test_settings_that_only_the_seed_tells_apart_change_nothing():
     assert law_report(runs, resamples=20, settings=settings) == law_report(runs, resamples=20)
 
 
+def test_runs_that_differ_in_their_seed_are_fitted_together():
+    """What a run notes of its own base models is no setting: seeds in their own folders are one arm."""
+    quick = results_folder() / "quick"
+    report = law_report(read_table(quick), 4, settings=read_settings(quick))
+    assert {name: arm["arm"] for name, arm in report["arms"].items()} == {
+        "none": "none",
+        "mv_length": "mv_length",
+    }
+    assert all(len(arm["measured"]) == 3 for arm in report["arms"].values())
+
+
 def test_settings_of_a_sweep_and_of_a_run_folder(tmp_path):
     sweep = read_settings(results_folder() / "sweep")
     assert len(sweep) == 277 and not {"seconds", "status", "groups", "reason"} & set(sweep)

@@ -433,13 +433,24 @@ def _of_a_sweep(file):
     return rows.drop(columns=list(_NO_SETTINGS), errors="ignore")
 
 # %% ../../nbs/record/01_table.ipynb #648d88d6
+def _other_past(given):
+    """How a run's past differs from what its settings say: other base models, a branch of another run."""
+    training, origin = (given.get("base_models") or {}).get("training", {}), given.get("origin") or {}
+    differs = [name for name, value in training.items() if name != "seed" and value != given.get(name)]
+    other = ", ".join(f"{name} {training[name]}" for name in differs)
+    past = {"base_models": other, "branched": f"after round {origin.get('round')}" if origin else ""}
+    return {name: words for name, words in past.items() if words}
+
+
 def _of_a_run(file, table):
     """Settings of one run, from its config.json, a row for each run_id of its table."""
     given = json.loads(file.read_text())
     words = {
         name: ",".join(map(str, value)) if isinstance(value, list) else str(value)
         for name, value in given.items()
+        if not isinstance(value, dict)
     }
+    words |= _other_past(given)
     return pd.DataFrame([{**words, "run_id": run} for run in _read_file(table)["run_id"].unique()])
 
 # %% ../../nbs/record/01_table.ipynb #ca93b327
