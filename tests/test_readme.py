@@ -97,7 +97,7 @@ def test_python_example_runs(user_folder):
 def test_the_verdict_is_that_of_the_committed_run(user_folder):
     """README shows what the command prints."""
     said = run(
-        [sys.executable, "-m", "si_nb", "law", "results/quick/seed0", "--until_round", "4"], user_folder
+        [sys.executable, "-m", "si_nb", "law", "results/quick/seed0", "--until_round", "3"], user_folder
     )
     shown = next(part for part in TEXT.split("```\n") if part.startswith("copy: collapse"))
     lines = [line.rstrip() for line in said.splitlines()]
