@@ -22,8 +22,8 @@ SECONDS = 300  # limit for one notebook
 TOOLS = [path for path in NOTEBOOKS if path.startswith("nbs/benchmarks/")]  # for developers: not in the wheel
 SHIPPED = [path for path in NOTEBOOKS if path not in TOOLS]
 QUICKSTART, SMALLEST = "nbs/results/quickstart.ipynb", "nbs/record/index.ipynb"
-WHOLE = "make_config(PRESET, seed=SEED)"  # the run of quickstart, which nbdev_test makes in full
-FEWER = WHOLE.replace("=SEED", "=SEED, max_iters=60, si_iter=10, num_samples=100, eval_samples=50")
+WHOLE = "make_config(PRESET, seed=SEED, **SETTINGS)"  # the run of quickstart, which nbdev_test makes in full
+FEWER = WHOLE.replace("**SETTINGS", "max_iters=60, si_iter=10, num_samples=100, eval_samples=50")
 slow = pytest.mark.slow(reason="nbdev_test runs it too; this runs it as on Colab, with the wheel")
 WHICH_PACKAGE = "import si_nb\nassert si_nb.__file__.startswith({site!r}), f'imported {{si_nb.__file__}}'"
 
