@@ -124,11 +124,17 @@ def summarize(
     }
 
 # %% ../../nbs/benchmarks/01_benchmark.ipynb #3c00ac62
+_AS_FIRST = dict(max_iters=3_000, warmup=300, decay=600, batch_size=128, learning_rate=1e-3, loss_on="all")
+_ROUNDS = dict(si_rounds=10, si_iter=150, num_samples=2_000, eval_samples=512)
+
+
 @dataclass(frozen=True)
 class BenchSizes:
     """How much of everything is measured."""
 
-    quick: RunConfig = make_config("quick")  # the experiment that rounds and accuracy are measured on
+    quick: RunConfig = make_config(
+        "quick", **_AS_FIRST, **_ROUNDS
+    )  # the experiment that rounds and accuracy are measured on
     paper: RunConfig = make_config("paper")  # sizes of large data and large steps
     paper_batch: int = 32  # rows of a paper-size step on a CPU; elsewhere it has the paper's own batch
     steps: int = 10  # training steps per turn, of the quick size
