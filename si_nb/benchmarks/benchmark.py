@@ -132,9 +132,7 @@ _ROUNDS = dict(si_rounds=10, si_iter=150, num_samples=2_000, eval_samples=512)
 class BenchSizes:
     """How much of everything is measured."""
 
-    quick: RunConfig = make_config(
-        "quick", **_AS_FIRST, **_ROUNDS
-    )  # the experiment that rounds and accuracy are measured on
+    quick: RunConfig = make_config("quick", **_AS_FIRST, **_ROUNDS)  # of rounds and accuracy
     paper: RunConfig = make_config("paper")  # sizes of large data and large steps
     paper_batch: int = 32  # rows of a paper-size step on a CPU; elsewhere it has the paper's own batch
     steps: int = 10  # training steps per turn, of the quick size
