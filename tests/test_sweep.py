@@ -508,7 +508,7 @@ def longer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("longer")
     path = folder / "grid.toml"
     path.write_text(
-        SETTINGS.replace("si_iter = 4", "si_iter = 40")
+        SETTINGS.replace("si_iter = 4", "si_iter = 100")
         + '[[group]]\nname = "amounts"\ngrid = {num_samples = [20, 21, 22, 23]}\n'
     )
     run_sweep(path, folder / "out", jobs=2)
