@@ -274,9 +274,9 @@ def test_a_step_is_that_of_the_class_of_torch():
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             mine.grad = torch.randn(mine.shape, generator=draw) * 10 ** (step % 7 - 4)
             other.grad = mine.grad.clone()
-        optimizer.learning_rate = usual.param_groups[0]["lr"] = usual.param_groups[1]["lr"] = 0.01 / (
-            step + 1
-        )
+        optimizer.learning_rate = 0.01 / (step + 1)
+        for group in usual.param_groups:
+            group["lr"] = optimizer.learning_rate
         optimizer.step()
         usual.step()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):

@@ -208,7 +208,7 @@ def plan(
 def warm_up(
     device: torch.device,  # where to compute
 ) -> None:
-    """Do an optimiser step with a model of no size, so that later ones are timed without their imports."""
+    """Do an optimiser step with a model of no size, so that later ones are timed without its set-up."""
     model = GPT(
         ModelConfig(block_size=2, n_layer=1, n_head=1, n_embd=2), torch.Generator().manual_seed(0)
     ).to(device)

@@ -225,23 +225,12 @@ _SMALL: dict[str, Any] = {
     "vote_iter_growth": 0,
     "voters": 3,
     "vote_threshold": 1.0,
+    "loss_on": "answer",
 }
 _QUICK = {"original_digits": 8, "si_rounds": 8, "n_embd": 64, "num_samples": 1_000, "eval_samples": 200}
-_QUICK_TRAINING = {
-    "base_samples": 100_000,
-    "batch_size": 64,
-    "learning_rate": 2e-3,
-    "si_iter": 80,
-    "loss_on": "answer",
-}
+_QUICK_TRAINING = {"base_samples": 100_000, "batch_size": 64, "learning_rate": 2e-3, "si_iter": 80}
 _TINY = {"original_digits": 6, "si_rounds": 5, "n_embd": 32, "num_samples": 500, "eval_samples": 200}
-_TINY_TRAINING = {
-    "base_samples": 20_000,
-    "batch_size": 32,
-    "learning_rate": 5e-3,
-    "si_iter": 60,
-    "loss_on": "answer",
-}
+_TINY_TRAINING = {"base_samples": 20_000, "batch_size": 32, "learning_rate": 5e-3, "si_iter": 60}
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {"si_method": ("none", "mv_length")},
     "quick": {**_SMALL, **_QUICK, **_QUICK_TRAINING, "max_iters": 2_000, "decay": 400, "warmup": 200},
