@@ -21,7 +21,11 @@ from si_nb.record.table import QUANTITIES, check_table, error_budget
 
 VALUES = {name: parameter.guess for name, parameter in {**PARAMETERS, **CURVE}.items()}
 SEEN = {name: [value / 8, value * 8] for name, value in MIDDLE.items() if not isinstance(value, str)}
-SEEN |= {"task": ["copy", "reverse", "reverse_addition"], "si_method": list(TRIES)}
+SEEN |= {
+    "task": ["copy", "reverse", "reverse_addition"],
+    "si_method": list(TRIES),
+    "loss_on": ["all", "answer"],
+}
 QUIET = Law(VALUES, np.zeros((len(VALUES), len(VALUES))), dict.fromkeys(SPREADS, 0.0), SEEN, 1, 1, 1)
 NOISY = replace(
     QUIET, spreads=dict.fromkeys(SPREADS, 0.05) | {"round_gain": 0.015, "round_vote": 0.3, "run_vote": 0.3}
@@ -164,6 +168,7 @@ def invented():
         "si_iter": (25, 100, 400),
         "num_samples": (250, 1_000, 4_000),
         "si_method": ("none", "oracle", "mv_length"),
+        "loss_on": ("all", "answer"),
     }
     runs = [{name: generator.choice(levels).item() for name, levels in design.items()} for _ in range(48)]
     made = [
@@ -268,6 +273,7 @@ def test_first_rounds_move_the_forecast():
         {"si_iter": 0},
         {"num_samples": "many"},
         {"n_embd": float("nan")},
+        {"loss_on": "prompt"},
         {"si_method": ["none", "mv"]},
     ],
 )

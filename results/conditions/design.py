@@ -1,6 +1,6 @@
 """Choose the runs of the conditions sweep, beyond those that the grid already holds.
 
-Run as: python results/conditions/design.py --keep 10
+Run as: python results/conditions/design.py
 
 A bundle is one set of base models and three runs from it. Its cell (task, base length, width), the strength
 of its base models and whether there is a vote among its runs are drawn; what is cheap and what lasts is drawn
@@ -10,11 +10,13 @@ where p is the chance of lasting twenty rounds that the law of conditions gives 
 of a logistic model): runs that are sure to die or to last tell little. The determinant of the information
 matrix, divided by the square root of the bundle's expense, is largest (D-optimality, greedily). So every
 beginning of the grid is itself a balanced design. All random numbers come from one seed; the law was the one
-that rests on 248 runs.
+that rests on 279 runs.
 
-The first ten bundles were chosen by earlier versions of this file, which did not ask how likely a run is to
-last: most of their runs died early. They stay, and what they tell counts in the choice of the others (a
-design augmented).
+Bundles up to 40 were chosen by earlier versions of this file: the first ten without asking how likely a run is
+to last, all of them with the loss on all tokens. Few of their runs lasted. Those of which a run has been carried
+out stay, and what they tell counts in the choice of the others (a design augmented). The new ones learn from
+the answers alone, which gives stronger base models for the same number of steps, and mostly start at 12 or 16
+digits.
 """
 
 import argparse
@@ -25,28 +27,29 @@ from math import log
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from si_nb.law.prediction import predict
 from si_nb.loop.sweep import read_grid
 
-TASK_SHARES = {"copy": 0.4, "reverse": 0.45, "reverse_addition": 0.15}
-_LENGTHS, _WIDTHS = {6: 0.25, 8: 0.4, 12: 0.3, 16: 0.05}, {32: 0.55, 64: 0.35, 96: 0.1}  # with their shares
-BASE_LENGTHS = {"copy": _LENGTHS, "reverse": _LENGTHS, "reverse_addition": {5: 0.5, 7: 0.35, 10: 0.15}}
+TASK_SHARES = {"copy": 0.42, "reverse": 0.48, "reverse_addition": 0.1}
+_LENGTHS, _WIDTHS = {6: 0.05, 8: 0.2, 12: 0.35, 16: 0.4}, {32: 0.45, 64: 0.45, 96: 0.1}  # with their shares
+BASE_LENGTHS = {"copy": _LENGTHS, "reverse": _LENGTHS, "reverse_addition": {5: 0.2, 7: 0.4, 10: 0.4}}
 WIDTHS = {"copy": _WIDTHS, "reverse": _WIDTHS, "reverse_addition": {64: 0.6, 96: 0.4}}
 BASE_STEPS = {
-    "copy": (2_500, 5_000, 10_000),
-    "reverse": (2_500, 5_000, 10_000),
+    "copy": (2_000, 4_000, 8_000),
+    "reverse": (2_000, 4_000, 8_000),
     "reverse_addition": (3_000, 6_000, 12_000),
 }
 VOTE_SHARE = 0.55  # of the bundles: a vote needs several base models, the other arms need one
-BASE_STEP_SHARES = (0.1, 0.4, 0.5)  # of the three levels: weak bases die early and tell little
+BASE_STEP_SHARES = (0.2, 0.5, 0.3)  # of the three levels: weak bases die early and tell little
 LEARNING_RATES = {32: 3e-3, 64: 2e-3, 96: 1.5e-3}
 ROUND_STEPS = {25: 0.2, 100: 0.4, 400: 0.4}
 LABELS = {250: 0.25, 1_000: 0.5, 4_000: 0.25}
 VOTES = ((3, 0.6), (3, 1.0), (5, 0.6), (5, 0.8), (5, 1.0))  # three voters cannot tell 0.8 from 1.0
-ARM_SHARES = {"none": 0.25, "oracle": 0.3, "mv": 0.05, "mv_length": 0.4}
+ARM_SHARES = {"none": 0.3, "oracle": 0.2, "mv": 0.05, "mv_length": 0.45}
 MOST_STEP_LABELS = 400 * 1_000  # steps times labels of a round: the costliest corners are left out
-MOST_VOTED = {32: 400 * 1_000, 64: 100 * 1_000, 96: 100 * 250}  # the same where several voters work, by width
+MOST_VOTED = {32: 400 * 1_000, 64: 100 * 1_000, 96: 100 * 1_000}  # the same where several voters work, by width
 SEEDS = tuple(range(6))
 ROUNDS = 22
 LASTING = 20  # rounds
@@ -62,6 +65,7 @@ class Base:
     original_digits: int
     n_embd: int
     max_iters: int
+    loss_on: str
     seed: int
 
 
@@ -99,6 +103,7 @@ def features(base, run):
     vote, oracle = run.si_method.startswith("mv"), run.si_method == "oracle"
     main = [
         1,
+        base.loss_on == "answer",
         base.task == "reverse",
         base.task == "reverse_addition",
         length,
@@ -125,13 +130,14 @@ def features(base, run):
 
 
 def draw_bundle(cell, steps, vote, generator):
-    """Base models and three runs from them, of two arms at least; at most one of five voters."""
+    """Base models and three runs from them, of two arms at least; at most one oracle, at most one of five voters."""
     while True:
         runs = {draw_run(cell[2], generator) for _ in range(3)}
         arms = {run.si_method for run in runs}
         fits = any(arm.startswith("mv") for arm in arms) == vote and sum(run.voters == 5 for run in runs) <= 1
+        fits = fits and sum(run.si_method == "oracle" for run in runs) <= 1
         if fits and len(runs) == 3 and len(arms) > 1:
-            return Base(*cell, steps, int(generator.choice(SEEDS))), tuple(sorted(runs, key=repr))
+            return Base(*cell, steps, "answer", int(generator.choice(SEEDS))), tuple(sorted(runs, key=repr))
 
 
 def voters_of(run):
@@ -172,7 +178,7 @@ def information_of(base, runs):
 def choose(kept, bundles, candidates, seed):
     """Bundles to carry out after those kept, in order, up to a number of all."""
     generator, chosen = np.random.default_rng(seed), list(kept)
-    information = 0.02 * np.eye(len(features(Base("copy", 6, 32, 2_000, 0), Run("none", 25, 250))))
+    information = 0.02 * np.eye(len(features(Base("copy", 6, 32, 2_000, "all", 0), Run("none", 25, 250))))
     information += sum(information_of(base, runs) for base, runs in kept)
     while len(chosen) < bundles:
         task = draw(TASK_SHARES, generator)
@@ -205,37 +211,46 @@ def read_bundles(path):
 def group_text(number, base, runs):
     """Groups of the grid for one bundle: one for each run."""
     learning_rate, heads = LEARNING_RATES[base.n_embd], base.n_embd // 16
-    answer = ', loss_on = "answer"' if base.task == "reverse_addition" else ""
     for letter, run in zip("abc", runs, strict=True):
         yield (
             f'[[group]]\nname = "{number:02d}{letter}"\nseeds = [{base.seed}]\n'
             f'settings = {{ task = "{base.task}", original_digits = {base.original_digits}, '
             f"n_embd = {base.n_embd}, n_head = {heads}, "
-            f"learning_rate = {learning_rate}, max_iters = {base.max_iters}{answer}, "
+            f'learning_rate = {learning_rate}, max_iters = {base.max_iters}, loss_on = "{base.loss_on}", '
             f'si_method = "{run.si_method}", si_iter = {run.si_iter}, num_samples = {run.num_samples}, '
             f"voters = {voters_of(run)}, vote_threshold = {run.vote_threshold}, si_rounds = {ROUNDS} }}\n"
         )
 
 
+def begun(blocks):
+    """Those groups of the grid of whose bundle a run has been carried out, as text, in their order."""
+    runs = pd.read_csv(GRID.with_name("runs.csv"))
+    done = runs.loc[runs["status"] != "unfinished", "groups"].str[:-1]
+    return [block for block in blocks if block.split('"')[1][:-1] in set(done)]
+
+
 def main():
-    """Write the grid anew behind the bundles kept, and print how often each value occurs."""
+    """Write the grid anew behind the bundles begun, and print how often each value occurs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", type=int, required=True, help="bundles at the head of the grid that stay")
-    parser.add_argument("--bundles", type=int, default=43, help="bundles in all")
+    parser.add_argument("--bundles", type=int, default=48, help="bundles in all")
     parser.add_argument("--candidates", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    head, mark, _ = GRID.read_text().partition(f'[[group]]\nname = "{args.keep:02d}a"')
-    kept = read_bundles(GRID)[: args.keep]
+    head, *blocks = GRID.read_text().split("[[group]]\n")
+    GRID.write_text(head + "".join(f"[[group]]\n{block.rstrip()}\n\n" for block in begun(blocks)))
+    kept = read_bundles(GRID)
+    first = 1 + max(int(block.split('"')[1][:-1]) for block in begun(blocks))
     chosen = choose(kept, args.bundles, args.candidates, args.seed)
-    groups = [group_text(number, *bundle) for number, bundle in enumerate(chosen, args.keep)]
-    GRID.write_text(head + "\n".join(text for bundle in groups for text in bundle))
+    groups = [group_text(number, *bundle) for number, bundle in enumerate(chosen, first)]
+    with GRID.open("a") as grid:
+        grid.write("\n".join(text for bundle in groups for text in bundle))
     for name in Base.__dataclass_fields__:
         print(name, dict(Counter(getattr(base, name) for base, _ in kept + chosen)))
     for name in Run.__dataclass_fields__:
         print(name, dict(Counter(getattr(run, name) for _, runs in kept + chosen for run in runs)))
     chances = [lasting(base, run) for base, runs in chosen for run in runs]
     print(f"of the {len(chances)} new runs about {sum(chances):.0f} are expected to last {LASTING} rounds")
+    print(f"expense {sum(expense(*bundle) for bundle in chosen):,.0f}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@ has seen.
 
 Run as: python results/conditions/score.py (needs lifelines and scikit-learn beside si_nb; some minutes)
 
-A condition is a task with a base length, width, base steps and batch. Conditions are dealt into folds;
+A condition is a task with a base length, width, base steps, batch and what the loss is on. Conditions are dealt into folds;
 everything that learns does so on the other folds. Origins are fixed rounds among runs still alive there.
 Writes results/conditions/scores.csv: for each run, origin and forecaster the probability of being alive R
 rounds on and whether it was (only where the run was meant to go so far, so that nothing depends on how it
@@ -31,7 +31,7 @@ from si_nb.law.states import states
 from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import error_budget, trajectory
 
-SWEEPS = ("sweep", "long", "copy", "reverse_addition", "conditions")
+SWEEPS = ("sweep", "long", "copy", "reverse_addition", "quick", "conditions")
 ORIGINS, AHEAD, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), (5, 10, 20), 6, 400, 60
 SETTINGS = (
     "original_digits",
@@ -68,7 +68,8 @@ def features(fate):
             .reindex(columns=sorted(CATEGORIES[column])[1:], fill_value=False)
             .astype(float)
         )
-    return found.assign(ratio=fate["ratio"], steep=fate["steep"])
+    answer = (fate["loss_on"] == "answer").astype(float)
+    return found.assign(answer=answer, ratio=fate["ratio"], steep=fate["steep"])
 
 
 KINDS = {name: rule.kind for name, rule in KEEP_RULES.items()}
@@ -148,7 +149,7 @@ def forecasts(every, learned, run, origin, generator):
     margin = every.margins[(every.margins["run_id"] == run["run_id"]) & (every.margins["round"] <= origin)]
     state, settings = (
         states.iloc[-1],
-        complete({**run[list(SETTINGS)], "task": run["task"], "si_method": run["arm"]}),
+        complete({**run[[*SETTINGS, "task", "loss_on"]], "si_method": run["arm"]}),
     )
     below, found = state["log_odds"] < 0, {}
 

@@ -114,7 +114,7 @@ def probe(model, config, base, older, settings, number, name):
 
 
 OF_BASE = ("task", "original_digits", "n_layer", "n_embd", "max_iters", "base_samples", "batch_size")
-OF_BASE += ("learning_rate", "seed")
+OF_BASE += ("learning_rate", "loss_on", "seed")
 
 
 def carry_out_chain(model, config, base, first):

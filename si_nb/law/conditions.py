@@ -28,6 +28,7 @@ MIDDLE: dict[str, Any] = {  # setting -> value where nothing is said
     "si_iter": 100,
     "num_samples": 1_000,
     "batch_size": 64,
+    "loss_on": "all",
     "voters": 3,
     "vote_threshold": 1.0,
 }
@@ -40,7 +41,7 @@ def complete(
 ) -> dict:  # all of MIDDLE's
     """The settings that the law reads.
 
-    Raises: LawError, one line, for an unknown keep rule or a number that is none.
+    Raises: LawError, one line, for an unknown keep rule, an unknown loss_on or a number that is none.
     """
     told = settings if isinstance(settings, Mapping) else vars(settings)
     found = {name: told.get(name, value) for name, value in MIDDLE.items()}
@@ -52,6 +53,8 @@ def complete(
     for name in NUMBERS:
         if isinstance(found[name], (bool, str)) or not np.isfinite(found[name]) or found[name] <= 0:
             raise LawError(f"{name} is {found[name]!r}; give a number above 0")
+    if found["loss_on"] not in ("all", "answer"):
+        raise LawError(f"loss_on is {found['loss_on']!r}; choose all or answer")
     return found
 
 # %% ../../nbs/law/04_conditions.ipynb #3f07a13b
@@ -85,6 +88,7 @@ PARAMETERS = {
     "length": Parameter("eta: how the gain falls with the length", "1", 0.0, 0.3),
     "reverse": Parameter("gain in string reversal against copying", "ln ratio", 0.0, 0.3),
     "addition": Parameter("gain in reversed addition against copying", "ln ratio", 0.0, 0.3),
+    "answer": Parameter("gain in learning from answers alone against all tokens", "ln ratio", 0.0, 0.3),
     "purity": Parameter("ln beta: logarithm of the exponent of the right share of labels", "1", 0.7, 1.0),
     "flattening": Parameter("kappa: fall of ln k for each ln n", "1", 1.0, 1.0),
     "flattening_steepness": Parameter("lambda: how much faster steep curves flatten", "1", 0.5, 0.5),
@@ -165,9 +169,9 @@ def _effort(settings):
     return np.log(settings["si_iter"] * settings["batch_size"] / 6_400)
 
 
-def _is(task, settings):
-    """One where the settings are of this task, else zero."""
-    return np.asarray(np.asarray(settings["task"]) == task, float)
+def _is(settings, name, value):
+    """One where a setting has this value, else zero."""
+    return np.asarray(np.asarray(settings[name]) == value, float)
 
 # %% ../../nbs/law/04_conditions.ipynb #3e5b74a5
 def gain(
@@ -181,7 +185,9 @@ def gain(
     """What a round of training adds to the logarithm of the horizon."""
     p, labels = parameters, np.maximum(np.asarray(labels, float), 1e-9)
     size = p["log_gain"] + p["examples"] * _effort(settings) + p["width"] * np.log(settings["n_embd"] / 64)
-    size = size + p["reverse"] * _is("reverse", settings) + p["addition"] * _is("reverse_addition", settings)
+    size = size + p["reverse"] * _is(settings, "task", "reverse")
+    size = size + p["addition"] * _is(settings, "task", "reverse_addition")
+    size = size + p["answer"] * _is(settings, "loss_on", "answer")
     size = size + p["labels"] * np.log(labels / 1_000) + p["steepness"] * np.log(np.asarray(steepness) / 15)
     size = size - p["length"] * np.log(np.asarray(length) / 10)
     return np.exp(size) * (1 - np.asarray(wrong)) ** np.exp(p["purity"])
@@ -197,7 +203,7 @@ def flattening(
     p = parameters
     rate = p["flattening"] + p["flattening_steepness"] * np.log(np.asarray(steepness) / 15)
     rate = rate - p["flattening_examples"] * _effort(settings)
-    rate = rate + p["flattening_addition"] * _is("reverse_addition", settings)
+    rate = rate + p["flattening_addition"] * _is(settings, "task", "reverse_addition")
     return -price(length) * rate
 
 # %% ../../nbs/law/04_conditions.ipynb #cdb26a38

@@ -39,8 +39,8 @@ from ..record.table import RUN, error_budget, read_settings, read_table, results
 
 # %% ../../nbs/law/05_learning.ipynb #51ce4070
 BASE = ["task", "original_digits", "n_layer", "n_embd", "max_iters", "base_samples", "batch_size"]
-BASE += ["learning_rate", "seed"]  # what a set of base models is known by
-CONDITION = ["task", "original_digits", "n_embd", "max_iters", "batch_size"]
+BASE += ["learning_rate", "loss_on", "seed"]  # what a set of base models is known by
+CONDITION = ["task", "original_digits", "n_embd", "max_iters", "batch_size", "loss_on"]
 
 # %% ../../nbs/law/05_learning.ipynb #e7759ad9
 READABLE = 0.05  # standard error of ln h
@@ -78,7 +78,7 @@ def _read_folder(folder):
             run_id=lambda rows: rows["run_id"] + " " + rows["arm"]
         )
         table = table.assign(run_id=table["run_id"] + " " + table["arm"])
-    numbers = sorted({*NUMBERS, *BASE, "si_rounds", "noise_fraction"} - {"task"})
+    numbers = sorted({*NUMBERS, *BASE, "si_rounds", "noise_fraction"} - {"task", "loss_on"})
     settings[numbers] = settings[numbers].apply(pd.to_numeric)
     known = settings["run_id"].isin(table["run_id"].unique()) & (settings["noise_fraction"] == 0)
     return table, settings[known]
@@ -243,7 +243,7 @@ def fit_parameters(
     return {name: found[name] for name in PARAMETERS}
 
 # %% ../../nbs/law/05_learning.ipynb #4576517e
-_CURVE_TERMS = ("", "_steps", "_width", "_length", "_addition")
+_CURVE_TERMS = ("", "_steps", "_width", "_length", "_reverse", "_addition", "_answer")
 _CURVE_GUESSES = {"ratio": ("ln(h / n)", 0.26, 0.1), "steep": ("ln k", 2.9, 0.3)}
 
 # %% ../../nbs/law/05_learning.ipynb #0434b252
@@ -261,12 +261,13 @@ for _what, _known in _CURVE_GUESSES.items():
 # %% ../../nbs/law/05_learning.ipynb #35288f0d
 def curve_design(
     settings: Mapping,  # of a run, numbers or (B,)
-) -> np.ndarray:  # (B, 5) or (5,)
+) -> np.ndarray:  # (B, 7) or (7,)
     """What the coefficients of a base model's curve are multiplied with."""
     middle = {"max_iters": 5_000, "n_embd": 64, "original_digits": 8}
     logs = [np.log(settings[name] / value) for name, value in middle.items()]
-    addition = np.asarray(settings["task"]) == "reverse_addition"
-    return np.stack(np.broadcast_arrays(1.0, *logs, addition.astype(float)), -1)
+    words = [("task", "reverse"), ("task", "reverse_addition"), ("loss_on", "answer")]
+    kinds = [np.asarray(np.asarray(settings[name]) == value, float) for name, value in words]
+    return np.stack(np.broadcast_arrays(1.0, *logs, *kinds), -1)
 
 # %% ../../nbs/law/05_learning.ipynb #4fd2dd7b
 def fit_curves(
@@ -387,6 +388,7 @@ def _range_seen(found, runs):
     """Lowest and highest of every number, and the words that occur."""
     seen: dict[str, Any] = {name: [float(runs[name].min()), float(runs[name].max())] for name in NUMBERS}
     seen |= {"task": sorted(found["task"].unique()), "si_method": sorted(found["arm"].unique())}
+    seen["loss_on"] = sorted(runs["loss_on"].unique())
     return seen | {"length": [float(found["length"].min()), float(found["length"].max())]}
 
 # %% ../../nbs/law/05_learning.ipynb #92152d35
