@@ -13,10 +13,9 @@ beginning of the grid is itself a balanced design. All random numbers come from 
 that rests on 279 runs.
 
 Bundles up to 40 were chosen by earlier versions of this file: the first ten without asking how likely a run is
-to last, all of them with the loss on all tokens. Few of their runs lasted. Those of which a run has been carried
-out stay, and what they tell counts in the choice of the others (a design augmented). The new ones learn from
-the answers alone, which gives stronger base models for the same number of steps, and mostly start at 12 or 16
-digits.
+to last, all of them with the loss on all tokens. Few of their runs lasted. Those of which a run was carried out
+stay, and what they tell counts in the choice of the others (a design augmented). The new ones learn from the
+answers alone, which gives stronger base models for the same number of steps, and most start at 12 or 16 digits.
 """
 
 import argparse
@@ -49,7 +48,7 @@ LABELS = {250: 0.25, 1_000: 0.5, 4_000: 0.25}
 VOTES = ((3, 0.6), (3, 1.0), (5, 0.6), (5, 0.8), (5, 1.0))  # three voters cannot tell 0.8 from 1.0
 ARM_SHARES = {"none": 0.3, "oracle": 0.2, "mv": 0.05, "mv_length": 0.45}
 MOST_STEP_LABELS = 400 * 1_000  # steps times labels of a round: the costliest corners are left out
-MOST_VOTED = {32: 400 * 1_000, 64: 100 * 1_000, 96: 100 * 1_000}  # the same where several voters work, by width
+MOST_VOTED = {32: 400 * 1_000, 64: 100 * 1_000, 96: 100 * 1_000}  # the same where several vote, by width
 SEEDS = tuple(range(6))
 ROUNDS = 22
 LASTING = 20  # rounds
@@ -130,7 +129,7 @@ def features(base, run):
 
 
 def draw_bundle(cell, steps, vote, generator):
-    """Base models and three runs from them, of two arms at least; at most one oracle, at most one of five voters."""
+    """Base models and three runs, of two arms at least; at most one oracle, at most one of five voters."""
     while True:
         runs = {draw_run(cell[2], generator) for _ in range(3)}
         arms = {run.si_method for run in runs}
