@@ -12,10 +12,11 @@ matrix, divided by the square root of the bundle's expense, is largest (D-optima
 beginning of the grid is itself a balanced design. All random numbers come from one seed; the law was the one
 that rests on 279 runs.
 
-Bundles up to 40 were chosen by earlier versions of this file: the first ten without asking how likely a run is
-to last, all of them with the loss on all tokens. Few of their runs lasted. Those of which a run was carried out
-stay, and what they tell counts in the choice of the others (a design augmented). The new ones learn from the
-answers alone, which gives stronger base models for the same number of steps, and most start at 12 or 16 digits.
+Bundles up to 40 were chosen by earlier versions of this file: the first ten without asking how likely a run
+is to last, all of them with the loss on all tokens. Few of their runs lasted. Those of which a run was
+carried out stay, and what they tell counts in the choice of the others (a design augmented). The new ones
+learn from the answers alone, which gives stronger base models for the same number of steps, and most start
+at 12 or 16 digits.
 """
 
 import argparse

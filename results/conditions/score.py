@@ -4,11 +4,11 @@ has seen.
 Run as: python results/conditions/score.py (needs lifelines and scikit-learn beside si_nb; some minutes)
 
 A condition is a task with a base length, width, base steps, batch and what the loss is on. Conditions are
-dealt into folds; everything that learns does so on the other folds. Origins are fixed rounds among runs still alive there.
-Writes results/conditions/scores.csv: for each run, origin and forecaster the probability of being alive R
-rounds on and whether it was (only where the run was meant to go so far, so that nothing depends on how it
-went), the censored ranked probability score of ln(collapse length / base length), the interval, the call
-and its error.
+dealt into folds; everything that learns does so on the other folds. Origins are fixed rounds among runs
+still alive there. Writes results/conditions/scores.csv: for each run, origin and forecaster the probability
+of being alive R rounds on and whether it was (only where the run was meant to go so far, so that nothing
+depends on how it went), the censored ranked probability score of ln(collapse length / base length), the
+interval, the call and its error.
 """
 
 import argparse
