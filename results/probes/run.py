@@ -25,7 +25,7 @@ from si_nb.loop.training import mix, round_training
 from si_nb.model.generate import generate
 from si_nb.model.trainer import train
 from si_nb.problems.noise import damage_labels
-from si_nb.problems.tasks import TASKS, is_right, make_base_data, make_problems
+from si_nb.problems.tasks import TASKS, Problems, is_right, make_base_data, make_problems
 from si_nb.record.table import measurement_table
 
 STEPS, LABELS = (25, 50, 100, 200, 400), (250, 1_000, 4_000)
@@ -49,12 +49,22 @@ def answer(model, task, length, count, generator):
     return problems, answers, is_right(answers, problems.answers)
 
 
+def answer_enough(model, task, length, settings, generator):
+    """Problems, answers, which are right, which are kept; up to TRIES times as many while too few are kept."""
+    wanted, dose, parts = settings["num_samples"], settings["dose"] if settings["kind"] == "own" else 0, []
+    while len(parts) < TRIES and sum(int(part[3].sum()) for part in parts) < wanted:
+        problems, answers, right = answer(model, task, length, wanted, generator)
+        kept = right | (generator.random(len(right)) < dose)
+        parts.append((problems, answers, right, kept))
+    made, answers, right, kept = zip(*parts, strict=True)
+    problems = Problems(*map(np.concatenate, zip(*made, strict=True)))
+    return problems, *map(np.concatenate, (answers, right, kept))
+
+
 def label(model, task, length, settings, generator):
     """Kept rows of tokens, and counts of what was made and kept."""
-    problems, answers, right = answer(model, task, length, TRIES * settings["num_samples"], generator)
-    dose = settings["dose"] if settings["kind"] == "own" else 0
-    wrong_kept = ~right & (generator.random(len(right)) < dose)
-    chosen = np.flatnonzero(right | wrong_kept)[: settings["num_samples"]]
+    problems, answers, right, kept = answer_enough(model, task, length, settings, generator)
+    chosen = np.flatnonzero(kept)[: settings["num_samples"]]
     tried = int(chosen[-1]) + 1 if len(chosen) == settings["num_samples"] else len(right)
     labels, good = answers[chosen], right[chosen]
     if settings["kind"] == "uniform":
