@@ -50,7 +50,7 @@ def answer(model, task, length, count, generator):
 
 
 def answer_enough(model, task, length, settings, generator):
-    """Problems, answers, which are right, which are kept; up to TRIES times as many while too few are kept."""
+    """Problems, answers, which are right, which kept; up to TRIES times as many while too few are kept."""
     wanted, dose, parts = settings["num_samples"], settings["dose"] if settings["kind"] == "own" else 0, []
     while len(parts) < TRIES and sum(int(part[3].sum()) for part in parts) < wanted:
         problems, answers, right = answer(model, task, length, wanted, generator)
