@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'CONDITION', 'READABLE', 'GROUPS', 'SCALES', 'CURVE', 'SPREADS', 'TAIL', 'count_log_odds', 'read_runs',
            'transitions', 'expected_gain', 'teaching', 'residual', 'fit_parameters', 'curve_design', 'fit_curves',
-           'curve_of', 'Law', 'effect_sizes', 'fit_spreads', 'fit_law', 'save_law', 'load_law']
+           'curve_of', 'Law', 'effect_sizes', 'left_out', 'fit_spreads', 'fit_law', 'save_law', 'load_law']
 
 # %% ../../nbs/law/05_learning.ipynb #f31e5a47
 import json
@@ -112,8 +112,11 @@ def transitions(
     counts = _label_counts(budget)
     rows = found.merge(counts, on=[*RUN, "round"], how="left")
     rows = rows.merge(runs.drop(columns=["task", "seed"]), on="run_id")
-    moved = ["horizon", "steepness", "log_horizon_error", "log_odds", *counts.columns.drop([*RUN, "round"])]
+    rows["reading"] = count_log_odds(rows["successes"], rows["trials"]) - rows["log_odds"]
+    moved = ["horizon", "steepness", "log_horizon_error", "log_odds", "reading"]
+    moved += counts.columns.drop([*RUN, "round"]).tolist()
     after = rows.groupby("run_id", sort=False)[moved].shift(-1)
+    rows["next_log_odds"], rows["next_reading"] = after["log_odds"], after["reading"]
     rows["gain"] = np.log(after["horizon"] / rows["horizon"])
     rows["flattening"] = np.log(after["steepness"] / rows["steepness"])
     rows["labels"], rows["wrong"] = after["kept_all"], 1 - after["kept_right"] / after["kept_all"]
@@ -128,15 +131,17 @@ def transitions(
     return rows[usable].reset_index(drop=True)
 
 # %% ../../nbs/law/05_learning.ipynb #ca9d5bca
-_OTHERS = [name for name in PARAMETERS if name.startswith(("flattening", "ahead", "vote", "agreement"))]
+_FIRST_WORDS = ("flattening", "ahead", "vote", "agreement", "reading")
+_OTHERS = [name for name in PARAMETERS if name.startswith(_FIRST_WORDS)]
 GROUPS = {  # what is fitted together -> parameters
     "gain": [name for name in PARAMETERS if name not in _OTHERS],
     "flattening": [name for name in PARAMETERS if name.startswith("flattening")],
     "ahead": ["ahead"],
     "vote": ["vote_step"],
     "share": ["agreement"],
+    "reading": ["reading"],
 }
-SCALES = {"gain": 0.025, "flattening": 0.1, "ahead": 0.2, "vote": 1.0, "share": 0.5}  # about a round's
+SCALES = {"gain": 0.025, "flattening": 0.1, "ahead": 0.2, "vote": 1.0, "share": 0.5, "reading": 0.25}  # of a round
 
 # %% ../../nbs/law/05_learning.ipynb #512e91a9
 def expected_gain(
@@ -180,12 +185,17 @@ def _share_residual(p, steps):
     return steps["share_log_odds"].to_numpy() - logit(_expected_share(p, steps))
 
 # %% ../../nbs/law/05_learning.ipynb #51a21b2e
+def _reading_residual(p, steps):
+    return steps["next_reading"].to_numpy() - p["reading"]
+
+
 _RESIDUALS = {
     "gain": _gain_residual,
     "flattening": _flattening_residual,
     "ahead": _ahead_residual,
     "vote": _vote_residual,
     "share": _share_residual,
+    "reading": _reading_residual,
 }
 
 # %% ../../nbs/law/05_learning.ipynb #0c75df12
@@ -196,6 +206,8 @@ def teaching(
     """The transitions that teach the parameters of a group."""
     if group in ("vote", "share"):
         return steps[(steps["votes"] > 1) & (steps["label_log_odds"] > -1)]
+    if group == "reading":
+        return steps[steps["next_log_odds"].abs() < 1]
     return steps
 
 # %% ../../nbs/law/05_learning.ipynb #98059816
@@ -299,7 +311,7 @@ def curve_of(
 
 # %% ../../nbs/law/05_learning.ipynb #2a36cf38
 SPREADS = [f"{of}_{what}" for what in ("gain", "flattening", "vote") for of in ("run", "round")]
-SPREADS += ["task_gain", "base_ratio", "base_steepness"]
+SPREADS += ["round_reading", "task_gain", "base_ratio", "base_steepness"]
 TAIL, _TAIL_MEDIAN = 3, 0.7649  # degrees of freedom of a round's scatter, median of its absolute value
 
 # %% ../../nbs/law/05_learning.ipynb #07ef9a31
@@ -346,10 +358,9 @@ def _spread(error, size, run):
     sums = pd.DataFrame({"run": run, "xy": size * clipped, "xx": size**2}).groupby("run").sum()
     inertia = sums["xx"].clip(lower=1e-12)
     own, noise = (sums["xy"] / inertia).to_numpy(), (1.5 * scale**2 / inertia).to_numpy()
-    known = noise <= np.quantile(noise, 0.75)  # runs that say something
-    tried = np.geomspace(0.01, 3, 100)[:, None] * max(1e-3, float(np.median(np.abs(own[known]))))
-    variance = tried**2 + noise[known]
-    likelihood = -0.5 * (np.log(variance) + own[known] ** 2 / variance).sum(1)
+    tried = np.geomspace(0.01, 3, 100)[:, None] * max(1e-3, float(np.median(np.abs(own))))
+    variance = tried**2 + noise
+    likelihood = -0.5 * (np.log(variance) + own**2 / variance).sum(1)
     return float(tried[likelihood.argmax(), 0]), float(scale)
 
 # %% ../../nbs/law/05_learning.ipynb #e3ea4ab3
@@ -361,27 +372,70 @@ def effect_sizes(
     sizes = {"gain": expected_gain(values, steps), "flattening": -price(steps["length"])}
     return {name: np.asarray(size) for name, size in {**sizes, "vote": steps["votes"] - 1.0}.items()}
 
-# %% ../../nbs/law/05_learning.ipynb #66a86f8d
-def fit_spreads(
-    values: Mapping,  # fitted parameters
+# %% ../../nbs/law/05_learning.ipynb #5e0c1d02
+_PARTS = 5
+
+
+def _part_of(rows):
+    """The part that each row's condition is dealt to."""
+    conditions = rows[CONDITION].astype(str).agg(" ".join, axis=1)
+    order = {name: number % _PARTS for number, name in enumerate(sorted(conditions.unique()))}
+    return conditions.map(order)
+
+# %% ../../nbs/law/05_learning.ipynb #5e0c1d03
+def left_out(
+    values: Mapping,  # fitted to all of it; used where too little is left to learn from
     steps: pd.DataFrame,  # transitions
     bases: pd.DataFrame,  # a row for each base model
-) -> dict:  # name of SPREADS -> value
+    hold: Mapping | None = None,  # parameters not to be fitted, with their values
+) -> list:  # (values, steps, bases) of each part of the conditions
+    """Parts of the conditions, each with parameters that were learned without it."""
+    where, parts = _part_of(pd.concat([steps[CONDITION], bases[CONDITION]], keys=["steps", "bases"])), []
+    for part in range(_PARTS):
+        here, base_here = where["steps"] == part, where["bases"] == part
+        if (~here).sum() < len(PARAMETERS) or base_here.all():
+            return [(values, steps, bases)]
+        found = fit_parameters(steps[~here].reset_index(drop=True), hold=hold)
+        found |= fit_curves(bases[~base_here], np.ones(int((~base_here).sum())))
+        rest = steps[here].reset_index(drop=True), bases[base_here].reset_index(drop=True)
+        parts.append((found, *rest))
+    return parts
+
+# %% ../../nbs/law/05_learning.ipynb #5e0c1d05
+def _deviations(group, values, steps):
+    """What is unexplained, what a run's own effect would be multiplied with, and the run, of each round."""
+    rows = teaching(group, steps)
+    if group == "vote":  # where enough wrong labels are expected for their number to say more than chance
+        wrong = wrong_share(values, rows["label_log_odds"].to_numpy(), rows["votes"].to_numpy())
+        rows = rows[rows["labels"] * wrong > 5]
+    size = effect_sizes(values, steps)[group][rows.index]
+    return residual(group, values, rows), size, rows["run_id"].to_numpy()
+
+# %% ../../nbs/law/05_learning.ipynb #5e0c1d06
+def _deviation(errors):
+    """Standard deviation that a few outliers do not move."""
+    return float(1.4826 * np.median(np.abs(errors)))
+
+
+def _curve_deviations(values, bases):
+    """What is unexplained of ln(h / n) and of ln k; (2, bases)."""
+    measured = np.log(np.stack([bases["horizon"] / bases["length"], bases["steepness"]]))
+    return measured - np.stack(curve_of(values, bases))
+
+# %% ../../nbs/law/05_learning.ipynb #66a86f8d
+def fit_spreads(
+    parts: list,  # as `left_out` gives them
+) -> dict:  # name of SPREADS but task_gain -> value
     """What the parameters leave unexplained, between runs and between rounds."""
     found = {}
-    for group, size in effect_sizes(values, steps).items():
-        rows = teaching(group, steps)
-        if group == "vote":  # where enough wrong labels are expected for their number to say more than chance
-            wrong = wrong_share(values, rows["label_log_odds"].to_numpy(), rows["votes"].to_numpy())
-            rows = rows[rows["labels"] * wrong > 5]
-        error = residual(group, values, rows)
-        run = rows["run_id"].to_numpy()
-        found[f"run_{group}"], found[f"round_{group}"] = _spread(error, size[rows.index], run)
-    expected = np.stack(curve_of(values, bases))
-    measured = np.log(np.stack([bases["horizon"] / bases["length"], bases["steepness"]]))
-    deviation = 1.4826 * np.median(np.abs(measured - expected), 1)
-    found["task_gain"] = float(np.std([0.0, values["reverse"], values["addition"]]))
-    return found | {"base_ratio": float(deviation[0]), "base_steepness": float(deviation[1])}
+    for group in ("gain", "flattening", "vote"):
+        deviations = [_deviations(group, values, steps) for values, steps, _ in parts]
+        error, size, run = map(np.concatenate, zip(*deviations, strict=True))
+        found[f"run_{group}"], found[f"round_{group}"] = _spread(error, size, run)
+    readings = [residual("reading", values, teaching("reading", steps)) for values, steps, _ in parts]
+    found["round_reading"] = _deviation(np.concatenate(readings)) if sum(map(len, readings)) else 0.25
+    curves = np.hstack([_curve_deviations(values, bases) for values, _, bases in parts])
+    return found | {"base_ratio": _deviation(curves[0]), "base_steepness": _deviation(curves[1])}
 
 # %% ../../nbs/law/05_learning.ipynb #c51bd76a
 def _range_seen(found, runs):
@@ -420,7 +474,8 @@ def fit_law(
     values = learned(np.ones(len(names)))
     draws = np.array([list(learned(drawn().astype(float)).values()) for _ in range(resamples)])
     covariance = np.cov(draws.T) if resamples > 1 else np.zeros((len(values), len(values)))
-    spreads, seen = fit_spreads(values, steps, bases), _range_seen(found, runs)
+    spreads, seen = fit_spreads(left_out(values, steps, bases, hold)), _range_seen(found, runs)
+    spreads["task_gain"] = float(np.std([0.0, values["reverse"], values["addition"]]))
     counts = len(runs), len(names), len(steps)
     return Law(values, tuple(map(tuple, covariance)), spreads, seen, *counts, made)
 
