@@ -96,7 +96,7 @@ PARAMETERS = {
     "flattening_addition": Parameter("how much faster curves flatten in addition", "1", 0.0, 0.5),
     "ahead": Parameter("b: labels at the next length against the last curve", "log-odds", 0.0, 0.5),
     "vote_step": Parameter("c: log-odds that each further vote adds", "log-odds", 2.0, 1.5),
-    "reading": Parameter("m: accuracy at the newest length against the curve, near one half", "log-odds", 0.0, 0.3),
+    "reading": Parameter("m: accuracy at the newest length against the curve", "log-odds", 0.0, 0.3),
     "agreement": Parameter("logit r: correlation between two voters being right", "1", -1.5, 1.0),
 }
 

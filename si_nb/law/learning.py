@@ -141,7 +141,14 @@ GROUPS = {  # what is fitted together -> parameters
     "share": ["agreement"],
     "reading": ["reading"],
 }
-SCALES = {"gain": 0.025, "flattening": 0.1, "ahead": 0.2, "vote": 1.0, "share": 0.5, "reading": 0.25}  # of a round
+SCALES = {
+    "gain": 0.025,
+    "flattening": 0.1,
+    "ahead": 0.2,
+    "vote": 1.0,
+    "share": 0.5,
+    "reading": 0.25,
+}  # of a round
 
 # %% ../../nbs/law/05_learning.ipynb #512e91a9
 def expected_gain(
