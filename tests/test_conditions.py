@@ -13,8 +13,18 @@ import pytest
 from scipy.special import expit
 
 from si_nb.law.conditions import MIDDLE, PARAMETERS, TRIES, complete, critical_margin, price
-from si_nb.law.learning import CURVE, SPREADS, Law, fit_law, fit_parameters, load_law, save_law, transitions
-from si_nb.law.prediction import EFFECTS, SCATTERED, critical, emulate, predict, run_effects, seen_of, walk
+from si_nb.law.learning import (
+    CURVE,
+    EFFECTS,
+    SPREADS,
+    Law,
+    fit_law,
+    fit_parameters,
+    load_law,
+    save_law,
+    transitions,
+)
+from si_nb.law.prediction import critical, emulate, predict, run_effects, seen_of, walk
 from si_nb.law.round_curves import LawError
 from si_nb.law.states import fit_states, states
 from si_nb.record.table import QUANTITIES, check_table, error_budget
@@ -43,7 +53,7 @@ PLAIN = {
 def walked(settings, parameters=PLAIN, horizon=10.4, steepness=30.0, length=8, rounds=40):
     """One course without any chance."""
     still = {name: np.zeros(1) for name in EFFECTS}
-    calm = {name: np.zeros((rounds, 1)) for name in SCATTERED}
+    calm = {name: np.zeros((rounds, 1)) for name in EFFECTS}
     return walk(
         parameters,
         complete(settings),

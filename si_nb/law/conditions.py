@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIDDLE', 'TRIES', 'NUMBERS', 'PARAMETERS', 'Array', 'complete', 'votes_needed', 'Parameter', 'price',
-           'label_log_odds', 'wrong_share', 'own_share', 'kept_share', 'kept_labels', 'gain', 'flattening',
+           'label_log_odds', 'wrong_share', 'own_share', 'kept_share', 'kept_labels', 'gain', 'settling', 'flattening',
            'critical_margin']
 
 # %% ../../nbs/law/04_conditions.ipynb #757ff579
@@ -90,6 +90,7 @@ PARAMETERS = {
     "addition": Parameter("gain in reversed addition against copying", "ln ratio", 0.0, 0.3),
     "answer": Parameter("gain in learning from answers alone against all tokens", "ln ratio", 0.0, 0.3),
     "purity": Parameter("ln beta: logarithm of the exponent of the right share of labels", "1", 0.7, 1.0),
+    "settling": Parameter("ln s: loss of ln h in the first round, with 1,000 labels", "ln(1)", -5.0, 1.0),
     "flattening": Parameter("kappa: fall of ln k for each ln n", "1", 1.0, 1.0),
     "flattening_steepness": Parameter("lambda: how much faster steep curves flatten", "1", 0.5, 0.5),
     "flattening_examples": Parameter("mu: how much training holds against it", "1", 0.3, 0.5),
@@ -194,6 +195,15 @@ def gain(
     return np.exp(size) * (1 - np.asarray(wrong)) ** np.exp(p["purity"])
 
 # %% ../../nbs/law/04_conditions.ipynb #efe8fd89
+def settling(
+    parameters: Mapping,  # name -> value or (B,)
+    labels: Array,  # N', kept
+    first: Array,  # whether it is the first round
+) -> Array:  # of ln h
+    """What the first round loses."""
+    return first * np.exp(parameters["settling"]) * 1_000 / np.maximum(np.asarray(labels, float), 1)
+
+
 def flattening(
     parameters: Mapping,  # name -> value or (B,)
     settings: Mapping,  # of the run, numbers or (B,)
