@@ -47,6 +47,7 @@ PLAIN = {
     "length": 0.0,
     "flattening": 0.0,
     "flattening_steepness": 0.0,
+    "settling": -30.0,
 }
 
 
@@ -98,13 +99,17 @@ def test_simulation_is_the_closed_form():
     assert np.allclose(np.log(found.horizon[0] / found.length[0]), expected)
 
 
+@pytest.mark.parametrize("fading", [0.0, 0.4])
 @pytest.mark.parametrize("speed", [0.35, 0.5, 0.7, 0.9])
-def test_the_critical_line_parts_what_lasts_from_what_dies(speed):
-    """A margin a little above the line never falls to zero, one a little below does."""
-    gain = {**PLAIN, "log_gain": np.log(speed / 40)}  # long lengths, where rounds are as good as continuous
-    for shift, lasts in ((0.01, True), (-0.02, False)):
-        horizon = 40 * np.exp(critical_margin(speed) + shift)
-        course = walked({"si_method": "oracle", "original_digits": 40}, gain, horizon, 200.0, 40, 200)
+def test_the_critical_surface_parts_what_lasts_from_what_dies(speed, fading):
+    """A margin a little above it never falls to zero, one a little below does, whether the gain fades or not."""
+    gain = {**PLAIN, "log_gain": np.log(speed / 8), "length": fading}
+    for shift, lasts in (
+        (0.01, True),
+        (-0.02, False),
+    ):  # at long lengths, where rounds are as good as continuous
+        horizon = 40 * np.exp(critical_margin(speed, fading) + shift)
+        course = walked({"si_method": "oracle", "original_digits": 40}, gain, horizon, 200.0, 40, 400)
         assert (course.horizon > course.length).all() == lasts
 
 
@@ -143,10 +148,9 @@ def test_one_vote_is_no_vote():
 
 
 def test_lives_scale_with_the_base_length():
-    """With n0 times the gain and the ratio h / n0 kept, clean runs end at the same multiple of n0."""
-    ends = []
+    """With the same settings and the same ratio h / n0, clean runs end at the same multiple of n0."""
+    ends, gain = [], {**PLAIN, "log_gain": np.log(0.4 / 8), "length": 0.3}
     for base in (30, 60, 120):
-        gain = {**PLAIN, "log_gain": np.log(0.4 / base)}
         course = walked(
             {"si_method": "oracle", "original_digits": base}, gain, base * 1.2, 300.0, base, 3 * base
         )

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIDDLE', 'TRIES', 'NUMBERS', 'PARAMETERS', 'Array', 'complete', 'votes_needed', 'Parameter', 'price',
            'label_log_odds', 'wrong_share', 'own_share', 'kept_share', 'kept_labels', 'gain', 'settling', 'flattening',
-           'critical_margin']
+           'critical_margin', 'gain_fading']
 
 # %% ../../nbs/law/04_conditions.ipynb #757ff579
 from collections.abc import Mapping
@@ -80,12 +80,12 @@ class Parameter:
 
 # %% ../../nbs/law/04_conditions.ipynb #355909db
 PARAMETERS = {
-    "log_gain": Parameter("ln G: gain in ln h of a round with clean labels", "ln(1/round)", -2.7, 1.0),
+    "log_gain": Parameter("ln G: gain in ln h of a round, clean labels, n0 = 8", "ln(1/round)", -2.7, 1.0),
     "examples": Parameter("alpha: exponent of examples trained on in a round", "1", 0.2, 0.3),
     "labels": Parameter("nu: exponent of labels kept in a round", "1", 0.1, 0.3),
     "width": Parameter("gamma: exponent of the model's width", "1", 0.0, 0.3),
     "steepness": Parameter("delta: exponent of the steepness", "1", 0.3, 0.5),
-    "length": Parameter("eta: how the gain falls with the length", "1", 0.0, 0.3),
+    "length": Parameter("eta: how the gain falls with the length over the base length", "1", 0.0, 0.3),
     "reverse": Parameter("gain in string reversal against copying", "ln ratio", 0.0, 0.3),
     "addition": Parameter("gain in reversed addition against copying", "ln ratio", 0.0, 0.3),
     "answer": Parameter("gain in learning from answers alone against all tokens", "ln ratio", 0.0, 0.3),
@@ -191,8 +191,8 @@ def gain(
     size = size + p["addition"] * _is(settings, "task", "reverse_addition")
     size = size + p["answer"] * _is(settings, "loss_on", "answer")
     size = size + p["labels"] * np.log(labels / 1_000) + p["steepness"] * np.log(np.asarray(steepness) / 15)
-    size = size - p["length"] * np.log(np.asarray(length) / 10)
-    return np.exp(size) * (1 - np.asarray(wrong)) ** np.exp(p["purity"])
+    size = size - p["length"] * np.log(np.asarray(length) / settings["original_digits"])
+    return 8 / settings["original_digits"] * np.exp(size) * (1 - np.asarray(wrong)) ** np.exp(p["purity"])
 
 # %% ../../nbs/law/04_conditions.ipynb #efe8fd89
 def settling(
@@ -219,8 +219,16 @@ def flattening(
 
 # %% ../../nbs/law/04_conditions.ipynb #cdb26a38
 def critical_margin(
-    speed: Array,  # u = n_0 G: base length times gain per round
+    speed: Array,  # u: base length times the gain of the first round
+    fading: float = 0.0,  # f below 1: the gain falls as this power of the length
 ) -> Array:  # smallest ln(h / n_0) of a base model whose run lasts
-    """The critical line for clean labels."""
+    """The critical surface for clean labels."""
     u = np.minimum(np.asarray(speed, float), 1)
-    return u - 1 - np.log(u)
+    return (u - 1 - np.log(u)) / (1 - fading)
+
+
+def gain_fading(
+    parameters: Mapping,  # name -> value
+) -> float:  # f
+    """How the gain falls with the length, what the falling steepness does included."""
+    return parameters["length"] + parameters["steepness"] * parameters["flattening"]

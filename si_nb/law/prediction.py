@@ -147,10 +147,10 @@ def round_scatter(
 ) -> dict:  # name of EFFECTS -> (R, B)
     """What chance does in each round of each course."""
     drawn = {name: generator.standard_t(TAIL, size=(rounds, size)) for name in EFFECTS}
-    found = {name: law.spreads[f"round_{name}"] * value for name, value in drawn.items()}
+    scales = {name: np.full((rounds, 1), law.spreads[f"round_{name}"]) for name in EFFECTS}
     if first:
-        found["gain"][:1] *= law.spreads["first_gain"] / law.spreads["round_gain"]
-    return found
+        scales["gain"][:1] = law.spreads["first_gain"]
+    return {name: scales[name] * value for name, value in drawn.items()}
 
 # %% ../../nbs/law/06_prediction.ipynb #4409b3cf
 def follow(
