@@ -102,7 +102,7 @@ def test_simulation_is_the_closed_form():
 @pytest.mark.parametrize("fading", [0.0, 0.4])
 @pytest.mark.parametrize("speed", [0.35, 0.5, 0.7, 0.9])
 def test_the_critical_surface_parts_what_lasts_from_what_dies(speed, fading):
-    """A margin a little above it never falls to zero, one a little below does, whether the gain fades or not."""
+    """A margin a little above it never falls to zero, one a little below does, also where the gain fades."""
     gain = {**PLAIN, "log_gain": np.log(speed / 8), "length": fading}
     for shift, lasts in (
         (0.01, True),

@@ -151,7 +151,7 @@ def forecasts(every, learned, run, origin, generator):
         states.iloc[-1],
         complete({**run[[*SETTINGS, "task", "loss_on"]], "si_method": run["arm"]}),
     )
-    below, found = state["log_odds"] < 0, {}
+    below, found = 2 * state["successes"] < state["trials"], {}
 
     def ends(accuracy):
         return collapse_rounds(accuracy, origin, below) - origin
