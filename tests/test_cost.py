@@ -90,9 +90,7 @@ def test_mean_tokens_are_those_of_drawn_batches(task):
         kept = [training_rows(config, earlier, 500) for earlier in range(1, number + 1)]
         sources, shares = [base, *kept], mixture_shares(config, number)
         if kept:
-            tokens, _ = mix(base, kept, config.original_digits, torch.device("cpu")).draw(
-                2**15, np.random.default_rng(0)
-            )
+            tokens, _ = mix(config, base, kept, torch.device("cpu")).draw(2**15, np.random.default_rng(0))
             drawn = (tokens.numpy() != PAD).sum(axis=1).mean() - 1
         else:
             drawn = (base != PAD).sum(axis=1).mean() - 1

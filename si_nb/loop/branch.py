@@ -33,6 +33,7 @@ from si_nb.loop.store import (
     append_table,
     clear_tables,
     load_labels,
+    load_moments,
     load_voter,
     save_labels,
     save_voter,
@@ -40,6 +41,7 @@ from si_nb.loop.store import (
 )
 from .stored import StoredRun, load_arm
 from ..model.gpt import GPT
+from ..model.positions import POSITIONAL_ENCODINGS
 
 # %% ../../nbs/loop/25_branch.ipynb #4c295a2f
 def _labels_digest(rounds: Iterable[RoundLabels]):
@@ -80,6 +82,7 @@ FIXED_SETTINGS = (
     "n_head",
     "n_embd",
     "bias",
+    "positional_encoding",
     "seed",
     "base_samples",
     "max_iters",
@@ -94,7 +97,8 @@ def _check_changes(config, round_number, changes):
     """Refuse changes that a branch cannot make."""
     if unknown := sorted(set(changes) - {setting.name for setting in fields(RunConfig)}):
         raise ConfigError(f"{', '.join(map(shown, unknown))}: no such setting; see the fields of RunConfig")
-    for name in FIXED_SETTINGS:
+    learned = POSITIONAL_ENCODINGS[config.positional_encoding].learned  # a vector for each place of the block
+    for name in (*FIXED_SETTINGS, *["block_size"] * learned):
         if name in changes and changes[name] != getattr(config, name):
             values = f"is {shown(getattr(config, name))} and cannot become {shown(changes[name])}"
             raise ConfigError(f"{name} {values}: a branch keeps task, model, base models and voters")
@@ -165,7 +169,8 @@ def _copy_weights(run, store, config, arm):
         _check_digest(run, origin, f"weights of {arm}", found, wanted)
         taken = GPT(config.model, torch.Generator())
         taken.load_state_dict(model.state_dict())
-        save_voter(store, taken, arm, origin.round, voter)
+        moments = load_moments(run.store, arm, origin.round, voter) if config.carry_optimizer else None
+        save_voter(store, taken, arm, origin.round, voter, moments)
 
 # %% ../../nbs/loop/25_branch.ipynb #e16cf2d0
 def _copy_table(run, store, config):

@@ -13,7 +13,7 @@ import numpy as np
 
 from .evaluate import derive_rng, next_lengths, table_rows
 from .settings import RunConfig
-from .voting import KEEP_RULES, label_quality, propose, wrong_agreement
+from .voting import KEEP_RULES, LENGTH_RULES, label_quality, propose, wrong_agreement
 from .workers import Machine, count_workers, for_voters
 from ..model.generate import generate
 from ..model.gpt import GPT
@@ -63,11 +63,13 @@ def keep(
     room: int,  # labels to keep at most
 ) -> Labelled:  # at most so many kept labels, and the counts up to the last one
     """Keep what the arm's rule keeps, and count how good that was."""
-    rule, lengths = KEEP_RULES[arm], TASKS[config.task].answer_lengths(length)
-    kept = rule.choose(propose(answers), lengths, config.vote_threshold, problems.answers)
+    rule, possible = KEEP_RULES[arm], TASKS[config.task].answer_lengths(length)
+    proposal = rule.write(propose(answers), problems.answers)
+    lengths = LENGTH_RULES[config.length_rule](proposal.labels, possible)
+    kept = rule.choose(proposal, lengths, config.vote_threshold, problems.answers)
     needed = len(kept) if kept.sum() <= room else int(np.searchsorted(kept.cumsum(), room)) + 1
     answers, kept, truth = answers[:, :needed], kept[:needed], problems.answers[:needed]
-    proposal = propose(answers)
+    proposal = rule.write(propose(answers), truth)
     right = np.stack([is_right(each, truth) for each in answers])
     counts = {(voter, "label_raw"): (int(r.sum()), len(r)) for voter, r in zip(numbers, right, strict=True)}
     quality = label_quality(proposal, is_right(proposal.labels, truth), kept)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from .settings import ConfigError, RunConfig, arm_voters
+from ..model.positions import POSITIONAL_ENCODINGS
 from ..problems.tasks import TASKS
 
 # %% ../../nbs/loop/02_memory.ipynb #6ec8a293
@@ -47,7 +48,8 @@ def _model_memory(config, device, workers):
     tokens = TASKS[config.task].width(config.last_length)
     kept = device.type == "cpu" and not config.dropout
     scores = config.n_layer * config.n_head * tokens * max(tokens, _TOKENS_OF_A_PART) * kept
-    weights = 12 * config.n_layer * config.n_embd**2
+    learned = POSITIONAL_ENCODINGS[config.positional_encoding].learned
+    weights = 12 * config.n_layer * config.n_embd**2 + config.block_size * config.n_embd * learned
     needed = Counter(
         {_foremost(config, "n_embd", "n_layer", "voters"): 4 * weights * (models + 3 * together)}
     )
