@@ -845,7 +845,7 @@ def test_stopping_an_arm_that_is_not_there_is_refused(models_dir, tmp_path):
 RECIPE = dict(
     positional_encoding="rotary", beta1=0.8, beta2=0.95, epsilon=1e-4, weight_decay=0.3, gradient_clip=0.5,
     learning_rate_floor=0.1, si_stable=4, carry_optimizer=True, newest_share=0.6, older_weight=0.5,
-    length_rule="near_longest", voters=2,
+    own_labels=True, length_rule="near_longest", voters=2,
 )  # fmt: skip
 
 
@@ -911,6 +911,32 @@ def test_a_carried_optimizer_survives_a_kill(cooked, number, tmp_path, monkeypat
     with pytest.raises(Interrupted):
         go(checkpoint_minutes=0)
     assert contents(go()) == contents(cooked)
+
+
+def test_own_labels_are_each_voters_answers(models_dir, tmp_path):
+    """Every voter learns from its own answers to the problems that the vote keeps: what it answers to their
+    prompts. Problems and counts are those of shared labels; a voter that was never outvoted ends as there.
+    """
+    settings = dict(si_method=("mv",), si_rounds=1, voters=3, vote_threshold=0.6)
+    runs = {}
+    for own in (False, True):
+        config, place = small(**settings, own_labels=own), tmp_path / f"{own}" / "run"
+        runs[own] = run_experiment(
+            config, place, models_dir=models_dir, progress=False, skip_base_model_train=True
+        )
+    stored = {own: load_file(run.kept_labels("mv", 1)) for own, run in runs.items()}
+    rows, separate = stored[True]["rows"], stored[True]["own"].numpy()
+    assert torch.equal(rows, stored[False]["rows"]) and "own" not in stored[False]
+    width = TASKS["copy"].prompt_width(4)
+    for voter in range(3):
+        model = load_base_model(small(**settings), runs[True], voter, CPU)
+        answers = generate(model, rows.numpy()[:, :width], rows.shape[1] - width)
+        assert (separate[voter][:, width:] == answers).all()
+        assert (separate[voter][:, :width] == rows.numpy()[:, :width]).all()
+        weights = [load_file(runs[own].round_model("mv", voter, 1)) for own in (False, True)]
+        same = all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+        assert same == (separate[voter] == rows.numpy()).all()
+    assert (separate != rows.numpy()).any()
 
 
 def test_what_can_be_set_of_a_mixture():

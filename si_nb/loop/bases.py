@@ -25,8 +25,8 @@ from si_nb.loop.settings import (
     SAME_PROBLEMS,
     ConfigError,
     RunConfig,
-    complete_settings,
     every_setting,
+    with_later_settings,
 )
 from ..model.gpt import GPT
 from ..record.storage import DamagedError, hold, remove_partial
@@ -107,7 +107,7 @@ def describe_base_models(
     for voter in range(config.base_voters):
         path = folder.base_model(voter)
         tensors, header = load_tensors(path, _base_place(folder, voter), **about)
-        stored = complete_settings(header)
+        stored = with_later_settings(header)
         training = training or {name: stored.get(name) for name in BASE_TRAINING_SETTINGS}
         if differing := name_differences(stored, training):
             raise ConfigError(f"{path}: not trained as voter 0 was ({differing}); name another folder")

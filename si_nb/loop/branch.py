@@ -46,7 +46,11 @@ from ..model.positions import POSITIONAL_ENCODINGS
 # %% ../../nbs/loop/25_branch.ipynb #4c295a2f
 def _labels_digest(rounds: Iterable[RoundLabels]):
     """What tells the labels of some rounds from all others."""
-    return weights_digest({f"{place:06d}": torch.as_tensor(each.rows) for place, each in enumerate(rounds)})
+    tensors = {}
+    for place, each in enumerate(rounds):
+        tensors[f"{place:06d}"] = torch.as_tensor(each.rows)
+        tensors |= {} if each.own is None else {f"{place:06d}/own": torch.as_tensor(each.own)}
+    return weights_digest(tensors)
 
 
 def _labels_up_to(run, arm, number):

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from .folder import say
-from .settings import ConfigError, complete_settings
+from .settings import ConfigError, with_later_settings
 from ..model.gpt import GPT, ModelConfig
 from ..model.trainer import MOMENTS, TrainState
 from ..record.storage import DamagedError, read_sealed, remove_sealed, write_sealed
@@ -83,7 +83,7 @@ def load_tensors(
     another's; both name it.
     """
     tensors, stored = _read_tensors(path)
-    known = complete_settings(stored)
+    known = with_later_settings(stored)
     stored |= {name: known[name] for name in about if name in known}
     if foreign := name_differences(stored, {name: about[name] for name in about if name in stored}):
         remedy = "take it out of the way, or name another folder"

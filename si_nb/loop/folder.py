@@ -26,7 +26,14 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from .settings import ConfigError, RunConfig, base_name, complete_settings, every_setting, run_name
+from si_nb.loop.settings import (
+    ConfigError,
+    RunConfig,
+    base_name,
+    every_setting,
+    run_name,
+    with_later_settings,
+)
 from .voting import KEEP_RULES
 from ..model.trainer import choose_device
 from si_nb.record.storage import (
@@ -209,7 +216,7 @@ def _check_same(config, stored):
     settings = read_facts(stored)
     if settings is None:
         return
-    now, before = {"origin": None, **every_setting(config)}, {"origin": None, **complete_settings(settings)}
+    now, before = {"origin": None, **every_setting(config)}, {"origin": None, **with_later_settings(settings)}
     del now["device"]
     differing = [
         f"{name} (was {_in_short(before.get(name))}, now {_in_short(now[name])})"

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from .settings import ConfigError, RunConfig, arm_voters
+from .voting import KEEP_RULES
 from ..model.positions import POSITIONAL_ENCODINGS
 from ..problems.tasks import TASKS
 
@@ -21,11 +22,12 @@ from ..problems.tasks import TASKS
 def _data_memory(config, workers):
     """Bytes of tokens, by the setting that decides how many."""
     task, arms = TASKS[config.task], len(config.si_method)
+    own = sum(arm_voters(config, arm) for arm in config.si_method if KEEP_RULES[arm].vote) * config.own_labels
     widths = [task.width(config.original_digits + number) for number in range(config.si_rounds + 1)]
     together = min(workers, sum(arm_voters(config, arm) for arm in config.si_method))
     return {
         "base_samples": config.base_samples * widths[0],
-        "num_samples": config.num_samples * arms * sum(widths[1:]),
+        "num_samples": config.num_samples * (arms + own) * sum(widths[1:]),
         "eval_samples": config.eval_samples * 32 * widths[-1] * together,
         "batch_size": config.batch_size * 16 * widths[-1] * together,
     }

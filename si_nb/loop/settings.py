@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LATER_SETTINGS', 'PRESETS', 'TRAINING_SETTINGS', 'MODEL_SETTINGS', 'SAME_PROBLEMS', 'BASE_TRAINING_SETTINGS',
-           'BASE_SETTINGS', 'ConfigError', 'shown', 'FirstSettings', 'RunConfig', 'complete_settings', 'arm_voters',
+           'BASE_SETTINGS', 'ConfigError', 'shown', 'FirstSettings', 'RunConfig', 'with_later_settings', 'arm_voters',
            'longest_length', 'evaluation_lengths', 'make_config', 'Origin', 'BranchConfig', 'settings_of_round',
            'identity', 'every_setting', 'stored_config', 'run_name', 'base_key', 'base_name']
 
@@ -205,6 +205,9 @@ class RunConfig(FirstSettings):
     carry_optimizer: bool = _setting(False, "go on with the optimiser's running means from round to round")
     newest_share: float = _setting(0.5, "share of a round's batches that is newest labels", above=0, most=1)
     older_weight: float = _setting(1.0, "weight of an older round, a base length being 1", least=0, most=1e6)
+    own_labels: bool = _setting(
+        False, "voters learn from their own answers to the problems that a vote keeps"
+    )
     length_rule: str = _setting("possible", "what a length filter lets pass: " + ", ".join(LENGTH_RULES))
 
     def __post_init__(self):
@@ -234,7 +237,7 @@ LATER_SETTINGS: dict[str, Any] = {
 }
 
 
-def complete_settings(
+def with_later_settings(
     facts: dict,  # settings from a file, perhaps older than some of them
 ) -> dict:  # with every later setting that they lack
     """Settings with what later ones were before there were any."""
@@ -392,7 +395,7 @@ def every_setting(
     config: RunConfig,  # any configuration
 ) -> dict:  # JSON types only
     """What the config.json of a run says."""
-    return complete_settings({**identity(config), "device": config.device})
+    return with_later_settings({**identity(config), "device": config.device})
 
 
 def stored_config(
@@ -402,7 +405,7 @@ def stored_config(
 
     Raises: KeyError when a first setting is missing, TypeError or ConfigError when one cannot be.
     """
-    facts = complete_settings(facts)
+    facts = with_later_settings(facts)
     settings = {setting.name: facts[setting.name] for setting in fields(RunConfig)}
     settings["si_method"] = tuple(settings["si_method"])
     if "origin" in facts:

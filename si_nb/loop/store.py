@@ -67,7 +67,8 @@ def save_labels(
     about = {**store.whose, **_place(arm, round_number), "newest": labels.newest, "counts": labels.counts}
     store.check()
     clear_place(path)
-    save_tensors(path, {"rows": torch.as_tensor(labels.rows)}, **about)
+    own = {} if labels.own is None else {"own": torch.as_tensor(labels.own)}
+    save_tensors(path, {"rows": torch.as_tensor(labels.rows), **own}, **about)
 
 # %% ../../nbs/loop/09_store.ipynb #4dce568f
 def load_labels(
@@ -81,7 +82,8 @@ def load_labels(
     """
     path = store.folder.kept_labels(arm, round_number)
     tensors, header = load_tensors(path, _place(arm, round_number), **store.whose)
-    return RoundLabels(tensors["rows"].numpy(), header["newest"], header["counts"])
+    own = tensors["own"].numpy() if "own" in tensors else None
+    return RoundLabels(tensors["rows"].numpy(), header["newest"], header["counts"], own)
 
 
 def stored_labels(

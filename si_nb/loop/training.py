@@ -279,7 +279,7 @@ def train_arms(
     machine: Machine,  # where to compute
     store: Store,  # where voters are stored
     watch: Watch,  # who is told
-    mixtures: dict[str, Mixture],  # arm -> what its voters are trained on
+    mixtures: dict[tuple[str, int], Mixture],  # (arm, voter) -> what it is trained on
     models: dict[tuple[str, int], GPT],  # (arm, voter) -> model, changed in place
     round_number: int,  # from 1
 ) -> None:
@@ -294,8 +294,8 @@ def train_arms(
         path = store.folder.round_model(arm, voter, round_number)
         trained = if_whole(path, lambda: load_voter(store, config, machine.device, *purpose))
         carried = _carried(config, store, *purpose) if trained is None else {}
-        if trained is None and arm in mixtures:
-            given = (models[arm, voter], mixtures[arm], training, what)
+        if trained is None and (arm, voter) in mixtures:
+            given = (models[arm, voter], mixtures[arm, voter], training, what)
             carried = train_voter(machine, store, watch, *given, *purpose, moments=carried)
         else:
             watch.skip(("round training", round_number, arm), training.steps)
