@@ -299,6 +299,85 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+# %% ../../nbs/loop/01_settings.ipynb #4be7d102
+_SEED_TRAINING = {
+    "max_iters": 5_000,
+    "warmup": 500,
+    "decay": 1_000,
+    "si_stable": 1_000,
+    "gradient_clip": 1e38,
+}
+_LONG = {"si_rounds": 50, "vote_iter_growth": 0}
+_PUBLISHED: dict[str, dict[str, Any]] = {
+    "seed": {
+        **_SEED_TRAINING,
+        "task": "copy",
+        "si_method": ("mv",),
+        "seed": 42,
+        "block_size": 60,
+        "vote_iter_growth": 0,
+        "older_weight": 0.25,
+    },
+    "lee-copy": {
+        **_LONG,
+        "task": "copy",
+        "base_samples": 5_000_000,
+        "block_size": 132,
+        "max_iters": 2_000,
+        "num_samples": 20_000,
+        "si_iter": 500,
+    },
+    "lee-reverse-addition": {**_LONG, "original_digits": 16, "block_size": 217},
+    "lee-forward": {
+        **_LONG,
+        "task": "forward_addition",
+        "si_method": ("length_filter",),
+        "length_rule": "near_longest",
+        "block_size": 199,
+        "si_iter": 3_000,
+    },
+    "lee-multiplication": {
+        **_LONG,
+        "task": "multiplication",
+        "base_samples": 5_000_000,
+        "si_iter": 3_000,
+        "si_method": ("mv_length",),
+        "length_rule": "near_longest",
+        "original_digits": 5,
+        "si_rounds": 4,
+        "block_size": 300,
+        "vote_threshold": 0.8,
+    },
+}
+
+# %% ../../nbs/loop/01_settings.ipynb #4be7d105
+_OTHERWISE: dict[str, dict[str, Any]] = {
+    "lee-copy": {"max_iters": 4_000, "si_iter": 200},
+    "lee-multiplication": {"original_digits": 3, "si_rounds": 3, "voters": 3, "vote_threshold": 1.0},
+}
+
+
+def _smaller(name):
+    """A published setting with a twentieth of its examples, labels and parameters."""
+    full = RunConfig(**_PUBLISHED[name])
+    sizes = {"n_layer": 4, "n_head": 3, "n_embd": 96, "batch_size": 64, "learning_rate": 2e-3}
+    counts = {
+        "base_samples": full.base_samples // 20,
+        "num_samples": full.num_samples // 20,
+        "eval_samples": 200,
+    }
+    steps = {
+        "max_iters": full.max_iters // 2,
+        "si_iter": full.si_iter // 10,
+        "si_stable": full.si_stable // 10,
+    }
+    rounds = {"si_rounds": min(10, full.si_rounds)}
+    return {**_PUBLISHED[name], **sizes, **counts, **steps, **rounds, **_OTHERWISE.get(name, {})}
+
+
+for _name, _preset in _PUBLISHED.items():
+    PRESETS |= {_name: _preset, f"{_name}-small": _smaller(_name)}
+
 # %% ../../nbs/loop/01_settings.ipynb #a18f3a3f
 def make_config(
     preset: str | None = None,  # key of PRESETS, or None for the defaults
