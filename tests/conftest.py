@@ -101,20 +101,28 @@ def _has_cuda(item):
     return torch.cuda.is_available()
 
 
-def _train_short(name):
+def _short_model(encoding, generator):
+    """A model as the next two functions train and load it."""
+    from si_nb.model.gpt import GPT, ModelConfig
+
+    return GPT(ModelConfig(n_layer=2, n_head=2, n_embd=64, positional_encoding=encoding), generator)
+
+
+def _train_short(name, encoding):
     """Base data of a task, and the weights of a model that has learned its short problems only."""
     import numpy as np
     import torch
 
-    from si_nb.model.gpt import GPT, ModelConfig
     from si_nb.model.trainer import Mixture, TrainConfig, train
     from si_nb.problems.tasks import TASKS, make_base_data
 
     longest, steps = (
         (3, 400) if TASKS[name].operands == 1 else (2, 800)
     )  # adding is harder than moving digits
+    if encoding == "learned":  # it does all lengths of its training or none beyond: so it learns less of more
+        longest, steps = longest + 1, 150
     base = make_base_data(TASKS[name], longest, 10_000, np.random.default_rng(0))
-    model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=64), torch.Generator().manual_seed(0))
+    model = _short_model(encoding, torch.Generator().manual_seed(0))
     config = TrainConfig(steps, 20, steps // 5, 64, 3e-3, loss_on="answer")
     train(model, Mixture([base], [1], torch.device("cpu")), config, np.random.default_rng(0))
     return {"base": torch.from_numpy(base), **model.state_dict()}
@@ -126,20 +134,18 @@ def learned(tmp_path_factory):
     home = tmp_path_factory.getbasetemp()
     home = home.parent if "PYTEST_XDIST_WORKER" in os.environ else home
 
-    def load(name):
+    def load(name, encoding="none"):
         import torch
         from filelock import FileLock
         from safetensors.torch import load_file, save_file
 
-        from si_nb.model.gpt import GPT, ModelConfig
-
-        path = home / f"learned_{name}.safetensors"
+        path = home / f"learned_{name}_{encoding}.safetensors"
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                save_file(_train_short(name), path)
+                save_file(_train_short(name, encoding), path)
         weights = load_file(path)
         base = weights.pop("base").numpy()
-        model = GPT(ModelConfig(n_layer=2, n_head=2, n_embd=64), torch.Generator())
+        model = _short_model(encoding, torch.Generator())
         model.load_state_dict(weights)
         return base, model.eval()
 

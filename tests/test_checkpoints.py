@@ -418,6 +418,26 @@ def test_a_branch_outlives_the_weights_of_its_run(branch, copy, tmp_path):
         run_branch(open_stored(copy), 2, place, changes, progress=False)
 
 
+def test_a_branch_takes_the_optimizer_over(tmp_path):
+    """A run that carries its optimiser on is repeated by a branch, which carries on what the run had; without
+    that the rounds after are others. A block whose places were learned cannot be lengthened.
+    """
+    carried = dict(carry_optimizer=True, positional_encoding="learned", si_rounds=3, si_method=("none",))
+    whole = run_experiment(config_of(**carried), tmp_path / "run", progress=False, keep_weights=True)
+    run, losses = open_stored(whole.path), {}
+    for name, changes in (("same", {}), ("anew", {"carry_optimizer": False})):
+        place = run_branch(run, 1, tmp_path / name, changes, progress=False)
+        losses[name] = load_arm(open_stored(place.path), "none", 3, torch.device("cpu"))
+        assert check_folder(place.path)[0] == []
+    assert rounds_of(tmp_path / "same").equals(rounds_of(whole.path))
+    (voter,), (weights, *_) = losses["same"], load_arm(run, "none", 3, torch.device("cpu")).values()
+    same, anew = (losses[name][voter].state_dict() for name in ("same", "anew"))
+    assert all(torch.equal(weight, same[name]) for name, weight in weights.state_dict().items())
+    assert not torch.equal(same["head.weight"], anew["head.weight"])
+    with pytest.raises(ConfigError, match="block_size is 100"):
+        run_branch(run, 1, tmp_path / "longer", {"block_size": 120}, progress=False)
+
+
 def test_a_branch_of_a_branch(branch, tmp_path):
     """It takes over the rounds of both, and check knows the settings of each round."""
     _, first = branch
@@ -441,6 +461,8 @@ def test_changes_that_a_branch_cannot_make(folder, branch, tmp_path, capsys):
         (("--si_rounds", 2), "no round follows"),
         (("--noise_round", 1), "taken over as they were"),
         (("--learning_rate", -1), "learning_rate is -1"),
+        (("--positional_encoding", "rotary"), "positional_encoding is 'none'"),
+        (("--noise_round", 5), "there are 4 rounds"),
     ):
         assert named in refusal(capsys, "branch", folder.path, "--round", 2, *new, *flags)
     assert "rounds 0 to 4" in refusal(capsys, "branch", folder.path, "--round", 7, *new)

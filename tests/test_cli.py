@@ -94,6 +94,13 @@ def counts(tmp_path):
         (["--dropout", "1"], "dropout"),
         (["--learning_rate", "nan"], "learning_rate"),
         (["--noise_kind", "loud"], "loud"),
+        (["--noise_round", "6"], "there are 5 rounds"),
+        (["--si_stable", "61"], "a round has 60 steps"),
+        (["--beta1", "1"], "beta1 is 1.0"),
+        (["--newest_share", "0"], "newest_share"),
+        (["--length_rule", "longest"], "choose possible, near_longest"),
+        (["--positional_encoding", "sinusoidal"], "choose none, rotary, learned"),
+        (["--positional_encoding", "rotary", "--n_embd", "10"], "must be even"),
         (["--device", "cuda:7"], "cuda:7"),
         (["--device", "abacus"], "abacus"),
         (["--wandb", "maybe"], "maybe"),
@@ -397,6 +404,32 @@ def test_module_and_command_are_the_same():
     assert done.returncode == 0 and all(
         command in done.stdout for command in ("run", "sweep", "law", "figures")
     )
+
+
+RECIPE = dict(
+    beta1=0.8, beta2=0.95, epsilon=1e-8, weight_decay=0.2, gradient_clip=0.5, learning_rate_floor=0.1,
+    si_stable=4, newest_share=0.6, older_weight=0.5, length_rule="near_longest", si_method="mv_length,truth",
+)  # fmt: skip
+
+
+def test_the_recipe_from_the_command_line(tmp_path, capsys):
+    """Every switch of the recipe, and the rule that writes the truth, in one small run; check is content."""
+    given = {
+        **RECIPE,
+        "positional_encoding": "learned",
+        "max_iters": 20,
+        "si_iter": 6,
+        "si_rounds": 2,
+        "seed": 3,
+    }
+    flags = [text for name, value in given.items() for text in (f"--{name}", str(value))]
+    flags += ["--carry_optimizer", "--own_labels", "--run_dir", str(tmp_path / "run")]
+    assert main(["run", *SMALL, *flags]) == 0 and main(["check", str(tmp_path / "run")]) == 0
+    facts = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert facts["carry_optimizer"] and facts["own_labels"] and facts["positional_encoding"] == "learned"
+    assert all(facts[name] == value for name, value in RECIPE.items() if name != "si_method")
+    kept = read_table(tmp_path / "run").query("arm == 'truth' and quantity == 'label_kept'")
+    assert (kept["successes"] == kept["trials"]).all() and len(kept) == 2
 
 
 def test_every_documented_flag_exists(capsys):

@@ -24,9 +24,10 @@ from si_nb.loop.cost import (
     training_rows,
 )
 from si_nb.loop.rounds import run_experiment
-from si_nb.loop.settings import RunConfig
+from si_nb.loop.settings import PRESETS, RunConfig, make_config
 from si_nb.loop.training import mix, training_steps
 from si_nb.loop.voting import KEEP_RULES
+from si_nb.model.positions import POSITIONAL_ENCODINGS
 from si_nb.problems.tasks import TASKS, make_base_data, make_problems
 from si_nb.problems.tokenizer import PAD
 from si_nb.record.table import read_table
@@ -90,9 +91,7 @@ def test_mean_tokens_are_those_of_drawn_batches(task):
         kept = [training_rows(config, earlier, 500) for earlier in range(1, number + 1)]
         sources, shares = [base, *kept], mixture_shares(config, number)
         if kept:
-            tokens, _ = mix(base, kept, config.original_digits, torch.device("cpu")).draw(
-                2**15, np.random.default_rng(0)
-            )
+            tokens, _ = mix(config, base, kept, torch.device("cpu")).draw(2**15, np.random.default_rng(0))
             drawn = (tokens.numpy() != PAD).sum(axis=1).mean() - 1
         else:
             drawn = (base != PAD).sum(axis=1).mean() - 1
@@ -257,3 +256,20 @@ except si_nb.benchmarks.benchmark.BenchError as error:
         "memory unknown on this system" in done.stdout
         and "row memory is unknown: choose data_quick" in done.stdout
     )
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.endswith("-small")])
+def test_small_presets_are_within_an_hour(name):
+    """Two cores that do 14 billion operations in a second are done with all of a run within the hour."""
+    work = plan(make_config(name))
+    assert 1e12 < (work["jobs"] * work["pieces"] * work["flops"]).sum() < 2 * 14e9 * 3_600
+
+
+@pytest.mark.parametrize("encoding", POSITIONAL_ENCODINGS)
+def test_the_plan_knows_positions_and_mixture(encoding):
+    """Operations of an encoding and shares of a mixture are in the plan, beside what it says by default."""
+    plain, other = config_of(**FEW), config_of(**FEW, positional_encoding=encoding, newest_share=1.0)
+    before, after = (plan(config).set_index(["phase", "round", "arm"]) for config in (plain, other))
+    labels = after.loc["labelling"]["flops"] - before.loc["labelling"]["flops"]
+    assert (labels == 0).all() if encoding == "none" else (labels > 0).all()
+    assert (after.loc["round training"]["tokens"] > before.loc["round training"]["tokens"]).all()

@@ -9,6 +9,7 @@ import torch
 import si_nb.model.generate
 from si_nb.model.generate import exact_match, generate
 from si_nb.model.gpt import GPT, ModelConfig
+from si_nb.model.positions import POSITIONAL_ENCODINGS
 from si_nb.problems.tasks import TASKS, is_right, make_problems
 from si_nb.problems.tokenizer import END, PAD
 
@@ -16,14 +17,20 @@ CPU = torch.device("cpu")
 ITEMS, LENGTHS = 700, (1, 2, 3, 4, 5)
 
 
-# answers of one length and of several; decoding depends on nothing else in a task
-LEARNED = ("copy", "reverse", "reverse_addition")
+# answers of one length and of several; decoding depends on nothing else in a task, and on positions
+LEARNED = [("copy", "none"), ("reverse", "none"), ("reverse_addition", "none")]
+LEARNED += [("reverse_addition", "rotary"), ("copy", "learned")]
 
 
-@pytest.fixture(scope="module", params=LEARNED)
+@pytest.fixture(scope="module", params=LEARNED, ids="-".join)
 def trained(request, learned):
     """A task and a model that is good at its short problems and bad at longer ones."""
-    return TASKS[request.param], learned(request.param)[1]
+    return TASKS[request.param[0]], learned(*request.param)[1]
+
+
+def test_every_encoding_is_tried():
+    """Whatever the package can tell a model of positions is held against plain decoding below."""
+    assert {encoding for _, encoding in LEARNED} == set(POSITIONAL_ENCODINGS)
 
 
 def problems_of(task, length, items=ITEMS):

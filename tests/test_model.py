@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from si_nb.model.gpt import GPT, Attention, KeyValueCache, ModelConfig, Packing, count_parameters
+from si_nb.model.gpt import (
+    GPT,
+    Attention,
+    KeyValueCache,
+    ModelConfig,
+    Packing,
+    count_parameters,
+    forward_flops,
+)
+from si_nb.model.positions import POSITIONAL_ENCODINGS, rotate
 
 CPU = torch.device("cpu")
 SMALL = dict(n_layer=2, n_head=4, n_embd=32, block_size=24)
@@ -53,9 +62,10 @@ def test_no_token_sees_the_future(place):
     assert (before[:, place] != after[:, place]).any(dim=-1).all()
 
 
-def test_a_cache_may_be_filled_in_two_ways():
+@pytest.mark.parametrize("encoding", POSITIONAL_ENCODINGS)
+def test_a_cache_may_be_filled_in_two_ways(encoding):
     """Prompt at once and then token by token through a cache gives the logits of one pass."""
-    model, tokens = new_model(), new_tokens()
+    model, tokens = new_model(positional_encoding=encoding), new_tokens()
     cache = KeyValueCache(model.config, 3, 20, CPU, torch.float32)
     with torch.no_grad():
         parts = [model(tokens[:, :8], cache)] + [model(tokens[:, [step]], cache) for step in range(8, 20)]
@@ -63,11 +73,13 @@ def test_a_cache_may_be_filled_in_two_ways():
     assert cache.filled == 20
 
 
-def test_packing_changes_nothing():
+@pytest.mark.parametrize("encoding", POSITIONAL_ENCODINGS)
+def test_packing_changes_nothing(encoding):
     """Computing only the real tokens gives them the logits that they have among padding,
     and the same gradients.
     """
-    model, tokens, lengths = new_model(), new_tokens(4, 12), np.array([12, 5, 1, 9])
+    model = new_model(positional_encoding=encoding)
+    tokens, lengths = new_tokens(4, 12), np.array([12, 5, 1, 9])
     places = torch.as_tensor(np.flatnonzero(np.arange(12) < lengths[:, None]))
     padded = model(tokens).flatten(0, 1)[places]
     packed = model(tokens, packing=Packing(places, 4, 12))
@@ -78,7 +90,7 @@ def test_packing_changes_nothing():
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))
 
 
-def test_no_position_is_stored():
+def test_no_position_is_stored_by_default():
     """NoPE: nothing in the model depends on the block size, and a longer block gives the same logits."""
     short, long, tokens = new_model(), new_model(block_size=500), new_tokens()
     assert {name: weight.shape for name, weight in short.state_dict().items()} == {
@@ -86,6 +98,54 @@ def test_no_position_is_stored():
     }
     with torch.no_grad():
         assert torch.equal(short(tokens), long(tokens))
+
+
+@pytest.mark.parametrize("encoding", POSITIONAL_ENCODINGS)
+def test_the_order_of_what_came_before(encoding):
+    """Without positions one layer gathers the same from earlier tokens in any order, to rounding;
+    with an encoding it does not.
+    """
+    model, tokens = new_model(n_layer=1, positional_encoding=encoding), new_tokens(length=8)
+    shuffled = torch.cat([tokens[:, [3, 0, 6, 2, 5, 1, 4]], tokens[:, 7:]], dim=1)
+    with torch.no_grad():
+        moved = (model(tokens)[:, -1] - model(shuffled)[:, -1]).abs().max()
+    assert (moved < 1e-6) == (encoding == "none")
+
+
+def test_rotary_encoding_is_complex_rotation():
+    """Each pair is a complex number times exp(i position rate), as the paper defines it; scores depend on
+    the distance only.
+    """
+    heads = torch.randn(2, 3, 11, 6, generator=torch.Generator().manual_seed(0))
+    pairs = torch.complex(heads[..., :3], heads[..., 3:])
+    rates = torch.tensor([10_000 ** (-pair / 3) for pair in range(3)])
+    angles = (torch.arange(11) + 5)[:, None] * rates
+    turned = pairs * torch.polar(torch.ones_like(angles), angles)
+    assert torch.allclose(rotate(heads, 5), torch.cat([turned.real, turned.imag], dim=-1), atol=1e-5)
+    here, there = ((rotate(heads[0], start) @ rotate(heads[1], start).mT) for start in (0, 40))
+    assert torch.allclose(here, there, atol=1e-4)
+    assert rotate(heads.bfloat16(), 5).dtype == torch.bfloat16
+
+
+def test_learned_positions_are_added():
+    """A learned vector for each place of the block is added to the embedding, wherever a pass begins."""
+    model, tokens = new_model(positional_encoding="learned"), new_tokens()
+    assert model.positions.weight.shape == (SMALL["block_size"], SMALL["n_embd"])
+    with torch.no_grad():
+        model.positions.weight[5] += 1.0
+        before, after = new_model(positional_encoding="learned")(tokens), model(tokens)
+    changed = (before != after).any(dim=(0, 2))
+    assert not changed[:5].any() and changed[5:].all()
+
+
+@pytest.mark.parametrize("encoding", POSITIONAL_ENCODINGS)
+def test_parameters_and_operations_of_encodings(encoding):
+    """Learned positions are block times width numbers more; turning costs operations and no numbers."""
+    plain, model = new_model(), new_model(positional_encoding=encoding)
+    more = count_parameters(model) - count_parameters(plain)
+    assert more == (24 * 32 if encoding == "learned" else 0)
+    operations = forward_flops(model.config, 10) - forward_flops(plain.config, 10)
+    assert operations == 10 * {"none": 0, "rotary": 2 * 6 * 32, "learned": 32}[encoding]
 
 
 def test_bias_is_optional():
@@ -129,7 +189,9 @@ def test_the_block_size_is_a_limit():
     "mistake, named",
     [(dict(n_embd=33), "n_head"), (dict(n_layer=0), "n_layer"), (dict(n_head=-1), "n_head"),
     (dict(block_size=0), "block_size"),
-     (dict(vocab_size=0), "vocab_size"), (dict(dropout=1.0), "dropout"), (dict(dropout=-0.1), "dropout")],
+     (dict(vocab_size=0), "vocab_size"), (dict(dropout=1.0), "dropout"), (dict(dropout=-0.1), "dropout"),
+     (dict(positional_encoding="sinusoidal"), "choose none, rotary, learned"),
+     (dict(positional_encoding="rotary", n_embd=12), "must be even")],
 )  # fmt: skip
 def test_impossible_sizes_are_refused(mistake, named):
     """A size that cannot work is one line that names it."""

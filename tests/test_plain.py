@@ -25,6 +25,7 @@ from si_nb.benchmarks.plain import (
 from si_nb.loop.voting import KEEP_RULES, propose
 from si_nb.model.generate import exact_match, generate
 from si_nb.model.gpt import GPT, ModelConfig
+from si_nb.model.positions import POSITIONAL_ENCODINGS
 from si_nb.model.trainer import Mixture, TrainConfig, train
 from si_nb.problems.tasks import TASKS, make_base_data, make_problems
 from si_nb.problems.tokenizer import decode, encode
@@ -33,23 +34,23 @@ CPU = torch.device("cpu")
 ITEMS, LENGTHS = 150, (1, 2, 3, 4, 5)
 
 
-# answers of one length and of several; decoding depends on nothing else in a task
-LEARNED = ("copy", "reverse", "reverse_addition")
+# answers of one length and of several; decoding depends on nothing else in a task, and on positions
+LEARNED = [("copy", "none"), ("reverse", "none"), ("reverse_addition", "none")]
+LEARNED += [("reverse_addition", "rotary"), ("copy", "learned")]
 
 
-def new_model(seed=0):
-    return GPT(
-        ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=40), torch.Generator().manual_seed(seed)
-    )
+def new_model(seed=0, **settings):
+    config = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=40, **settings)
+    return GPT(config, torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module", params=LEARNED)
+@pytest.fixture(scope="module", params=LEARNED, ids="-".join)
 def trained(request, learned):
     """A task, its base data, and two voters that are good at short problems and bad at longer ones."""
-    (base, one), (_, other) = learned(request.param), learned(request.param)
+    (base, one), (_, other) = learned(*request.param), learned(*request.param)
     config = TrainConfig(40, 0, 0, 64, 3e-3, loss_on="answer")
     train(other, Mixture([base], [1], CPU), config, np.random.default_rng(1))
-    return TASKS[request.param], base, [one, other]
+    return TASKS[request.param[0]], base, [one, other]
 
 
 def texts_of(task, length, items=ITEMS):
@@ -57,9 +58,9 @@ def texts_of(task, length, items=ITEMS):
     return problems, decode(problems.prompts), decode(problems.answers)
 
 
-def one_step(tokens, config):
+def one_step(tokens, config, **settings):
     """A model after one fast and after one plain step on the same rows."""
-    fast, plain = new_model(), new_model()
+    fast, plain = new_model(**settings), new_model(**settings)
     lost = train(fast, Mixture([tokens], [1], CPU), config, np.random.default_rng(0))
     rows = _drawn(tokens, config)
     return fast, plain, lost, plain_train(plain, rows, config, _InOrder())
@@ -78,18 +79,21 @@ def _drawn(tokens, config):
     return decode(drawn.numpy())
 
 
+@pytest.mark.parametrize("encoding", POSITIONAL_ENCODINGS)
 @pytest.mark.parametrize("loss_on", ["all", "answer"])
 @pytest.mark.parametrize("name", TASKS)
-def test_one_step_is_the_same(name, loss_on):
+def test_one_step_is_the_same(name, loss_on, encoding):
     """A step without padding changes the weights as one on rows padded to the block size; losses agree."""
     longest = 3 if name == "multiplication" else 4  # what the block holds
     base = make_base_data(TASKS[name], longest, 2_000, np.random.default_rng(0))
-    fast, plain, fast_loss, loss = one_step(
-        base, TrainConfig(1, 0, 0, 128, 1e-3, epsilon=1e-4, loss_on=loss_on)
-    )
+    config = TrainConfig(1, 0, 0, 128, 1e-3, epsilon=1e-4, loss_on=loss_on)
+    fast, plain, fast_loss, loss = one_step(base, config, positional_encoding=encoding)
     assert abs(fast_loss - loss) < 1e-5
     for (name, one), two, start in zip(
-        fast.named_parameters(), plain.parameters(), new_model().parameters(), strict=True
+        fast.named_parameters(),
+        plain.parameters(),
+        new_model(positional_encoding=encoding).parameters(),
+        strict=True,
     ):
         moved = (two - start).abs().max()
         assert moved > 0 and (one - two).abs().max() < 1e-3 * moved + 1e-6, name
@@ -233,7 +237,7 @@ def test_optimizer_has_the_same_settings():
 def test_a_round_with_nothing_kept_goes_on(trained):
     """A rule that keeps nothing leaves the base data; the voters are trained and measured all the same."""
     task, base, (model, _) = trained
-    voter, rounds = new_model(), []
+    voter, rounds = GPT(model.config, torch.Generator()), []
     voter.load_state_dict(model.state_dict())
     _, prompts, truths = texts_of(task, 2, 50)
     training, tests, source = TrainConfig(2, 0, 2, 16, 1e-3), {2: (prompts, truths)}, random.Random(0)

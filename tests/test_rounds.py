@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import signal
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,16 +13,25 @@ from safetensors.torch import load_file
 
 import si_nb.loop.evaluate
 import si_nb.loop.rounds
-from si_nb.loop.bases import save_base_model
+import si_nb.loop.training
+from si_nb.benchmarks.plain import plain_loss, plain_optimizer
+from si_nb.loop.bases import load_base_model, save_base_model
 from si_nb.loop.checkpoints import load_model, load_tensors, save_tensors
 from si_nb.loop.evaluate import derive_rng, derive_seed, next_lengths
 from si_nb.loop.folder import open_run
 from si_nb.loop.rounds import run_experiment
-from si_nb.loop.settings import ConfigError, evaluation_lengths, make_config
+from si_nb.loop.settings import (
+    LATER_SETTINGS,
+    TRAINING_SETTINGS,
+    ConfigError,
+    evaluation_lengths,
+    make_config,
+)
+from si_nb.loop.training import base_training, make_base, mix, round_training
 from si_nb.loop.voting import KEEP_RULES, KeepRule
-from si_nb.loop.workers import side_by_side
+from si_nb.loop.workers import Interrupted, side_by_side
 from si_nb.model.generate import generate
-from si_nb.model.trainer import DivergedError
+from si_nb.model.trainer import DivergedError, TrainConfig, learning_rate_at
 from si_nb.problems.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
 from si_nb.problems.tokenizer import decode
 from si_nb.record.table import QUANTITIES, read_table
@@ -175,6 +186,14 @@ def test_oracle_keeps_only_right_labels(table):
     assert wrong["successes"] == 0 < wrong["trials"] and rates.loc[("none", "kept_wrong"), "successes"] > 0
 
 
+def test_truth_made_labels_are_all_right(table):
+    """The sanity check: every problem is kept with its true answer, whatever the model answered."""
+    rates = table[table["round"] > 0].groupby(["arm", "quantity"])[["successes", "trials"]].sum()
+    kept, raw = (rates.loc["truth", name] for name in ("label_kept", "label_raw"))
+    assert kept["successes"] == kept["trials"] == ROUNDS * SETTINGS["num_samples"]
+    assert raw["successes"] < raw["trials"] and rates.loc[("truth", "kept_wrong"), "trials"] == 0
+
+
 def test_arms_share_their_base_models(folder, table):
     """One base model per voter, and in round 0 the same voter has the same counts in every arm."""
     assert sorted(path.name for path in folder.models.glob("*.safetensors")) == [
@@ -228,9 +247,8 @@ def test_the_choice_never_sees_the_reported_problems(monkeypatch, models_dir, tm
 def test_weights_of_two_rounds_are_kept(folder):
     """Every base model and the last two rounds of every voter are there; what went before is gone."""
     names = {path.name for path in folder.rounds.glob("*_round_*.safetensors")}
-    assert len(names) == 2 * (1 + 1 + 1 + VOTERS + VOTERS) and all(
-        f"_round_{number:03d}" in " ".join(names) for number in (1, 2)
-    )
+    models = sum(VOTERS if rule.vote else 1 for rule in KEEP_RULES.values())
+    assert len(names) == 2 * models and all(f"_round_{number:03d}" in " ".join(names) for number in (1, 2))
 
 
 # --- the same numbers whatever happens
@@ -819,3 +837,115 @@ def test_stopping_an_arm_that_is_not_there_is_refused(models_dir, tmp_path):
     """A name that no arm has is a mistake, not a wish to go on."""
     with pytest.raises(ConfigError, match="after_round stops mv, but the arms are none, mv_length"):
         go(models_dir, tmp_path / "run", lambda table: {"mv": "?"})
+
+
+# --- the recipe
+
+RECIPE = dict(
+    positional_encoding="rotary", beta1=0.8, beta2=0.95, epsilon=1e-4, weight_decay=0.3, gradient_clip=0.5,
+    learning_rate_floor=0.1, si_stable=4, carry_optimizer=True, newest_share=0.6, older_weight=0.5,
+    own_labels=True, length_rule="near_longest", voters=2,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cooked(tmp_path_factory):
+    """A run in which no part of the recipe is the default."""
+    assert not {name for name in LATER_SETTINGS if RECIPE[name] == LATER_SETTINGS[name]}
+    return run_experiment(small(**RECIPE), tmp_path_factory.mktemp("recipe") / "run", progress=False)
+
+
+def test_every_part_of_the_recipe_reaches_training():
+    """Base models and rounds are trained with the settings, and with what was fixed before by default."""
+    for config in (small(), small(**RECIPE)):
+        for training in (base_training(config), round_training(config, "mv_length", 2)):
+            assert {name: getattr(training, name) for name in TRAINING_SETTINGS} == {
+                name: getattr(config, name) for name in TRAINING_SETTINGS
+            }
+    fixed = TrainConfig(14, 0, 14, 64, 5e-3)
+    assert round_training(small(), "mv_length", 2) == fixed
+    assert round_training(small(**RECIPE), "mv_length", 2).decay == 14 - 4
+
+
+def test_the_optimizer_is_carried_on(cooked):
+    """Two rounds, stepped plainly by torch's own class that lives through both, end in the stored weights."""
+    config = small(**RECIPE)
+    rounds = [load_file(cooked.kept_labels("none", number))["rows"].numpy() for number in (1, 2)]
+    (voter,) = {int(path.name.split("_")[2]) for path in cooked.rounds.glob("none_voter_*")}
+    model = load_base_model(config, cooked, voter, CPU)
+    training = round_training(config, "none", 1)
+    usual = plain_optimizer(model, training)
+    for number in (1, 2):
+        mixture, rng = (
+            mix(config, make_base(config), rounds[:number], CPU),
+            derive_rng(0, "none", number, voter),
+        )
+        for step in range(training.steps):
+            for group in usual.param_groups:
+                group["lr"] = learning_rate_at(step, training)
+            usual.zero_grad()
+            plain_loss(model, mixture.draw(64, rng)[0], config.loss_on).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
+            usual.step()
+        stored = load_file(cooked.round_model("none", voter, number))
+        assert stored["optimizer.0.step"] == number * 10
+        assert all(
+            torch.allclose(weight, stored[name], atol=2e-5) for name, weight in model.state_dict().items()
+        )
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_carried_optimizer_survives_a_kill(cooked, number, tmp_path, monkeypatch):
+    """Stopped after five steps of a round and begun again, a run ends in the same bytes."""
+    save, calls = si_nb.loop.training.save_checkpoint, []
+
+    def stop_at_five(folder, name, state, **about):
+        calls.append(name)
+        if calls.count(f"none_{number}_{name[-1]}") == 5:
+            signal.raise_signal(signal.SIGINT)
+        save(folder, name, state, **about)
+
+    monkeypatch.setattr(si_nb.loop.training, "save_checkpoint", stop_at_five)
+    go = partial(run_experiment, small(**RECIPE), tmp_path / "run", progress=False, workers=1)
+    with pytest.raises(Interrupted):
+        go(checkpoint_minutes=0)
+    assert contents(go()) == contents(cooked)
+
+
+def test_own_labels_are_each_voters_answers(models_dir, tmp_path):
+    """Every voter learns from its own answers to the problems that the vote keeps: what it answers to their
+    prompts. Problems and counts are those of shared labels; a voter that was never outvoted ends as there.
+    """
+    settings = dict(si_method=("mv",), si_rounds=1, voters=3, vote_threshold=0.6)
+    runs = {}
+    for own in (False, True):
+        config, place = small(**settings, own_labels=own), tmp_path / f"{own}" / "run"
+        runs[own] = run_experiment(
+            config, place, models_dir=models_dir, progress=False, skip_base_model_train=True
+        )
+    stored = {own: load_file(run.kept_labels("mv", 1)) for own, run in runs.items()}
+    rows, separate = stored[True]["rows"], stored[True]["own"].numpy()
+    assert torch.equal(rows, stored[False]["rows"]) and "own" not in stored[False]
+    width = TASKS["copy"].prompt_width(4)
+    for voter in range(3):
+        model = load_base_model(small(**settings), runs[True], voter, CPU)
+        answers = generate(model, rows.numpy()[:, :width], rows.shape[1] - width)
+        assert (separate[voter][:, width:] == answers).all()
+        assert (separate[voter][:, :width] == rows.numpy()[:, :width]).all()
+        weights = [load_file(runs[own].round_model("mv", voter, 1)) for own in (False, True)]
+        same = all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+        assert same == (separate[voter] == rows.numpy()).all()
+    assert (separate != rows.numpy()).any()
+
+
+def test_what_can_be_set_of_a_mixture():
+    """The newest have their share; the rest is shared out by weight, older rounds against base lengths."""
+    rows = np.zeros((2, 3), dtype=np.uint8)
+    shares = mix(small(newest_share=0.6, older_weight=0.5), rows, [rows] * 3, CPU).shares
+    assert np.allclose(shares, [0.4 * 3 / 4, 0.4 / 8, 0.4 / 8, 0.6])
+    assert np.allclose(mix(small(older_weight=0), rows, [rows] * 2, CPU).shares, [0.5, 0, 0.5])
+    assert np.allclose(mix(small(newest_share=1.0), rows, [rows] * 2, CPU).shares, [0, 0, 1])
+    for rounds in range(1, 6):  # the default is what was fixed before, bit for bit
+        past = [3 / (3 + rounds - 1)] + [1 / (3 + rounds - 1)] * (rounds - 1)
+        before = np.array([*past, 1.0]) / sum([*past, 1.0])
+        assert (mix(small(), rows, [rows] * rounds, CPU).shares == before).all()

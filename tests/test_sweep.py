@@ -1,5 +1,6 @@
 """The sweep: what a grid says, what runs share, and that being killed costs nothing that was finished."""
 
+import dataclasses
 import importlib.util
 import json
 import multiprocessing
@@ -22,18 +23,26 @@ from hypothesis import strategies as st
 
 from si_nb.cli import main
 from si_nb.loop import executors
+from si_nb.loop.bases import recorded_base_models
 from si_nb.loop.complete import check_complete
 from si_nb.loop.executors import ClusterExecutor, ClusterJob
+from si_nb.loop.folder import locate_run, write_facts
 from si_nb.loop.grid import LARGEST_GRID, SweepError, read_grid
 from si_nb.loop.jobs import check_so_far, over_arms, run_status, sweep_run
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.settings import (
     BASE_SETTINGS,
     BASE_TRAINING_SETTINGS,
+    LATER_SETTINGS,
+    ConfigError,
     RunConfig,
     base_key,
     base_name,
+    every_setting,
+    identity,
     make_config,
+    run_name,
+    stored_config,
 )
 from si_nb.loop.sweep import run_sweep
 from si_nb.model.gpt import ModelConfig
@@ -963,6 +972,54 @@ def test_base_settings_are_those_that_training_depends_on():
     assert set(BASE_SETTINGS) == set(BASE_TRAINING_SETTINGS) | set(ModelConfig.__dataclass_fields__) - {
         "vocab_size"
     }
+
+
+def config_of_row(row):
+    """The configuration of a row of a runs.csv, which may be older than some settings."""
+    words = {setting: row[setting.name] for setting in dataclasses.fields(RunConfig) if setting.name in row}
+    kinds = {bool: lambda text: text == "True", tuple[str, ...]: lambda text: tuple(text.split(","))}
+    return RunConfig(
+        **{setting.name: kinds.get(setting.type, setting.type)(text) for setting, text in words.items()}
+    )
+
+
+@pytest.mark.parametrize("sweep", ["conditions", "sweep", "long"])
+def test_runs_of_earlier_versions_keep_their_names(sweep):
+    """Every run of the committed sweeps, made before there was a recipe to set, is named as it was."""
+    rows = pd.read_csv(ROOT / "results" / sweep / "runs.csv", dtype=str).to_dict("records")
+    assert rows and "beta1" not in rows[0]
+    assert [run_name(config_of_row(row)) for row in rows] == [row["run_id"] for row in rows]
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    """Its config.json, which lacks the recipe, is that of the same settings now, whose name, folder and base
+    models are the same; a changed recipe is refused by name, and would have base models of its own.
+    """
+    old = ROOT / "results" / "quick" / "seed0"
+    facts, table = json.loads((old / "config.json").read_text()), read_table(old)
+    assert not set(facts) & set(LATER_SETTINGS) and set(LATER_SETTINGS) < set(
+        every_setting(stored_config(facts))
+    )
+    config = make_config("quick", seed=0)
+    assert stored_config(facts) == config and set(table["run_id"]) == {run_name(config)}
+    assert base_name(config) == "copy-seed0-base-9ef46768"  # as the version before had it
+    write_facts(tmp_path / "config.json", facts)
+    folder = locate_run(config, tmp_path)
+    assert recorded_base_models(folder).differing(config) == ""
+    changed = make_config("quick", seed=0, beta1=0.8)
+    with pytest.raises(ConfigError, match=r"beta1 \(was 0\.9, now 0\.8\)"):
+        locate_run(changed, tmp_path)
+    assert "beta1 0.9 instead of 0.8" in recorded_base_models(folder).differing(changed)
+    assert base_key(changed) != base_key(config) and run_name(changed) != run_name(config)
+
+
+@pytest.mark.parametrize("name, value", [("newest_share", 0.7), ("carry_optimizer", True), ("si_stable", 5)])
+def test_a_later_setting_counts_when_it_is_changed(name, value, tmp_path):
+    """It changes the name, is in config.json and comes back from there; base models know only their own."""
+    plain, changed = make_config("tiny"), make_config("tiny", **{name: value})
+    assert run_name(changed) != run_name(plain) and base_key(changed) == base_key(plain)
+    assert json.loads(json.dumps(every_setting(changed)))[name] == value
+    assert stored_config(json.loads(json.dumps(identity(changed) | {"device": "auto"}))) == changed
 
 
 def test_runs_share_a_base_unless_a_base_setting_differs(tmp_path):

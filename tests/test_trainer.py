@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 import si_nb.model.trainer
 from si_nb.model.gpt import GPT, ModelConfig, Packing
 from si_nb.model.trainer import (
+    AdamW,
     DeviceError,
     DivergedError,
     Mixture,
     TrainConfig,
-    _AdamW,
     autocast,
     choose_device,
     choose_precision,
@@ -53,16 +53,18 @@ def rows_of(lengths, width, seed=0):
 
 
 @settings(deadline=None)
-@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))
-def test_the_schedule_is_warmup_stable_decay(warmup, stable, decay):
-    """Linear rise to the full rate, constant, half a cosine towards zero,
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30), st.sampled_from([0.0, 0.1, 1.0]))
+def test_the_schedule_is_warmup_stable_decay(warmup, stable, decay, floor):
+    """Linear rise to the full rate, constant, half a cosine towards the floor,
     for any lengths of the three parts.
     """
-    config = TrainConfig(max(1, warmup + stable + decay), warmup, decay, learning_rate=0.01)
+    steps = max(1, warmup + stable + decay)
+    config = TrainConfig(steps, warmup, decay, learning_rate=0.01, learning_rate_floor=floor)
     rates = [learning_rate_at(step, config) for step in range(config.steps)]
     stable = config.steps - warmup - decay
     expected = [0.01 * (step + 1) / warmup for step in range(warmup)] + [0.01] * stable
-    expected += [0.01 * (1 + math.cos(math.pi * step / decay)) / 2 for step in range(decay)]
+    waves = [(1 + math.cos(math.pi * step / decay)) / 2 for step in range(decay)]
+    expected += [0.01 * floor + 0.01 * (1 - floor) * wave for wave in waves]
     assert np.allclose(rates, expected, rtol=1e-12) and min(rates) > 0 and max(rates) <= 0.01
 
 
@@ -253,7 +255,7 @@ def test_matrices_decay_and_vectors_do_not():
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    _AdamW(model, TrainConfig(1, 0, 0, learning_rate=0.01, weight_decay=0.1)).step()
+    AdamW(model, TrainConfig(1, 0, 0, learning_rate=0.01, weight_decay=0.1)).step()
     for name, parameter in model.named_parameters():
         assert torch.allclose(
             parameter, before[name] * (1 - 0.001 * (parameter.dim() > 1)), rtol=1e-6, atol=0
@@ -269,7 +271,7 @@ def test_a_step_is_that_of_the_class_of_torch():
         for matrices, decay in ((True, config.weight_decay), (False, 0.0))
     ]
     usual = torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), eps=config.epsilon, fused=True)
-    optimizer = _AdamW(ours, config)
+    optimizer = AdamW(ours, config)
     for step in range(20):
         for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
             mine.grad = torch.randn(mine.shape, generator=draw) * 10 ** (step % 7 - 4)
@@ -281,8 +283,9 @@ def test_a_step_is_that_of_the_class_of_torch():
         usual.step()
     for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
         assert torch.equal(mine, other)
+    own = optimizer.moments()
     for index, moments in usual.state_dict()["state"].items():
-        assert all(torch.equal(tensor, moments[name]) for name, tensor in optimizer.moments()[index].items())
+        assert all(torch.equal(own[f"optimizer.{index}.{name}"], tensor) for name, tensor in moments.items())
 
 
 def test_training_imports_no_compiler():
@@ -335,12 +338,12 @@ def test_a_step_stays_on_the_models_device(loss_on):
     real = torch.as_tensor((rows != PAD)[:, 1:].flatten().nonzero()[0])
     model, scaler = new_model().to(device), torch.amp.GradScaler("cpu", enabled=False)
     config = TrainConfig(1, 0, 0, loss_on=loss_on)
-    optimizer, shape = _AdamW(model, config), (len(rows), rows.shape[1] - 1)
+    optimizer, shape = AdamW(model, config), (len(rows), rows.shape[1] - 1)
     for tensor in si_nb.model.trainer._step(
         model, tokens, Packing(real.to(device), *shape), config, optimizer, scaler, 1e-3
     ):
         assert tensor.device == device
-    assert {tensor.device for moments in optimizer.moments() for tensor in moments.values()} == {device}
+    assert {tensor.device for tensor in optimizer.moments().values()} == {device}
     with pytest.raises(RuntimeError, match="device"):
         si_nb.model.trainer._step(model, tokens, Packing(real, *shape), config, optimizer, scaler, 1e-3)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from si_nb.loop.voting import KEEP_RULES, label_quality, propose, wrong_agreement
+from si_nb.loop.voting import KEEP_RULES, LENGTH_RULES, label_quality, propose, wrong_agreement
 from si_nb.problems.noise import NOISE_KINDS, damage_labels
 from si_nb.problems.tasks import label_length
 from si_nb.problems.tokenizer import END, PAD, decode, encode
@@ -59,9 +59,36 @@ def test_keep_rules(answers, threshold, lengths):
     agreed = [
         round(1000 * votes / len(proposal.answers)) >= round(1000 * threshold) for votes in proposal.votes
     ]
-    assert kept["none"] == kept["oracle"] == [True] * len(texts)
+    assert kept["none"] == kept["oracle"] == kept["truth"] == [True] * len(texts)
     assert kept["length_filter"] == possible and kept["mv"] == agreed
     assert kept["mv_length"] == [both and also for both, also in zip(possible, agreed, strict=True)]
+
+
+@settings(deadline=None)
+@given(ballots(), st.sets(st.integers(0, 5), max_size=3))
+def test_length_rules(answers, lengths):
+    """A label passes when it ends and the task knows its length, or when it ends and is at most one shorter
+    than the longest of all that end.
+    """
+    labels, lengths = propose(answers).labels, tuple(lengths)
+    assert LENGTH_RULES["possible"](labels, lengths) == lengths
+    texts = decode(labels)
+    longest = max((text.index("$") for text in texts if "$" in text), default=0)
+    near = np.isin(label_length(labels), LENGTH_RULES["near_longest"](labels, lengths)).tolist()
+    assert near == ["$" in text and text.index("$") >= longest - 1 for text in texts]
+
+
+@settings(deadline=None)
+@given(ballots(), st.data())
+def test_the_truth_is_written_whatever_was_answered(answers, data):
+    """All problems are kept with their true answers, also where these are narrower than what was answered."""
+    width = data.draw(st.integers(1, answers.shape[2]))
+    truth = data.draw(arrays(np.uint8, (answers.shape[1], width), elements=st.sampled_from([2, 3])))
+    rule, proposal = KEEP_RULES["truth"], propose(answers)
+    written = rule.write(proposal, truth)
+    assert decode(written.labels) == decode(truth) and written.labels.shape == proposal.labels.shape
+    assert rule.choose(written, (), 1.0, truth).all() and written.answers is answers
+    assert all(KEEP_RULES[name].write(proposal, truth) is proposal for name in ("none", "mv", "oracle"))
 
 
 @pytest.mark.parametrize(

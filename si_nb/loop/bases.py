@@ -19,7 +19,15 @@ import torch
 
 from .checkpoints import load_model, load_tensors, name_differences, save_model, weights_digest
 from .folder import RunFolder, is_own_file, read_facts, say, write_facts
-from .settings import BASE_TRAINING_SETTINGS, SAME_PROBLEMS, ConfigError, RunConfig, identity
+from si_nb.loop.settings import (
+    BASE_TRAINING_SETTINGS,
+    LATER_SETTINGS,
+    SAME_PROBLEMS,
+    ConfigError,
+    RunConfig,
+    every_setting,
+    with_later_settings,
+)
 from ..model.gpt import GPT
 from ..record.storage import DamagedError, hold, remove_partial
 
@@ -98,7 +106,8 @@ def describe_base_models(
     about = {**asdict(config.model), **_about_base(config, names)}
     for voter in range(config.base_voters):
         path = folder.base_model(voter)
-        tensors, stored = load_tensors(path, _base_place(folder, voter), **about)
+        tensors, header = load_tensors(path, _base_place(folder, voter), **about)
+        stored = with_later_settings(header)
         training = training or {name: stored.get(name) for name in BASE_TRAINING_SETTINGS}
         if differing := name_differences(stored, training):
             raise ConfigError(f"{path}: not trained as voter 0 was ({differing}); name another folder")
@@ -118,10 +127,12 @@ def record_base_models(
     Raises: StorageError when it cannot be written.
     """
     known = read_facts(folder.config) or {}
-    facts = {**identity(config), "device": config.device, "base_models": bases._asdict()}
-    write_facts(folder.config, {**known, **facts})
+    write_facts(folder.config, {**known, **every_setting(config), "base_models": bases._asdict()})
 
 # %% ../../nbs/loop/08_bases.ipynb #51858c64
+_LATER = {name: LATER_SETTINGS[name] for name in BASE_TRAINING_SETTINGS if name in LATER_SETTINGS}
+
+
 def recorded_base_models(
     folder: RunFolder,  # of a run
 ) -> BaseModels | None:  # None when it has not begun, or does not say
@@ -129,7 +140,7 @@ def recorded_base_models(
     facts = (read_facts(folder.config) or {}).get("base_models") or {}
     try:
         found = BaseModels(dict(facts["training"]), [str(digest) for digest in facts["weights"]])
-        return found if found._asdict() == facts else None
+        return found._replace(training={**_LATER, **found.training}) if found._asdict() == facts else None
     except (TypeError, ValueError, KeyError):
         return None
 

@@ -33,6 +33,7 @@ from si_nb.loop.store import (
     append_table,
     clear_tables,
     load_labels,
+    load_moments,
     load_voter,
     save_labels,
     save_voter,
@@ -40,11 +41,16 @@ from si_nb.loop.store import (
 )
 from .stored import StoredRun, load_arm
 from ..model.gpt import GPT
+from ..model.positions import POSITIONAL_ENCODINGS
 
 # %% ../../nbs/loop/25_branch.ipynb #4c295a2f
 def _labels_digest(rounds: Iterable[RoundLabels]):
     """What tells the labels of some rounds from all others."""
-    return weights_digest({f"{place:06d}": torch.as_tensor(each.rows) for place, each in enumerate(rounds)})
+    tensors = {}
+    for place, each in enumerate(rounds):
+        tensors[f"{place:06d}"] = torch.as_tensor(each.rows)
+        tensors |= {} if each.own is None else {f"{place:06d}/own": torch.as_tensor(each.own)}
+    return weights_digest(tensors)
 
 
 def _labels_up_to(run, arm, number):
@@ -80,6 +86,7 @@ FIXED_SETTINGS = (
     "n_head",
     "n_embd",
     "bias",
+    "positional_encoding",
     "seed",
     "base_samples",
     "max_iters",
@@ -94,7 +101,8 @@ def _check_changes(config, round_number, changes):
     """Refuse changes that a branch cannot make."""
     if unknown := sorted(set(changes) - {setting.name for setting in fields(RunConfig)}):
         raise ConfigError(f"{', '.join(map(shown, unknown))}: no such setting; see the fields of RunConfig")
-    for name in FIXED_SETTINGS:
+    learned = POSITIONAL_ENCODINGS[config.positional_encoding].learned  # a vector for each place of the block
+    for name in (*FIXED_SETTINGS, *["block_size"] * learned):
         if name in changes and changes[name] != getattr(config, name):
             values = f"is {shown(getattr(config, name))} and cannot become {shown(changes[name])}"
             raise ConfigError(f"{name} {values}: a branch keeps task, model, base models and voters")
@@ -165,7 +173,8 @@ def _copy_weights(run, store, config, arm):
         _check_digest(run, origin, f"weights of {arm}", found, wanted)
         taken = GPT(config.model, torch.Generator())
         taken.load_state_dict(model.state_dict())
-        save_voter(store, taken, arm, origin.round, voter)
+        moments = load_moments(run.store, arm, origin.round, voter) if config.carry_optimizer else None
+        save_voter(store, taken, arm, origin.round, voter, moments)
 
 # %% ../../nbs/loop/25_branch.ipynb #e16cf2d0
 def _copy_table(run, store, config):

@@ -32,6 +32,7 @@ from si_nb.loop.settings import (
     base_name,
     run_name,
     stored_config,
+    with_later_settings,
 )
 from ..record.storage import SMALL_FILE, DamagedError, read_sealed
 from ..record.table import LONGEST_LINE, TableError, printable, read_table
@@ -280,7 +281,7 @@ def check_run(
 # %% ../../nbs/loop/21_check.ipynb #518b271f
 def _check_base(path):
     _, header = load_tensors(path, _place_of(path))
-    settings: dict[str, Any] = {name: header.get(name) for name in BASE_SETTINGS}
+    settings: dict[str, Any] = {name: with_later_settings(header).get(name) for name in BASE_SETTINGS}
     try:
         named = base_name(RunConfig(**settings, si_rounds=0))
     except (ConfigError, TypeError) as error:

@@ -21,9 +21,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from .folder import say
-from .settings import ConfigError
+from .settings import ConfigError, with_later_settings
 from ..model.gpt import GPT, ModelConfig
-from ..model.trainer import TrainState
+from ..model.trainer import MOMENTS, TrainState
 from ..record.storage import DamagedError, read_sealed, remove_sealed, write_sealed
 
 # %% ../../nbs/loop/07_checkpoints.ipynb #df0aa246
@@ -83,6 +83,8 @@ def load_tensors(
     another's; both name it.
     """
     tensors, stored = _read_tensors(path)
+    known = with_later_settings(stored)
+    stored |= {name: known[name] for name in about if name in known}
     if foreign := name_differences(stored, {name: about[name] for name in about if name in stored}):
         remedy = "take it out of the way, or name another folder"
         raise ConfigError(f"{path} is of something else ({foreign}); {remedy}")
@@ -98,13 +100,14 @@ def load_tensors(
 def save_model(
     model: GPT,  # on any device
     path: Path,  # a .safetensors file in an existing folder
+    moments: dict[str, torch.Tensor] | None = None,  # of its optimiser, to go on with; default: none
     **about,  # what else to write into the header, JSON types
 ) -> None:
     """Write a model's weights, its sizes and where it comes from.
 
     Raises: StorageError when the file cannot be written.
     """
-    save_tensors(path, model.state_dict(), **asdict(model.config), **about)
+    save_tensors(path, {**model.state_dict(), **(moments or {})}, **asdict(model.config), **about)
 
 # %% ../../nbs/loop/07_checkpoints.ipynb #d5ec2ed9
 def load_model(
@@ -119,7 +122,8 @@ def load_model(
     Raises: DamagedError when the file is missing, damaged or in the wrong place, ConfigError when it is of
     another model.
     """
-    weights, _ = load_tensors(path, place, **asdict(config), **about)
+    tensors, _ = load_tensors(path, place, **asdict(config), **about)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MOMENTS)}
     model = GPT(config, torch.Generator())
     try:
         model.load_state_dict(weights)

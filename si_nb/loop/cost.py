@@ -137,7 +137,7 @@ def mixture_shares(
     if round_number == 0:
         return np.ones(1)
     row = np.zeros((1, 2), dtype=np.uint8)
-    return mix(row, [row] * round_number, config.original_digits, torch.device("cpu")).shares
+    return mix(config, row, [row] * round_number, torch.device("cpu")).shares
 
 # %% ../../nbs/loop/12_cost.ipynb #447aab79
 class PlanRow(NamedTuple):
@@ -271,8 +271,8 @@ def training_pieces(
     """Training steps of one round, on a mixture as large as the run's, at a rate that changes nothing."""
     config, device = stage.machine.config, stage.machine.device
     kept = [training_rows(config, number, config.num_samples) for number in range(1, row.round + 1)]
-    digits, alone = config.original_digits, Mixture([stage.base], [1], device)
-    mixture = mix(stage.base, kept, digits, device) if kept else alone
+    alone = Mixture([stage.base], [1], device)
+    mixture = mix(config, stage.base, kept, device) if kept else alone
     training = replace(base_training(config), warmup=0, decay=0, learning_rate=1e-9)
 
     def steps(count):

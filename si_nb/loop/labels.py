@@ -13,7 +13,7 @@ import numpy as np
 
 from .evaluate import derive_rng, next_lengths, table_rows
 from .settings import RunConfig
-from .voting import KEEP_RULES, label_quality, propose, wrong_agreement
+from .voting import KEEP_RULES, LENGTH_RULES, label_quality, propose, wrong_agreement
 from .workers import Machine, count_workers, for_voters
 from ..model.generate import generate
 from ..model.gpt import GPT
@@ -51,6 +51,7 @@ class Labelled(NamedTuple):
     rows: np.ndarray  # (kept, width) uint8 tokens, prompt and label
     answers: np.ndarray  # (kept, answer width) uint8 tokens, the truth, which only the counts may see
     counts: dict[tuple[int, str], tuple[int, int]]  # (voter, quantity) -> (successes, trials)
+    own: np.ndarray  # (K, kept, width) the same prompts with each voter's own answer; K is 0 where all share
 
 # %% ../../nbs/loop/05_labels.ipynb #083d3ff8
 def keep(
@@ -63,19 +64,23 @@ def keep(
     room: int,  # labels to keep at most
 ) -> Labelled:  # at most so many kept labels, and the counts up to the last one
     """Keep what the arm's rule keeps, and count how good that was."""
-    rule, lengths = KEEP_RULES[arm], TASKS[config.task].answer_lengths(length)
-    kept = rule.choose(propose(answers), lengths, config.vote_threshold, problems.answers)
+    rule, possible = KEEP_RULES[arm], TASKS[config.task].answer_lengths(length)
+    proposal = rule.write(propose(answers), problems.answers)
+    lengths = LENGTH_RULES[config.length_rule](proposal.labels, possible)
+    kept = rule.choose(proposal, lengths, config.vote_threshold, problems.answers)
     needed = len(kept) if kept.sum() <= room else int(np.searchsorted(kept.cumsum(), room)) + 1
     answers, kept, truth = answers[:, :needed], kept[:needed], problems.answers[:needed]
-    proposal = propose(answers)
+    proposal = rule.write(propose(answers), truth)
     right = np.stack([is_right(each, truth) for each in answers])
     counts = {(voter, "label_raw"): (int(r.sum()), len(r)) for voter, r in zip(numbers, right, strict=True)}
     quality = label_quality(proposal, is_right(proposal.labels, truth), kept)
     counts.update({(-1, quantity): count for quantity, count in quality.items()})
     if rule.vote:
         counts[-1, "agree_wrong"] = wrong_agreement(answers, right)
-    rows = np.concatenate([problems.prompts[:needed], proposal.labels], axis=1)
-    return Labelled(rows[kept], truth[kept], counts)
+    prompts, own = problems.prompts[:needed], answers if config.own_labels and rule.vote else answers[:0]
+    asked = np.broadcast_to(prompts, (len(own), *prompts.shape))
+    rows = np.concatenate([prompts, proposal.labels], axis=1)
+    return Labelled(rows[kept], truth[kept], counts, np.concatenate([asked, own], axis=2)[:, kept])
 
 # %% ../../nbs/loop/05_labels.ipynb #dbe9a6c7
 def _likely_needed(missing, kept, tried):
@@ -111,7 +116,7 @@ def make_labels(
     rows, answers = (
         np.concatenate(parts) for parts in ([c.rows for c in chunks], [c.answers for c in chunks])
     )
-    return Labelled(rows, answers, counts)
+    return Labelled(rows, answers, counts, np.concatenate([c.own for c in chunks], axis=1))
 
 # %% ../../nbs/loop/05_labels.ipynb #36d2e6b7
 def _add(count, more):
@@ -128,12 +133,21 @@ def damage(
     """The labels, damaged if this is the round for it."""
     if round_number != config.noise_round or not config.noise_fraction:
         return labelled
-    prompts, labels = np.split(labelled.rows, [TASKS[config.task].prompt_width(length)], axis=1)
-    rng = derive_rng(config.seed, "noise", arm, length)
-    labels = damage_labels(labels, config.noise_fraction, config.noise_kind, rng)
-    right = int(is_right(labels, labelled.answers).sum())
-    counts = {**labelled.counts, (-1, "label_kept"): (right, len(labels))}
-    return Labelled(np.concatenate([prompts, labels], axis=1), labelled.answers, counts)
+    width, rows, own = TASKS[config.task].prompt_width(length), labelled.rows.copy(), labelled.own.copy()
+    for each in (rows, *own):  # the same problems of each
+        rng = derive_rng(config.seed, "noise", arm, length)
+        each[:, width:] = damage_labels(each[:, width:], config.noise_fraction, config.noise_kind, rng)
+    right = int(is_right(rows[:, width:], labelled.answers).sum())
+    counts = {**labelled.counts, (-1, "label_kept"): (right, len(rows))}
+    return Labelled(rows, labelled.answers, counts, own)
+
+# %% ../../nbs/loop/05_labels.ipynb #2c9b64f2
+def _below_each_other(parts):
+    """Rows of several widths (..., rows, width) as one array, filled with padding on the right."""
+    width = max(rows.shape[-1] for rows in parts)
+    fill = [[(0, 0)] * (rows.ndim - 1) + [(0, width - rows.shape[-1])] for rows in parts]
+    padded = [np.pad(rows, more, constant_values=PAD) for rows, more in zip(parts, fill, strict=True)]
+    return np.concatenate(padded, axis=-2)
 
 # %% ../../nbs/loop/05_labels.ipynb #549f5169
 class RoundLabels(NamedTuple):
@@ -142,6 +156,14 @@ class RoundLabels(NamedTuple):
     rows: np.ndarray  # (kept, width) uint8 tokens, prompt and label, filled with PAD on the right
     newest: int  # longest length labelled
     counts: list  # [length, voter, quantity, successes, trials]
+    own: np.ndarray | None = None  # (K, kept, width) uint8 tokens, of each voter, where they are not shared
+
+    def of(
+        self,
+        place: int,  # of a voter among those that labelled, from 0
+    ) -> np.ndarray:  # (kept, width) uint8 tokens
+        """What a voter learns from: labels of its own, or else those of all."""
+        return self.rows if self.own is None else self.own[place]
 
     def table_rows(
         self,
@@ -164,14 +186,14 @@ def label_round(
     round_number: int,  # from 1
 ) -> RoundLabels:  # of all lengths of the round
     """Make an arm's labels of a round."""
-    config, parts, counts = machine.config, [], []
+    config, parts, counts, own = machine.config, [], [], []
     lengths = next_lengths(config, list(voters.values()), newest, round_number)
     for length in lengths:
         wanted = max(1, config.num_samples // len(lengths))
         labelled = make_labels(machine, arm, voters, round_number, length, wanted)
         labelled = damage(config, arm, labelled, round_number, length)
         parts.append(labelled.rows)
+        own.append(labelled.own)
         counts += [[length, voter, name, *count] for (voter, name), count in labelled.counts.items()]
-    width = max(rows.shape[1] for rows in parts)
-    padded = [np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=PAD) for rows in parts]
-    return RoundLabels(np.concatenate(padded), lengths[-1], counts)
+    separate = _below_each_other(own) if len(own[0]) else None
+    return RoundLabels(_below_each_other(parts), lengths[-1], counts, separate)

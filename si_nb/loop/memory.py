@@ -14,17 +14,20 @@ from pathlib import Path
 import torch
 
 from .settings import ConfigError, RunConfig, arm_voters
+from .voting import KEEP_RULES
+from ..model.positions import POSITIONAL_ENCODINGS
 from ..problems.tasks import TASKS
 
 # %% ../../nbs/loop/02_memory.ipynb #6ec8a293
 def _data_memory(config, workers):
     """Bytes of tokens, by the setting that decides how many."""
     task, arms = TASKS[config.task], len(config.si_method)
+    own = sum(arm_voters(config, arm) for arm in config.si_method if KEEP_RULES[arm].vote) * config.own_labels
     widths = [task.width(config.original_digits + number) for number in range(config.si_rounds + 1)]
     together = min(workers, sum(arm_voters(config, arm) for arm in config.si_method))
     return {
         "base_samples": config.base_samples * widths[0],
-        "num_samples": config.num_samples * arms * sum(widths[1:]),
+        "num_samples": config.num_samples * (arms + own) * sum(widths[1:]),
         "eval_samples": config.eval_samples * 32 * widths[-1] * together,
         "batch_size": config.batch_size * 16 * widths[-1] * together,
     }
@@ -47,7 +50,8 @@ def _model_memory(config, device, workers):
     tokens = TASKS[config.task].width(config.last_length)
     kept = device.type == "cpu" and not config.dropout
     scores = config.n_layer * config.n_head * tokens * max(tokens, _TOKENS_OF_A_PART) * kept
-    weights = 12 * config.n_layer * config.n_embd**2
+    learned = POSITIONAL_ENCODINGS[config.positional_encoding].learned
+    weights = 12 * config.n_layer * config.n_embd**2 + config.block_size * config.n_embd * learned
     needed = Counter(
         {_foremost(config, "n_embd", "n_layer", "voters"): 4 * weights * (models + 3 * together)}
     )

@@ -49,6 +49,7 @@ from .training import Outlook, Watch, make_base, mix, train_arms, train_base_mod
 from .voting import KEEP_RULES
 from .workers import Interrupted, Machine, Stopped, ending_in_order, make_machine
 from ..model.gpt import GPT
+from ..model.trainer import Mixture
 from ..record.table import measurement_table
 
 # %% ../../nbs/loop/15_rounds.ipynb #0f0ead20
@@ -62,7 +63,8 @@ def run_round(
     round_number: int,  # from 1
 ) -> pd.DataFrame:  # the round's measurement table
     """One round of self-improvement in every arm that goes on; its counts are appended to the table last."""
-    config, rows, mixtures = machine.config, [], {}
+    config, rows = machine.config, []
+    mixtures: dict[tuple[str, int], Mixture] = {}
     for arm in going_on.arms_of(models):
         labels = stored_labels(store, arm, round_number)
         if labels is None:
@@ -76,9 +78,10 @@ def run_round(
         newest[arm] = labels.newest
         rows += labels.table_rows(config, arm, round_number)
     for arm in going_on.arms_of(models):
-        kept = [load_labels(store, arm, number).rows for number in range(1, round_number + 1)]
-        if len(kept[-1]):
-            mixtures[arm] = mix(base, kept, config.original_digits, machine.device)
+        rounds = [load_labels(store, arm, number) for number in range(1, round_number + 1)]
+        learning = [key for key in models if key[0] == arm] if len(rounds[-1].rows) else []
+        for place, key in enumerate(learning):
+            mixtures[key] = mix(config, base, [labels.of(place) for labels in rounds], machine.device)
     train_arms(machine, store, watch, mixtures, models, round_number)
     watch.advance(("measuring", round_number, "all"), 0)
     table = measurement_table(rows + measure(machine, models, round_number, newest))

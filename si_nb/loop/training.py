@@ -20,32 +20,36 @@ from .checkpoints import checkpoints, if_whole, load_checkpoint, save_checkpoint
 from .evaluate import derive_rng, derive_seed
 from .folder import clear_place
 from .memory import ran_out_of_memory
-from .settings import ConfigError, RunConfig, arm_voters
-from .store import Store, forget_checkpoints, load_voter, save_voter
+from .settings import TRAINING_SETTINGS, ConfigError, RunConfig, arm_voters
+from .store import Store, forget_checkpoints, load_moments, load_voter, save_voter
 from .voting import KEEP_RULES
 from .workers import Machine, Stopped, for_voters
 from ..model.gpt import GPT
-from ..model.trainer import DivergedError, Mixture, TrainConfig, train
+from ..model.trainer import AdamW, DivergedError, Mixture, TrainConfig, train
 from ..problems.tasks import TASKS, make_base_data
 
 # %% ../../nbs/loop/10_training.ipynb #e918da21
+def _recipe(config):
+    """What base models and rounds have in common."""
+    return {name: getattr(config, name) for name in TRAINING_SETTINGS}
+
+
 def base_training(
     config: RunConfig,  # the experiment
 ) -> TrainConfig:  # warm-up at most a tenth and decay at most a fifth of the steps
     """Steps and schedule of a base model."""
     warmup, decay = min(config.warmup, config.max_iters // 10), min(config.decay, config.max_iters // 5)
-    sizes = (config.batch_size, config.learning_rate)
-    return TrainConfig(config.max_iters, warmup, decay, *sizes, loss_on=config.loss_on)
+    return TrainConfig(config.max_iters, warmup, decay, **_recipe(config))
 
 
 def round_training(
     config: RunConfig,  # the experiment
     method: str,  # keep rule of the arm
     round_number: int,  # from 1
-) -> TrainConfig:  # all decay
+) -> TrainConfig:  # all decay but for its stable part
     """Steps and schedule of one round."""
     steps = config.si_iter + config.vote_iter_growth * (round_number - 1) * KEEP_RULES[method].vote
-    return TrainConfig(steps, 0, steps, config.batch_size, config.learning_rate, loss_on=config.loss_on)
+    return TrainConfig(steps, 0, steps - config.si_stable, **_recipe(config))
 
 # %% ../../nbs/loop/10_training.ipynb #5f6a2bf3
 def training_steps(
@@ -73,17 +77,18 @@ def make_base(
 
 
 def mix(
+    config: RunConfig,  # the experiment
     base: np.ndarray,  # base data
     rounds: list[np.ndarray],  # kept rows of rounds 1 to the newest, each (rows, width) uint8 tokens
-    base_lengths: int,  # lengths in the base data
     device: torch.device,  # where batches are wanted
-) -> Mixture:  # newest half, base and older rounds the other half
+) -> Mixture:  # base data, older rounds in which anything was kept, newest round
     """The data of one round's training."""
     *older, newest = rounds
-    past = [(base, base_lengths)] + [(rows, 1) for rows in older if len(rows)]
+    past = [(base, config.original_digits)] + [(rows, config.older_weight) for rows in older if len(rows)]
     total = sum(weight for _, weight in past)
+    rest = (1 - config.newest_share) / config.newest_share  # of all that is past, beside 1 for the newest
     sources = [rows for rows, _ in past] + [newest]
-    return Mixture(sources, [weight / total for _, weight in past] + [1.0], device)
+    return Mixture(sources, [weight / total * rest for _, weight in past] + [1.0], device)
 
 # %% ../../nbs/loop/10_training.ipynb #05aa6273
 class Outlook(NamedTuple):
@@ -209,7 +214,8 @@ def train_voter(
     training: TrainConfig,  # steps and schedule
     what: str,  # the training in the words of an error, such as round 2 of 10
     *purpose: str | int,  # what it is for, such as "mv", 2, 0
-) -> None:
+    moments: dict[str, torch.Tensor] | None = None,  # for its optimiser to go on with; default: none
+) -> dict[str, torch.Tensor]:  # those at the end
     """Train one voter with batches of its own, from its newest checkpoint if it has one.
 
     Raises: DivergedError naming the step, ConfigError when memory does not do, Stopped.
@@ -220,8 +226,11 @@ def train_voter(
     if config.dropout > 0:
         torch.manual_seed(derive_seed(config.seed, "dropout", *purpose))
     rng, after_step = derive_rng(config.seed, *purpose), _checkpointing(machine, store, name)
+    optimizer = AdamW(model, training)
+    if moments:
+        optimizer.load(moments)
     try:
-        train(model, mixture, training, rng, report, config.eval_interval, state, after_step)
+        train(model, mixture, training, rng, report, config.eval_interval, state, after_step, optimizer)
     except DivergedError as error:
         last = next(reversed(checkpoints(folder, name)), "none")
         raise DivergedError(f"{what}, training {name}: {error}; last good checkpoint: {last}") from None
@@ -231,6 +240,7 @@ def train_voter(
         problem = f"out of memory with batch_size {config.batch_size}"
         remedy = f"try batch_size {max(1, config.batch_size // 2)} in another run_dir"
         raise ConfigError(f"{what}, training {name}: {problem}; {remedy}") from None
+    return optimizer.moments()
 
 # %% ../../nbs/loop/10_training.ipynb #ae47676e
 def train_base_models(
@@ -259,11 +269,17 @@ def train_base_models(
         for_voters(machine, job, [(voter,) for voter in absent_base_models(config, folder, tell=True)])
 
 # %% ../../nbs/loop/10_training.ipynb #2e7c2d5f
+def _carried(config, store, arm, round_number, voter):
+    """The running means that a round goes on from; none where it begins anew."""
+    carries = config.carry_optimizer and round_number > 1
+    return load_moments(store, arm, round_number - 1, voter) if carries else {}
+
+# %% ../../nbs/loop/10_training.ipynb #4d0aa7c2
 def train_arms(
     machine: Machine,  # where to compute
     store: Store,  # where voters are stored
     watch: Watch,  # who is told
-    mixtures: dict[str, Mixture],  # arm -> what its voters are trained on
+    mixtures: dict[tuple[str, int], Mixture],  # (arm, voter) -> what it is trained on
     models: dict[tuple[str, int], GPT],  # (arm, voter) -> model, changed in place
     round_number: int,  # from 1
 ) -> None:
@@ -277,13 +293,15 @@ def train_arms(
         purpose, training = (arm, round_number, voter), round_training(config, arm, round_number)
         path = store.folder.round_model(arm, voter, round_number)
         trained = if_whole(path, lambda: load_voter(store, config, machine.device, *purpose))
-        if trained is None and arm in mixtures:
-            train_voter(machine, store, watch, models[arm, voter], mixtures[arm], training, what, *purpose)
+        carried = _carried(config, store, *purpose) if trained is None else {}
+        if trained is None and (arm, voter) in mixtures:
+            given = (models[arm, voter], mixtures[arm, voter], training, what)
+            carried = train_voter(machine, store, watch, *given, *purpose, moments=carried)
         else:
             watch.skip(("round training", round_number, arm), training.steps)
         models[arm, voter] = trained or models[arm, voter]
         if trained is None:
-            save_voter(store, models[arm, voter], *purpose)
+            save_voter(store, models[arm, voter], *purpose, carried if config.carry_optimizer else None)
         forget_checkpoints(store, *purpose)
 
     for_voters(machine, job, models)
