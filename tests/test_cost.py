@@ -84,13 +84,16 @@ def test_labels_tried_lie_within_the_planned_bounds(config, table):
 @pytest.mark.parametrize("task", TASKS)
 def test_mean_tokens_are_those_of_drawn_batches(task):
     """The mixture, drawn many times, has as many tokens in a step as the plan says."""
-    config = config_of(**FEW, task=task, batch_size=2048, si_rounds=3, block_size=140)
+    longest = max(3, TASKS[task].shortest)
+    config = config_of(
+        **FEW, task=task, batch_size=2048, si_rounds=3, block_size=140, original_digits=longest
+    )
     base = training_rows(config, 0, 4_000)
     for number in (0, 3):
         kept = [training_rows(config, earlier, 500) for earlier in range(1, number + 1)]
         sources, shares = [base, *kept], mixture_shares(config, number)
         if kept:
-            tokens, _ = mix(base, kept, config.original_digits, torch.device("cpu")).draw(
+            tokens, _ = mix(base, kept, config.base_lengths, torch.device("cpu")).draw(
                 2**15, np.random.default_rng(0)
             )
             drawn = (tokens.numpy() != PAD).sum(axis=1).mean() - 1
@@ -220,7 +223,13 @@ def test_estimated_memory_is_a_lower_bound_of_what_is_taken(task):
     data as measured, weights as counted; no less than a third of it.
     """
     config, rng = (
-        config_of(task=task, base_samples=50_000, eval_samples=5_000, original_digits=8, block_size=400),
+        config_of(
+            task=task,
+            base_samples=50_000,
+            eval_samples=5_000,
+            block_size=400,
+            original_digits=max(8, TASKS[task].shortest),
+        ),
         np.random.default_rng(0),
     )
     estimated = memory._data_memory(config, 1)

@@ -20,8 +20,13 @@ OTHERS = [name for name in TASKS if name not in MEASURED]
 LENGTH, RULES = 4, ("none", "length_filter", "mv_length")
 
 
+def length_of(name):
+    """A length that a task has, and at which a label has more tokens than noise damages."""
+    return max(LENGTH, TASKS[name].shortest)
+
+
 def problems_of(name, count=400):
-    return make_problems(TASKS[name], LENGTH, count, np.random.default_rng(0))
+    return make_problems(TASKS[name], length_of(name), count, np.random.default_rng(0))
 
 
 def with_length(answers, used, change):
@@ -36,7 +41,7 @@ def with_length(answers, used, change):
 @pytest.mark.parametrize("name", TASKS)
 def test_length_filter_knows_what_is_possible(name, change):
     """A label of a length that the task admits is kept and no other; right labels are always kept."""
-    answers, possible = problems_of(name).answers, TASKS[name].answer_lengths(LENGTH)
+    answers, possible = problems_of(name).answers, TASKS[name].answer_lengths(length_of(name))
     used = label_length(answers)
     labels = with_length(answers, used, change)
     assert (label_length(labels) == used + change).all() and (
@@ -61,26 +66,28 @@ def test_the_unpadded_sum_lets_more_through():
 @pytest.mark.parametrize("kind", NOISE_KINDS)
 @pytest.mark.parametrize("name", TASKS)
 def test_noise_leaves_a_label_a_label(name, kind):
-    """Damage changes digits or cuts the end off; marks stay, and every label still ends once."""
-    answers = problems_of(name).answers
-    damaged = damage_labels(answers, 1.0, kind, np.random.default_rng(0))
+    """Damage changes digits or nodes, or cuts the end off; marks stay, and every label still ends once."""
+    answers, symbols = problems_of(name).answers, TASKS[name].symbols
+    damaged = damage_labels(answers, 1.0, kind, np.random.default_rng(0), symbols)
     ends = damaged == END
-    assert (ends.sum(axis=1) == 1).all() and (damaged[:, -1] >= END).all()
+    assert (ends.sum(axis=1) == 1).all() and np.isin(damaged[:, -1], [END, PAD]).all()
+    assert np.isin(damaged, [*symbols, PLUS, END, PAD]).all()
     assert (damaged[np.cumsum(ends, axis=1) - ends > 0] == PAD).all()
     marks = damaged == PLUS
     assert (answers[marks] == PLUS).all() and (kind == "dropped" or marks.sum() == (answers == PLUS).sum())
     wrong = ~is_right(damaged, answers)
-    one_digit = TASKS[name].answer_lengths(LENGTH) == (1,)  # nothing can be left out of it
+    one_digit = TASKS[name].answer_lengths(length_of(name)) == (1,)  # nothing can be left out of it
     assert wrong.mean() == 0 if kind == "dropped" and one_digit else wrong.mean() > 0.8
 
 
 @pytest.fixture(scope="module", params=OTHERS)
 def finished(request, tmp_path_factory):
     """A run of a task with filters and with noise, and its settings."""
+    task = TASKS[request.param]
     config = config_of(
-        task=request.param, si_method=RULES, original_digits=2, max_iters=30, base_samples=600, si_iter=4,
-        num_samples=24,
-        eval_samples=24, si_rounds=1, noise_round=1, noise_fraction=0.5, noise_kind="moved",
+        task=task.name, si_method=RULES, original_digits=task.shortest + 1, max_iters=30, base_samples=600,
+        si_iter=4, num_samples=24, eval_samples=24, si_rounds=1, noise_round=1, noise_fraction=0.5,
+        noise_kind="moved",
     )  # fmt: skip
     return config, run_experiment(config, tmp_path_factory.mktemp("task") / "run", progress=False)
 
@@ -96,8 +103,9 @@ def test_a_run_counts_what_was_planned(finished):
         "trials"
     ].sum().tolist()
     longest = table.loc[table["quantity"] == "accuracy", "length"].max()
-    assert TASKS[config.task].width(longest) <= config.block_size
-    assert longest == 8 or TASKS[config.task].width(longest + 1) > config.block_size
+    task = TASKS[config.task]
+    assert task.fits(longest, config.block_size)
+    assert longest == config.original_digits + 6 or not task.fits(longest + 1, config.block_size)
 
 
 def test_a_run_is_whole_and_stays_so(finished, capsys):

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from .settings import ConfigError, RunConfig, base_name, identity, run_name
+from .settings import ConfigError, RunConfig, base_name, identity, run_name, with_later_settings
 from .voting import KEEP_RULES
 from ..model.trainer import choose_device
 from si_nb.record.storage import (
@@ -209,8 +209,8 @@ def _check_same(config, stored):
     settings = read_facts(stored)
     if settings is None:
         return
-    now = {"origin": None, **identity(config)}
-    before = {name: settings.get(name) for name in now}
+    now, known = {"origin": None, **with_later_settings(identity(config))}, with_later_settings(settings)
+    before = {name: known.get(name) for name in now}
     differing = [
         f"{name} (was {_in_short(before[name])}, now {_in_short(now[name])})"
         for name in now

@@ -130,7 +130,8 @@ def damage(
         return labelled
     prompts, labels = np.split(labelled.rows, [TASKS[config.task].prompt_width(length)], axis=1)
     rng = derive_rng(config.seed, "noise", arm, length)
-    labels = damage_labels(labels, config.noise_fraction, config.noise_kind, rng)
+    symbols = TASKS[config.task].symbols
+    labels = damage_labels(labels, config.noise_fraction, config.noise_kind, rng, symbols)
     right = int(is_right(labels, labelled.answers).sum())
     counts = {**labelled.counts, (-1, "label_kept"): (right, len(labels))}
     return Labelled(np.concatenate([prompts, labels], axis=1), labelled.answers, counts)

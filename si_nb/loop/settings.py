@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PRESETS', 'MODEL_SETTINGS', 'SAME_PROBLEMS', 'BASE_TRAINING_SETTINGS', 'BASE_SETTINGS', 'ConfigError', 'shown',
-           'RunConfig', 'arm_voters', 'longest_length', 'evaluation_lengths', 'make_config', 'Origin', 'BranchConfig',
-           'settings_of_round', 'identity', 'stored_config', 'run_name', 'base_key', 'base_name']
+           'RunConfig', 'arm_voters', 'longest_length', 'evaluation_lengths', 'round_lengths', 'make_config', 'Origin',
+           'BranchConfig', 'settings_of_round', 'identity', 'with_later_settings', 'stored_config', 'run_name',
+           'base_key', 'base_name']
 
 # %% ../../nbs/loop/01_settings.ipynb #00847920
 import hashlib
@@ -44,6 +45,11 @@ def shown(
 def _setting(default, meaning, **bounds):
     """A setting; its bounds are any of least, above, most and below."""
     return field(default=default, metadata={"help": meaning, **bounds})
+
+
+def _later_setting(default, meaning, **bounds):
+    """A setting that came after the first runs; at its default it is no part of what a run is."""
+    return _setting(default, meaning, later=True, **bounds)
 
 # %% ../../nbs/loop/01_settings.ipynb #388132d5
 _TYPES: dict[type, tuple[type, ...]] = {
@@ -116,11 +122,18 @@ def _check_sizes(config):
 # %% ../../nbs/loop/01_settings.ipynb #b2a2fc04
 def _check_fit(config):
     """Room for the last round."""
-    needed = TASKS[config.task].width(config.last_length)
+    task, last = TASKS[config.task], config.last_length
+    if config.original_digits < task.shortest:
+        shortest = f"the shortest problems of {config.task} have length {task.shortest}"
+        raise ConfigError(f"original_digits is {config.original_digits}: {shortest}")
+    if last > (last if task.longest is None else task.longest):
+        longest = f"{config.task} goes to length {task.longest}, and round {config.si_rounds} to {last}"
+        raise ConfigError(f"original_digits is {config.original_digits}: {longest}; lower it, or si_rounds")
+    needed = task.width(last)
     if needed > config.block_size:
         raise ConfigError(
             f"block_size {config.block_size} is too small: {config.task} needs {needed} tokens "
-            f"for the {config.last_length} digits of round {config.si_rounds}"
+            f"for the {last} digits of round {config.si_rounds}"
         )
 
 
@@ -140,6 +153,7 @@ class RunConfig:
     si_method: tuple[str, ...] = _setting(("none",), "keep rules, one arm each: " + ", ".join(KEEP_RULES))
     original_digits: int = _setting(10, "longest base problem, in digits per operand", least=1, most=1_000)
     si_rounds: int = _setting(10, "self-improvement rounds; each goes one digit further", least=0, most=1_000)
+    lengths_per_round: int = _later_setting(1, "new lengths that a round takes in", least=1, most=100)
     seed: int = _setting(0, "seed of everything random", least=0, most=10**18 - 1)
     n_layer: int = _setting(6, "transformer blocks", least=1, most=1_000)
     n_head: int = _setting(6, "attention heads per block", least=1, most=1_000)
@@ -162,7 +176,9 @@ class RunConfig:
     voters: int = _setting(5, "models that vote", least=1, most=1_000)
     vote_threshold: float = _setting(0.6, "share of voters that must agree", above=0, most=1)
     train_multiple_base: bool = _setting(False, "train a base model for every voter even if no arm votes")
-    accelerated: bool = _setting(False, "take in every longer length that still scores 99%")
+    accelerated: bool = _setting(False, "take in every longer length that still scores high")
+    accelerated_accuracy: float = _later_setting(0.99, "accuracy that counts as high", above=0, most=1)
+    accelerated_items: int = _later_setting(2_048, "problems to judge it by", least=1, most=10**9)
     noise_round: int = _setting(0, "round whose labels are damaged; 0 for never", least=0, most=1_000)
     noise_fraction: float = _setting(0.0, "share of labels damaged in that round", least=0, most=1)
     noise_kind: str = _setting("uniform", "how: " + ", ".join(NOISE_KINDS))
@@ -176,12 +192,25 @@ class RunConfig:
         """Sizes of every model of the experiment."""
         from si_nb.model.gpt import ModelConfig
 
-        return ModelConfig(**{name: getattr(self, name) for name in MODEL_SETTINGS})
+        sizes = {name: getattr(self, name) for name in MODEL_SETTINGS}
+        return ModelConfig(vocab_size=TASKS[self.task].vocab_size, **sizes)
 
     @property
     def last_length(self) -> int:
-        """Digits of the last round's problems."""
-        return self.original_digits + self.si_rounds
+        """Digits of the last round's longest problems, unless lengths are taken in ahead of plan."""
+        return self.length_after(self.si_rounds)
+
+    def length_after(
+        self,
+        round_number: int,  # 0 is the base
+    ) -> int:  # digits per operand
+        """Newest length after a round, unless lengths are taken in ahead of plan."""
+        return self.original_digits + round_number * self.lengths_per_round
+
+    @property
+    def base_lengths(self) -> int:
+        """Lengths in the base data, from the task's shortest to the longest base problem."""
+        return self.original_digits - TASKS[self.task].shortest + 1
 
     @property
     def base_voters(self) -> int:
@@ -201,9 +230,9 @@ def arm_voters(
 def longest_length(
     config: RunConfig,  # the experiment
 ) -> int:  # digits per operand
-    """Digits of the longest problems that fit the block."""
+    """Digits of the longest problems that there are and that fit the block."""
     length = config.last_length
-    while TASKS[config.task].width(length + 1) <= config.block_size:
+    while TASKS[config.task].fits(length + 1, config.block_size):
         length += 1
     return length
 
@@ -214,7 +243,16 @@ def evaluation_lengths(
 ) -> range:  # digits per operand
     """From two below the base lengths to five beyond the last round, as far as the block allows."""
     longest = min(max(config.last_length, newest) + 5, longest_length(config))
-    return range(max(1, config.original_digits - 2), longest + 1)
+    return range(max(TASKS[config.task].shortest, config.original_digits - 2), longest + 1)
+
+
+def round_lengths(
+    config: RunConfig,  # the experiment
+    newest: int,  # longest length before the round
+) -> range:  # digits per operand, at least one length
+    """Lengths that a round takes in if none is taken ahead of plan, as far as the block allows."""
+    longest = longest_length(config)
+    return range(min(newest + 1, longest), min(newest + config.lengths_per_round, longest) + 1)
 
 # %% ../../nbs/loop/01_settings.ipynb #725f3c26
 _SMALL: dict[str, Any] = {
@@ -308,6 +346,15 @@ class BranchConfig(RunConfig):
         """Base models that the run had in the beginning."""
         return settings_of_round(self, 0).base_voters
 
+    def length_after(
+        self,
+        round_number: int,  # 0 is the base
+    ) -> int:  # digits per operand
+        """Newest length after a round, unless lengths are taken in ahead of plan."""
+        first, beyond = self.origin.round, max(0, round_number - self.origin.round)
+        before = settings_of_round(self, first).length_after(min(first, round_number))
+        return before + beyond * self.lengths_per_round
+
 
 def settings_of_round(
     config: RunConfig,  # any configuration
@@ -319,23 +366,35 @@ def settings_of_round(
     return config
 
 # %% ../../nbs/loop/01_settings.ipynb #e8102206
+_LATER = {setting.name: setting.default for setting in fields(RunConfig) if setting.metadata.get("later")}
+
+
 def identity(
     config: RunConfig,  # any configuration
 ) -> dict:  # settings that define the experiment, JSON types only
     """The settings that must agree for a run to be continued: all but the device."""
     settings = asdict(config)
     del settings["device"]
+    settings = {name: value for name, value in settings.items() if _LATER.get(name) != value}
     return {**settings, "si_method": list(settings["si_method"])}
 
 
+def with_later_settings(
+    facts: dict,  # of a run's config.json
+) -> dict:  # the same, and what it does not say
+    """Settings of a run with the defaults of those that came later."""
+    return {**_LATER, **facts}
+
+
 def stored_config(
-    facts: dict,  # from a run's config.json: every setting, and perhaps more
+    facts: dict,  # from a run's config.json: every setting but later ones, and perhaps more
 ) -> RunConfig:  # checked
     """The configuration that a run's settings are of.
 
     Raises: KeyError when a setting is missing, TypeError or ConfigError when one cannot be.
     """
-    settings = {setting.name: facts[setting.name] for setting in fields(RunConfig)}
+    known = with_later_settings(facts)
+    settings = {setting.name: known[setting.name] for setting in fields(RunConfig)}
     settings["si_method"] = tuple(settings["si_method"])
     if "origin" in facts:
         return BranchConfig(**settings, origin=Origin(**facts["origin"]))

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['TASKS', 'SPLITS', 'UNSPLIT_DIGITS', 'Problems', 'longest_operand', 'Task', 'string_task', 'reverse_pair',
            'joined_operands', 'digit_parity', 'one_digit', 'add_reversed', 'add_forward', 'one_digit_more',
-           'at_most_one_digit_more', 'multiply_digit', 'multiply_in_steps', 'steps_of_product', 'register_task',
-           'problem_class', 'make_problems', 'is_right', 'label_length', 'make_base_data']
+           'at_most_one_digit_more', 'multiply_digit', 'multiply_in_steps', 'steps_of_product', 'MazeTask',
+           'maze_by_hops', 'maze_by_nodes', 'register_task', 'problem_class', 'make_problems', 'is_right',
+           'label_length', 'make_base_data']
 
 # %% ../../nbs/problems/01_tasks.ipynb #9a9ceead
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +18,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .tokenizer import END, EQUALS, PAD, PLUS, decode
+from .maze import draw_trees, name_nodes, shortest_paths, tell_mazes
+from si_nb.problems.tokenizer import (
+    DIGITS,
+    END,
+    EQUALS,
+    NODES,
+    PAD,
+    PLUS,
+    SYMBOLS,
+    VOCAB_SIZE,
+    decode,
+    encode,
+)
 from ..registry import Registry
 
 # %% ../../nbs/problems/01_tasks.ipynb #fb4e4514
@@ -43,6 +57,14 @@ class Task:
     solve: Callable  # operand digit arrays -> (N, width) uint8 answer tokens and (N,) number of tokens in use
     possible_lengths: Callable = longest_operand  # digits of each operand -> lengths that an answer can have
     leading: int | None = None  # column of a number's leading digit, not zero; None: no numbers
+    symbols: range = DIGITS  # tokens of what operands and answers are made of
+    shortest: int = 1  # length
+    longest: int | None = None  # length; None: as long as there is room
+
+    @property
+    def vocab_size(self) -> int:
+        """Symbols that a model of this task knows."""
+        return max(VOCAB_SIZE, self.symbols.stop)
 
     def prompt_width(
         self,
@@ -64,6 +86,41 @@ class Task:
     ) -> int:  # tokens of a whole problem, end mark included
         """Tokens that the longest problem of this length takes."""
         return self.prompt_width(length) + max(self.answer_lengths(length)) + 1
+
+    def fits(
+        self,
+        length: int,  # digits per operand
+        block_size: int,  # tokens that a model has room for
+    ) -> bool:
+        """Whether there are problems of this length, and room for them."""
+        there_are = self.shortest <= length <= (length if self.longest is None else self.longest)
+        return there_are and self.width(length) <= block_size
+
+    def asked_symbols(
+        self,
+        *lengths: int,  # digits of each operand
+    ) -> int:  # symbols
+        """How many symbols a prompt has without its marks."""
+        return sum(lengths)
+
+    def draw(
+        self,
+        lengths: tuple[int, ...],  # digits of each operand
+        count: int,  # problems
+        rng: np.random.Generator,  # source of the digits
+    ) -> Problems:  # of all splits
+        """Random problems whose operands have the given lengths."""
+        return _draw(self, lengths, count, rng)
+
+    def read(
+        self,
+        text: str,  # such as 123+45=
+    ) -> Problems:  # one problem
+        """A problem that somebody wrote, and its answer.
+
+        Raises: ValueError, one line with an example, when the task has no such problem.
+        """
+        return _read(self, text)
 
 # %% ../../nbs/problems/01_tasks.ipynb #ea7599f0
 def _whole(tokens):
@@ -189,6 +246,88 @@ def steps_of_product(
     later = [left + place + 1 for place in range(1, right)]
     return (left + 1 + 2 * sum(later) + 2 * len(later),)
 
+# %% ../../nbs/problems/01_tasks.ipynb #5e0a2c02
+@dataclass(frozen=True)
+class MazeTask(Task):
+    """Shortest paths through random graphs, indexed by one of their two sizes."""
+
+    hops: int | None = None  # of every path; None: the length of a problem
+    nodes: int | None = None  # of every graph; None: the length of a problem
+
+    def prompt_width(
+        self,
+        length: int,  # hops or nodes
+    ) -> int:  # tokens in a prompt of that length
+        """Width of a prompt: start and goal, then one pair of nodes for each edge, each with its mark."""
+        return 3 * (self.nodes or length)
+
+    def asked_symbols(
+        self,
+        *lengths: int,  # hops or nodes
+    ) -> int:  # symbols
+        """How many symbols a prompt has without its marks."""
+        return 2 * (self.nodes or lengths[0])
+
+    def draw(
+        self,
+        lengths: tuple[int, ...],  # hops or nodes
+        count: int,  # problems
+        rng: np.random.Generator,  # source of graphs and names
+    ) -> Problems:  # of all splits
+        """Random mazes."""
+        hops, nodes = self.hops or lengths[0], self.nodes or lengths[0]
+        names = name_nodes(nodes, self.symbols, count, rng)
+        prompts = tell_mazes(draw_trees(hops, nodes, count, rng), names, hops, rng)
+        end = np.full((count, 1), END, dtype=np.uint8)
+        return Problems(prompts, np.concatenate([names[:, : hops + 1], end], axis=1))
+
+    def read(
+        self,
+        text: str,  # such as ad+bc+ab+cd=
+    ) -> Problems:  # one problem
+        """A maze that somebody wrote, and its path; it may have any size, and circles.
+
+        Raises: ValueError, one line with an example, when it is none or has not exactly one shortest path.
+        """
+        return _read_maze(self, text)
+
+# %% ../../nbs/problems/01_tasks.ipynb #5e0a2c03
+def _read_maze(task, text):
+    """One maze in writing, and its path."""
+    letter = f"[{(SYMBOLS + NODES)[task.symbols.start : task.symbols.stop]}]"
+    if not re.fullmatch(rf"({letter}{{2}}\+)+{letter}{{2}}=", text):
+        raise ValueError(f"{task.name} is asked as in ad+bc+ab+cd=, start and goal first and then the edges")
+    prompts = encode([text], task.vocab_size)
+    path, used = shortest_paths(prompts.reshape(1, -1, 3)[:, :, :2])
+    if not used[0]:
+        raise ValueError(f"{task.name} is asked for the one shortest path, and here is none or more than one")
+    return Problems(prompts, np.append(path[0, : used[0]], [END]).astype(np.uint8)[None])
+
+# %% ../../nbs/problems/01_tasks.ipynb #5e0a2c04
+def maze_by_hops(
+    name: str,  # key in TASKS
+    nodes: int,  # of every graph
+    names: int,  # letters to choose from, at least as many
+) -> MazeTask:  # from one hop to a path through all nodes
+    """Mazes whose length is the number of hops."""
+    letters, longest = range(VOCAB_SIZE, VOCAB_SIZE + names), nodes - 1
+    return MazeTask(
+        name, 1, shortest_paths, lambda hops: (hops + 1,), symbols=letters, longest=longest, nodes=nodes
+    )
+
+
+def maze_by_nodes(
+    name: str,  # key in TASKS
+    hops: int,  # of every path
+    names: int,  # letters to choose from, more than hops
+) -> MazeTask:  # from the path alone to as many nodes as there are letters
+    """Mazes whose length is the number of nodes."""
+    letters, answer = range(VOCAB_SIZE, VOCAB_SIZE + names), (hops + 1,)
+    shortest, longest = hops + 1, names
+    return MazeTask(
+        name, 1, shortest_paths, lambda nodes: answer, None, letters, shortest, longest, hops=hops
+    )
+
 # %% ../../nbs/problems/01_tasks.ipynb #dd418533
 TASKS = Registry(
     "task",
@@ -202,6 +341,10 @@ TASKS = Registry(
     Task("string_reversal_of_pairs", 2, reverse_pair, joined_operands),
     Task("parity", 1, digit_parity, one_digit),
     Task("multiplication", 2, multiply_in_steps, steps_of_product, leading=-1),
+    maze_by_hops("maze_by_hops", nodes=12, names=26),
+    maze_by_nodes("maze_by_nodes", hops=3, names=26),
+    maze_by_hops("large_maze_by_hops", nodes=30, names=52),
+    maze_by_nodes("large_maze_by_nodes", hops=9, names=52),
 )
 
 
@@ -250,13 +393,13 @@ def _draw(task, lengths, count, rng):
 # %% ../../nbs/problems/01_tasks.ipynb #6cae8330
 def _draw_split(task, lengths, count, rng, split):
     """Problems of one split: rejection sampling on the class of the prompt."""
-    if sum(lengths) <= UNSPLIT_DIGITS:
-        return _draw(task, lengths, count, rng)
+    if task.asked_symbols(*lengths) <= UNSPLIT_DIGITS:
+        return task.draw(lengths, count, rng)
     first, last = SPLITS[split]
     found: list[Problems] = []
     missing = count
     while missing > 0 or not found:
-        drawn = _draw(task, lengths, missing * 16 // (last - first) + 64, rng)
+        drawn = task.draw(lengths, missing * 16 // (last - first) + 64, rng)
         classes = problem_class(drawn.prompts)
         mine = np.flatnonzero((classes >= first) & (classes < last))[:missing]
         found.append(Problems(drawn.prompts[mine], drawn.answers[mine]))
@@ -273,6 +416,18 @@ def make_problems(
 ) -> Problems:  # prompts (count, ...) and answers (count, ...)
     """Problems of one length and one split, all operands equally long."""
     return _draw_split(task, (length,) * task.operands, count, rng, split)
+
+# %% ../../nbs/problems/01_tasks.ipynb #5e0a2c09
+_EXAMPLES = ("123", "45")  # operands of a prompt as it should be
+
+
+def _read(task, text):
+    """One problem in writing, digits only, and its answer."""
+    found = re.fullmatch(r"\+".join(["([0-9]+)"] * task.operands) + "=", text)
+    if found is None:
+        raise ValueError(f"{task.name} is asked as in {'+'.join(_EXAMPLES[: task.operands])}=")
+    solved, used = task.solve(*(encode([digits]) for digits in found.groups()))
+    return Problems(encode([text]), np.append(solved[0, : used[0]], [END]).astype(np.uint8)[None])
 
 # %% ../../nbs/problems/01_tasks.ipynb #04e1a5e6
 def is_right(
@@ -301,12 +456,14 @@ def make_base_data(
     rng: np.random.Generator,  # source of lengths and digits
 ) -> np.ndarray:  # (count, task.width(max_length)) uint8 tokens, filled with PAD on the right
     """Training examples of mixed lengths, prompt and answer together."""
-    groups = rng.multinomial(count, np.full(max_length**task.operands, float(max_length) ** -task.operands))
+    each = max_length - task.shortest + 1  # lengths that an operand may have
+    groups = rng.multinomial(count, np.full(each**task.operands, float(each) ** -task.operands))
     tokens = np.full((count, task.width(max_length)), PAD, dtype=np.uint8)
     start = 0
     for group, size in enumerate(groups):
-        lengths = np.unravel_index(group, (max_length,) * task.operands)
-        problems = _draw_split(task, tuple(int(index) + 1 for index in lengths), size, rng, "train")
+        indices = np.unravel_index(group, (each,) * task.operands)
+        lengths = tuple(int(index) + task.shortest for index in indices)
+        problems = _draw_split(task, lengths, size, rng, "train")
         rows = np.concatenate(problems, axis=1)
         tokens[start : start + size, : rows.shape[1]] = rows
         start += size
