@@ -29,7 +29,7 @@ VARIANTS = {
     "two lengths a round": dict(lengths_per_round=2),
     "three lengths and a block that ends": dict(lengths_per_round=3, accelerated=True, block_size=18),
     "mazes by nodes": dict(task="maze_by_nodes", original_digits=4, block_size=60),
-    "mazes by hops": dict(task="maze_by_hops", lengths_per_round=2),
+    "mazes by hops": dict(task="maze_by_hops", lengths_per_round=2, block_size=60),
     "addition": dict(task="reverse_addition", original_digits=1),
     "the base alone": dict(si_rounds=0),
     "one digit": dict(original_digits=1, si_method=("mv",)),

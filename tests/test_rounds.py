@@ -3,6 +3,7 @@
 import json
 import shutil
 import threading
+from dataclasses import fields
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,9 @@ from si_nb.loop.evaluate import derive_rng, derive_seed, next_lengths
 from si_nb.loop.folder import locate_run, open_run
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.settings import (
+    LATER_SETTINGS,
     ConfigError,
+    FirstSettings,
     base_key,
     base_name,
     evaluation_lengths,
@@ -40,6 +43,7 @@ from si_nb.model.generate import generate
 from si_nb.model.trainer import DivergedError
 from si_nb.problems.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
 from si_nb.problems.tokenizer import decode
+from si_nb.record.storage import write_sealed
 from si_nb.record.table import QUANTITIES, read_table, trajectory
 
 CPU = torch.device("cpu")
@@ -438,8 +442,9 @@ def test_an_interrupted_stretched_run_ends_in_the_same_bytes(
 def test_older_rounds_weigh_as_many_lengths_as_they_hold():
     """Of the half that is not new, base lengths and older rounds have shares by their numbers of lengths."""
     rows = [np.zeros((1, 2), dtype=np.uint8)] * 3
-    assert mix(rows[0], rows, 6, CPU, 3).shares.tolist() == [0.25, 0.125, 0.125, 0.5]
-    assert mix(rows[0], rows, 6, CPU).shares.tolist() == [0.375, 0.0625, 0.0625, 0.5]
+    for lengths, shares in ((1, [0.375, 0.0625, 0.0625, 0.5]), (3, [0.25, 0.125, 0.125, 0.5])):
+        config = small(original_digits=6, lengths_per_round=lengths)
+        assert mix(config, rows[0], rows, CPU).shares.tolist() == shares
 
 
 def test_another_number_of_lengths_is_another_run(stretched, models_dir):
@@ -489,7 +494,9 @@ def test_an_old_folder_is_gone_on_with(tmp_path, models_dir):
     """A config.json without later settings is that of their defaults, and of nothing else."""
     open_run(small(), tmp_path / "run")
     facts = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert "lengths_per_round" not in facts and stored_config(facts) == small()
+    old = {name: value for name, value in facts.items() if name not in LATER_SETTINGS}
+    assert stored_config(facts) == stored_config(old) == small() and len(old) == len(fields(FirstSettings))
+    write_sealed(tmp_path / "run" / "config.json", json.dumps(old).encode())
     assert locate_run(small(lengths_per_round=1), tmp_path / "run").path == tmp_path / "run"
     with pytest.raises(ConfigError, match=r"accelerated_items \(was 2048, now 9\)"):
         locate_run(small(accelerated_items=9), tmp_path / "run")

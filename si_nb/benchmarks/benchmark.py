@@ -519,7 +519,7 @@ def make_pool(
     lines = decode(base)
     if late:
         lines = plain_mixture(lines, [decode(rows) for rows in newer], digits)
-    mixture = mix(base, newer, digits, device) if late else Mixture([base], [1], device)
+    mixture = mix(config, base, newer, device) if late else Mixture([base], [1], device)
     return Pool(mixture, lines, encode(random.Random(0).choices(lines, k=_SAMPLE_ROWS)))
 
 # %% ../../nbs/benchmarks/01_benchmark.ipynb #7855c7fc

@@ -152,8 +152,7 @@ def mixture_shares(
     if round_number == 0:
         return np.ones(1)
     row = np.zeros((1, 2), dtype=np.uint8)
-    lengths = config.base_lengths, torch.device("cpu"), config.lengths_per_round
-    return mix(row, [row] * round_number, *lengths).shares
+    return mix(config, row, [row] * round_number, torch.device("cpu")).shares
 
 # %% ../../nbs/loop/12_cost.ipynb #447aab79
 class PlanRow(NamedTuple):
@@ -290,9 +289,8 @@ def training_pieces(
     """Training steps of one round, on a mixture as large as the run's, at a rate that changes nothing."""
     config, device = stage.machine.config, stage.machine.device
     kept = [training_rows(config, number, config.num_samples) for number in range(1, row.round + 1)]
-    lengths = config.base_lengths, device, config.lengths_per_round
     alone = Mixture([stage.base], [1], device)
-    mixture = mix(stage.base, kept, *lengths) if kept else alone
+    mixture = mix(config, stage.base, kept, device) if kept else alone
     training = replace(base_training(config), warmup=0, decay=0, learning_rate=1e-9)
 
     def steps(count):

@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from .. import __version__
-from .settings import ConfigError, RunConfig, base_name, identity, run_name, with_later_settings
+from .settings import ConfigError, RunConfig, base_name, complete_settings, every_setting, run_name
 from .voting import KEEP_RULES
 from ..model.trainer import choose_device
 from si_nb.record.storage import (
@@ -209,12 +209,12 @@ def _check_same(config, stored):
     settings = read_facts(stored)
     if settings is None:
         return
-    now, known = {"origin": None, **with_later_settings(identity(config))}, with_later_settings(settings)
-    before = {name: known.get(name) for name in now}
+    now, before = {"origin": None, **every_setting(config)}, {"origin": None, **complete_settings(settings)}
+    del now["device"]
     differing = [
-        f"{name} (was {_in_short(before[name])}, now {_in_short(now[name])})"
+        f"{name} (was {_in_short(before.get(name))}, now {_in_short(now[name])})"
         for name in now
-        if before[name] != now[name]
+        if before.get(name) != now[name]
     ]
     if differing:
         what = f"another configuration: {', '.join(differing)}"
@@ -261,7 +261,7 @@ def open_run(
     folder = locate_run(config, *where, **more_where)
     make_folders(folder)
     _write_once(folder.path / "environment.json", describe_environment(choose_device(config.device)))
-    _write_once(folder.config, {**identity(config), "device": config.device})
+    _write_once(folder.config, every_setting(config))
     return folder
 
 # %% ../../nbs/loop/06_folder.ipynb #f218bb30

@@ -78,8 +78,7 @@ def run_round(
     for arm in going_on.arms_of(models):
         kept = [load_labels(store, arm, number).rows for number in range(1, round_number + 1)]
         if len(kept[-1]):
-            lengths = config.base_lengths, machine.device, config.lengths_per_round
-            mixtures[arm] = mix(base, kept, *lengths)
+            mixtures[arm] = mix(config, base, kept, machine.device)
     train_arms(machine, store, watch, mixtures, models, round_number)
     watch.advance(("measuring", round_number, "all"), 0)
     table = measurement_table(rows + measure(machine, models, round_number, newest))

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from .progress import newest_accuracy
-from .settings import ConfigError, RunConfig, identity, run_name
+from .settings import ConfigError, RunConfig, complete_settings, identity, run_name
 from .training import Outlook, Watch
 
 # %% ../../nbs/loop/14_tracker.ipynb #15d08d56
@@ -161,7 +161,7 @@ def tracked_as(
     group = f"{task}-{hashlib.sha256(same.encode()).hexdigest()[:8]}"
     own = f"{task}-seed{config.seed}-{run_name(config)[-8:]}"
     tags = [name[:64] for name in (config.task, *config.si_method)]
-    return {"id": own, "group": group, "tags": tags, "config": settings}
+    return {"id": own, "group": group, "tags": tags, "config": complete_settings(settings)}
 
 # %% ../../nbs/loop/14_tracker.ipynb #b6cc2908
 def _has_key(wandb):

@@ -73,15 +73,14 @@ def make_base(
 
 
 def mix(
+    config: RunConfig,  # the experiment
     base: np.ndarray,  # base data
     rounds: list[np.ndarray],  # kept rows of rounds 1 to the newest, each (rows, width) uint8 tokens
-    base_lengths: int,  # lengths in the base data
     device: torch.device,  # where batches are wanted
-    round_lengths: int = 1,  # lengths in the rows of a round
 ) -> Mixture:  # newest half, base and older rounds the other half
     """The data of one round's training."""
     *older, newest = rounds
-    past = [(base, base_lengths)] + [(rows, round_lengths) for rows in older if len(rows)]
+    past = [(base, config.base_lengths)] + [(rows, config.lengths_per_round) for rows in older if len(rows)]
     total = sum(weight for _, weight in past)
     sources = [rows for rows, _ in past] + [newest]
     return Mixture(sources, [weight / total for _, weight in past] + [1.0], device)

@@ -32,8 +32,8 @@ def name_nodes(
     rng: np.random.Generator,  # chooses
 ) -> np.ndarray:  # (count, nodes) uint8 tokens, no two alike in a row
     """Random names for the nodes of many graphs."""
-    every = np.arange(names.start, names.stop, dtype=np.uint8)
-    return rng.permuted(np.tile(every, (count, 1)), axis=1)[:, :nodes]
+    every = np.tile(np.arange(names.start, names.stop, dtype=np.uint8), (count, 1))
+    return rng.permuted(every, axis=1, out=every)[:, :nodes]
 
 # %% ../../nbs/problems/03_maze.ipynb #5e0a1c14
 def tell_mazes(
@@ -44,14 +44,15 @@ def tell_mazes(
 ) -> np.ndarray:  # (N, 3 * nodes) uint8 tokens, such as ad+bc+ab+cd=
     """Prompts that ask for the path from node 0 to node `hops`."""
     count, number = edges.shape[:2]
-    order = rng.permuted(np.tile(np.arange(number), (count, 1)), axis=1)
-    back = rng.integers(0, 2, (count, number, 1), dtype=np.uint8)
-    question = np.broadcast_to(np.array([[[0, hops]]], dtype=np.uint8), (count, 1, 2))
-    told = np.take_along_axis(np.where(back, edges[:, :, ::-1], edges), order[:, :, None], axis=1)
-    pairs = np.concatenate([question, told], axis=1).reshape(count, -1)
+    pairs, rows = np.empty_like(edges), np.arange(count)
+    for edge, end in np.ndindex(number, 2):  # not all at once: indices take eight times the memory
+        pairs[:, edge, end] = names[rows, edges[:, edge, end]]
+    back = rng.integers(0, 2, (count, number, 1), dtype=np.bool_)
+    pairs = np.where(back, pairs[:, :, ::-1], pairs)
+    whole = pairs.view(np.uint16)[:, :, 0]  # a pair as one number, so that it stays together
+    told = rng.permuted(whole, axis=1).view(np.uint8).reshape(pairs.shape)
     prompts = np.full((count, number + 1, 3), PLUS, dtype=np.uint8)
-    prompts[:, :, :2] = np.take_along_axis(names, pairs, axis=1).reshape(count, -1, 2)
-    prompts[:, -1, 2] = EQUALS
+    prompts[:, 0, :2], prompts[:, 1:, :2], prompts[:, -1, 2] = names[:, [0, hops]], told, EQUALS
     return prompts.reshape(count, -1)
 
 # %% ../../nbs/problems/03_maze.ipynb #5e0a1c19
