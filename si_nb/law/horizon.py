@@ -430,7 +430,8 @@ def _drawn(seen, population, rounds, draws, generator):
 # %% ../../nbs/law/02_horizon.ipynb #7c237af7
 def _step(seen):
     """Lengths that the last round seen took in; the rounds to come are taken to do the same."""
-    return max(1.0, float(seen["length"].diff().iloc[-1])) if len(seen) > 1 else 1.0
+    known = "length" in seen and len(seen) > 1
+    return max(1.0, float(seen["length"].diff().iloc[-1])) if known else 1.0
 
 
 def courses(
