@@ -216,6 +216,7 @@ def test_rows_are_counted(finished):
     "changes",
     [
         dict(accelerated=True),
+        dict(lengths_per_round=2),
         dict(si_method=("oracle", "mv", "length_filter")),
         dict(noise_round=1, noise_fraction=0.5),
         dict(block_size=12),

@@ -18,6 +18,7 @@ from si_nb.loop import cost, memory
 from si_nb.loop.cost import (
     CostError,
     estimate,
+    input_tokens,
     mixture_shares,
     plan,
     rehearse,
@@ -82,10 +83,30 @@ def test_labels_tried_lie_within_the_planned_bounds(config, table):
     assert (kept[whole[whole].index] == config.num_samples).all()
 
 
+def test_rounds_of_several_lengths_are_planned(tmp_path):
+    """Problems measured, labels tried and tokens of a round's rows are those of all its lengths."""
+    config = config_of(**FEW, si_method=("none", "mv"), lengths_per_round=2)
+    table = read_table(run_experiment(config, tmp_path / "run", progress=False).measurements)
+    rows = plan(config).query("phase == 'measuring'")
+    trials = table[table["quantity"].isin(["accuracy", "accuracy_select"])].groupby("round")["trials"].sum()
+    assert (rows["jobs"] * rows["pieces"]).tolist() == trials.tolist()
+    tried = table[(table["quantity"] == "label_raw") & (table["arm"] == "none")].groupby("round")["trials"]
+    labels = plan(config).query("phase == 'labelling' and arm == 'none'")
+    assert labels["pieces"].tolist() == tried.sum().tolist() and labels["least"].eq(labels["most"]).all()
+    width, task = TASKS[config.task].width, config.original_digits
+    assert np.unique(input_tokens(training_rows(config, 2, 100))).tolist() == [
+        width(task + n) - 1 for n in (3, 4)
+    ]
+    assert labels["tokens"].tolist() == [width(task + n) + 1 for n in (1, 3)]  # between two widths, 2 apart
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_mean_tokens_are_those_of_drawn_batches(task):
     """The mixture, drawn many times, has as many tokens in a step as the plan says."""
-    config = config_of(**FEW, task=task, batch_size=2048, si_rounds=3, block_size=140)
+    longest = max(3, TASKS[task].shortest)
+    config = config_of(
+        **FEW, task=task, batch_size=2048, si_rounds=3, block_size=140, original_digits=longest
+    )
     base = training_rows(config, 0, 4_000)
     for number in (0, 3):
         kept = [training_rows(config, earlier, 500) for earlier in range(1, number + 1)]
@@ -219,7 +240,13 @@ def test_estimated_memory_is_a_lower_bound_of_what_is_taken(task):
     data as measured, weights as counted; no less than a third of it.
     """
     config, rng = (
-        config_of(task=task, base_samples=50_000, eval_samples=5_000, original_digits=8, block_size=400),
+        config_of(
+            task=task,
+            base_samples=50_000,
+            eval_samples=5_000,
+            block_size=400,
+            original_digits=max(8, TASKS[task].shortest + 3),
+        ),
         np.random.default_rng(0),
     )
     estimated = memory._data_memory(config, 1)

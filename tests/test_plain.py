@@ -27,8 +27,8 @@ from si_nb.model.generate import exact_match, generate
 from si_nb.model.gpt import GPT, ModelConfig
 from si_nb.model.positions import POSITIONAL_ENCODINGS
 from si_nb.model.trainer import Mixture, TrainConfig, train
-from si_nb.problems.tasks import TASKS, make_base_data, make_problems
-from si_nb.problems.tokenizer import decode, encode
+from si_nb.problems.tasks import TASKS, MazeTask, make_base_data, make_problems
+from si_nb.problems.tokenizer import PAD, decode, encode
 
 CPU = torch.device("cpu")
 ITEMS, LENGTHS = 150, (1, 2, 3, 4, 5)
@@ -39,9 +39,9 @@ LEARNED = [("copy", "none"), ("reverse", "none"), ("reverse_addition", "none")]
 LEARNED += [("reverse_addition", "rotary"), ("copy", "learned")]
 
 
-def new_model(seed=0, **settings):
-    config = ModelConfig(n_layer=2, n_head=2, n_embd=64, block_size=40, **settings)
-    return GPT(config, torch.Generator().manual_seed(seed))
+def new_model(seed=0, **sizes):
+    sizes = {"block_size": 40, **sizes}
+    return GPT(ModelConfig(n_layer=2, n_head=2, n_embd=64, **sizes), torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module", params=LEARNED, ids="-".join)
@@ -58,9 +58,9 @@ def texts_of(task, length, items=ITEMS):
     return problems, decode(problems.prompts), decode(problems.answers)
 
 
-def one_step(tokens, config, **settings):
+def one_step(tokens, config, **sizes):
     """A model after one fast and after one plain step on the same rows."""
-    fast, plain = new_model(**settings), new_model(**settings)
+    fast, plain = new_model(**sizes), new_model(**sizes)
     lost = train(fast, Mixture([tokens], [1], CPU), config, np.random.default_rng(0))
     rows = _drawn(tokens, config)
     return fast, plain, lost, plain_train(plain, rows, config, _InOrder())
@@ -84,16 +84,15 @@ def _drawn(tokens, config):
 @pytest.mark.parametrize("name", TASKS)
 def test_one_step_is_the_same(name, loss_on, encoding):
     """A step without padding changes the weights as one on rows padded to the block size; losses agree."""
-    longest = 3 if name == "multiplication" else 4  # what the block holds
-    base = make_base_data(TASKS[name], longest, 2_000, np.random.default_rng(0))
-    config = TrainConfig(1, 0, 0, 128, 1e-3, epsilon=1e-4, loss_on=loss_on)
-    fast, plain, fast_loss, loss = one_step(base, config, positional_encoding=encoding)
+    task = TASKS[name]
+    longest = 3 if name == "multiplication" else task.shortest + 3  # what the block holds
+    base = make_base_data(task, longest, 2_000, np.random.default_rng(0))
+    sizes = dict(vocab_size=task.vocab_size, block_size=max(40, base.shape[1]), positional_encoding=encoding)
+    training = TrainConfig(1, 0, 0, 128, 1e-3, epsilon=1e-4, loss_on=loss_on)
+    fast, plain, fast_loss, loss = one_step(base, training, **sizes)
     assert abs(fast_loss - loss) < 1e-5
     for (name, one), two, start in zip(
-        fast.named_parameters(),
-        plain.parameters(),
-        new_model(positional_encoding=encoding).parameters(),
-        strict=True,
+        fast.named_parameters(), plain.parameters(), new_model(**sizes).parameters(), strict=True
     ):
         moved = (two - start).abs().max()
         assert moved > 0 and (one - two).abs().max() < 1e-3 * moved + 1e-6, name
@@ -172,10 +171,12 @@ def test_votes_are_the_same(voters):
     assert [votes for _, votes in plain] == proposal.votes.tolist()
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", [name for name in TASKS if not name.startswith("large_")])  # slow to write
 def test_lines_are_right_and_of_the_same_distribution(name):
     """Every line is right; lengths and digits are as frequent as in the fast base data."""
-    task, count, longest = TASKS[name], 20_000, 4
+    task = TASKS[name]
+    count, near = (3_000, 0.06) if isinstance(task, MazeTask) else (20_000, 0.02)
+    longest = task.shortest + 3
     lines = plain_base_data(task, longest, count, random.Random(0))
     rows = make_base_data(task, longest, count, np.random.default_rng(0))
     for line in lines:
@@ -185,14 +186,15 @@ def test_lines_are_right_and_of_the_same_distribution(name):
         assert task.leading is None or all(
             len(operand) == 1 or operand[task.leading] != "0" for operand in operands
         )
-    symbols = [np.bincount(encode(part).ravel(), minlength=14)[:13] / count for part in (lines, decode(rows))]
+    tokens = [encode(part, task.vocab_size) for part in (lines, decode(rows))]
+    symbols = [np.bincount(part[part != PAD], minlength=66) / count for part in tokens]
     assert (
         np.abs(symbols[0] - symbols[1]).max() < 0.03 * symbols[0].max()
     )  # a digit occurs about once a line: standard error 0.007
     lengths = [
         np.bincount([len(line) for line in part], minlength=100) / count for part in (lines, decode(rows))
     ]
-    assert np.abs(lengths[0] - lengths[1]).max() < 0.02 and (lengths[0] > 0).sum() == (lengths[1] > 0).sum()
+    assert np.abs(lengths[0] - lengths[1]).max() < near and (lengths[0] > 0).sum() == (lengths[1] > 0).sum()
 
 
 @pytest.mark.parametrize("digits", [20, 60])

@@ -391,19 +391,20 @@ def phase(run):
     return "round training" if len(trained) < 1 + VOTERS else "measuring"
 
 
-def kill_at_random(nursery, place, kills, flush):
+def kill_at_random(nursery, place, kills, flush, **changes):
     """Start runs again and again after SIGKILLs at random moments, and compare each that ends;
     kills by phase.
     """
-    whole = go(place / "whole", **EVEN).path
+    changes = {**EVEN, **changes}
+    whole = go(place / "whole", **changes).path
     seed = random.randrange(10**6)
     rng, phases, runs, start = random.Random(seed), Counter(), 0, time.monotonic()
-    assert nursery.call("attempt", place / "timed", 0, EVEN, flush)[0] == 0
+    assert nursery.call("attempt", place / "timed", 0, changes, flush)[0] == 0
     expected = time.monotonic() - start
     while phases.total() < kills:
         run, code = place / f"run_{runs}", None
         while code != 0:
-            child = nursery.start("attempt", run, 0, EVEN, flush)
+            child = nursery.start("attempt", run, 0, changes, flush)
             if phases.total() < kills:
                 time.sleep(rng.uniform(0, expected))
                 os.kill(child, signal.SIGKILL)
@@ -430,6 +431,11 @@ def test_12_kills_change_nothing(nursery, tmp_path):
     labels and weights.
     """
     assert len(kill_at_random(nursery, tmp_path, 12, flush=False)) >= 2
+
+
+def test_kills_change_nothing_where_a_round_takes_in_several_lengths(nursery, tmp_path):
+    """The same with two lengths in each round."""
+    assert kill_at_random(nursery, tmp_path, 4, flush=False, lengths_per_round=2).total() == 4
 
 
 @pytest.mark.slow(reason="200 kills take minutes")

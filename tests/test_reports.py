@@ -14,7 +14,7 @@ from rich.console import Console
 
 from si_nb.law import forecasters as F
 from si_nb.law import round_curves as L
-from si_nb.law.report import VERDICTS, law_report, print_report, verdict, verdict_rows
+from si_nb.law.report import VERDICTS, _differences, law_report, print_report, verdict, verdict_rows
 from si_nb.record.table import (
     COLUMNS,
     TableError,
@@ -469,3 +469,15 @@ def test_a_short_curve_says_too_little():
     out = StringIO()
     print_report(law_report(falling, resamples=100), Console(file=out, width=80))
     assert "too little to say" not in out.getvalue()
+
+
+def test_a_run_that_does_not_tell_a_setting_is_set_apart():
+    """Runs made before there was a setting are not pooled with those that tell it; the usual is not named."""
+    runs = pd.DataFrame({"run_id": list("abcd"), "task": "copy", "arm": "none", "seed": [0, 1, 2, 3]})
+    settings = pd.DataFrame(
+        {"run_id": list("abc"), "si_iter": ["80", "80", "90"], "lengths_per_round": ["2", "2", np.nan]}
+    )
+    said = ["", "", "si_iter 90, lengths_per_round not told", "settings not known"]
+    assert list(_differences(runs, settings)) == said
+    alike = settings.assign(lengths_per_round=np.nan)
+    assert list(_differences(runs, alike)) == ["", "", "si_iter 90", "settings not known"]

@@ -4,29 +4,43 @@ import json
 import shutil
 import signal
 import threading
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 import si_nb.loop.evaluate
 import si_nb.loop.rounds
 import si_nb.loop.training
 from si_nb.benchmarks.plain import plain_loss, plain_optimizer
+from si_nb.law.length_curves import horizons
+from si_nb.law.states import states
 from si_nb.loop.bases import load_base_model, save_base_model
+from si_nb.loop.branch import run_branch
+from si_nb.loop.check import check_folder
 from si_nb.loop.checkpoints import load_model, load_tensors, save_tensors
 from si_nb.loop.evaluate import derive_rng, derive_seed, next_lengths
-from si_nb.loop.folder import open_run
+from si_nb.loop.folder import locate_run, open_run
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.settings import (
     LATER_SETTINGS,
     TRAINING_SETTINGS,
     ConfigError,
+    FirstSettings,
+    base_key,
+    base_name,
     evaluation_lengths,
+    identity,
     make_config,
+    run_name,
+    stored_config,
 )
+from si_nb.loop.stored import open_stored
 from si_nb.loop.training import base_training, make_base, mix, round_training
 from si_nb.loop.voting import KEEP_RULES, KeepRule
 from si_nb.loop.workers import Interrupted, side_by_side
@@ -34,7 +48,8 @@ from si_nb.model.generate import generate
 from si_nb.model.trainer import DivergedError, TrainConfig, learning_rate_at
 from si_nb.problems.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
 from si_nb.problems.tokenizer import decode
-from si_nb.record.table import QUANTITIES, read_table
+from si_nb.record.storage import write_sealed
+from si_nb.record.table import QUANTITIES, read_table, trajectory
 
 CPU = torch.device("cpu")
 ROUNDS, VOTERS = 2, 3
@@ -337,6 +352,30 @@ def test_accelerated_rounds_end_with_the_block(monkeypatch, models_dir, tmp_path
     assert lengths == {1: [4, 5, 6, 7, 8, 9], 2: [9]} and table["length"].max() == 9
 
 
+@pytest.mark.parametrize(
+    "accuracy, items, expected", [(0.99, 2_048, [4]), (0.98, 100, [4, 5]), (0.96, 50, [4, 5, 6])]
+)
+def test_what_counts_as_mastered_can_be_set(monkeypatch, accuracy, items, expected):
+    """The share of right answers that takes in another length, and how many problems it is told from."""
+    asked = []
+
+    def count_right(model, task, lengths, items, *rest):
+        asked.append(items)
+        return {length: round({4: 0.98, 5: 0.96}.get(length, 0) * items) for length in lengths}
+
+    monkeypatch.setattr(si_nb.loop.evaluate, "count_right", count_right)
+    config = small(accelerated=True, accelerated_accuracy=accuracy, accelerated_items=items)
+    assert next_lengths(config, [object()], 3, 1) == expected and set(asked) == {items}
+
+
+def test_acceleration_goes_on_from_the_lengths_of_the_plan(monkeypatch):
+    """Several lengths a round and the accelerated schedule: the latter adds to the former."""
+    claims(monkeypatch, 6)
+    config = small(accelerated=True, lengths_per_round=2)
+    assert next_lengths(config, [object()], 3, 1) == [4, 5, 6, 7]
+    assert next_lengths(config, [object()], 6, 1) == [7, 8]
+
+
 def test_the_99_percent_are_counted_over_all_voters(monkeypatch):
     """A length is taken in when the voters' mean reaches 99%, not before."""
     config, models = small(accelerated=True), [object(), object()]
@@ -350,6 +389,129 @@ def test_the_99_percent_are_counted_over_all_voters(monkeypatch):
             },
         )
         assert next_lengths(config, models, 3, 1) == expected
+
+
+# --- several lengths in a round
+
+
+def labelled_lengths(table):
+    """Lengths by round at which labels were made, in order."""
+    rows = table[table["quantity"] == "label_raw"]
+    return rows.groupby("round")["length"].unique().map(sorted).to_dict()
+
+
+@pytest.fixture(scope="module")
+def stretched(models_dir, tmp_path_factory):
+    """A run that takes in three lengths in each round, never interrupted."""
+    place = tmp_path_factory.mktemp("stretched") / "run"
+    return run_experiment(small(lengths_per_round=3), place, models_dir=models_dir, progress=False)
+
+
+def test_a_round_takes_in_as_many_lengths_as_are_asked_for(stretched):
+    """Labels are shared out among the lengths, all of them are stored, and accuracy goes beyond the last."""
+    config, table = small(lengths_per_round=3), read_table(stretched.measurements)
+    assert config.last_length == 9 and labelled_lengths(table) == {1: [4, 5, 6], 2: [7, 8, 9]}
+    for number, lengths in labelled_lengths(table).items():
+        texts = decode(kept_rows(stretched.kept_labels("none", number)))
+        assert [sum(text.index("=") == length for text in texts) for length in lengths] == [13, 13, 13]
+    accuracy = table[table["quantity"] == "accuracy"]
+    assert set(accuracy["length"]) == set(range(1, 9 + 5 + 1))
+    newest = table[table["quantity"] == "accuracy_select"].groupby("round")["length"].unique()
+    assert newest.map(list).to_dict() == {0: [3], 1: [6], 2: [9]}
+
+
+def test_the_newest_length_is_read_from_the_table(stretched):
+    """Trajectory, horizons and states have the largest length of each round, and the base length before."""
+    table = read_table(stretched.measurements)
+    for read in (trajectory, states, horizons):
+        assert read(table).groupby("round")["length"].unique().map(list).to_dict() == {0: [3], 1: [6], 2: [9]}
+
+
+@pytest.mark.parametrize(
+    "place, call",
+    [("label_round", 1), ("label_round", 2), ("train_arms", 1), ("measure", 2), ("label_round", 4)],
+)
+def test_an_interrupted_stretched_run_ends_in_the_same_bytes(
+    place, call, models_dir, stretched, monkeypatch, tmp_path
+):
+    """Stopped before the labels of an arm, in training or before measuring, and begun again."""
+    plain, calls = getattr(si_nb.loop.rounds, place), []
+
+    def interrupted(*arguments):
+        calls.append(place)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return plain(*arguments)
+
+    monkeypatch.setattr(si_nb.loop.rounds, place, interrupted)
+    again = dict(models_dir=models_dir, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        run_experiment(small(lengths_per_round=3), tmp_path / "run", **again)
+    run = run_experiment(small(lengths_per_round=3), tmp_path / "run", **again)
+    assert contents(run) == contents(stretched)
+
+
+def test_older_rounds_weigh_as_many_lengths_as_they_hold():
+    """Of the half that is not new, base lengths and older rounds have shares by their numbers of lengths."""
+    rows = [np.zeros((1, 2), dtype=np.uint8)] * 3
+    for lengths, shares in ((1, [0.375, 0.0625, 0.0625, 0.5]), (3, [0.25, 0.125, 0.125, 0.5])):
+        config = small(original_digits=6, lengths_per_round=lengths)
+        assert mix(config, rows[0], rows, CPU).shares.tolist() == shares
+
+
+def test_another_number_of_lengths_is_another_run(stretched, models_dir):
+    """A folder of three lengths a round is not gone on with by two, nor by one; base models are shared."""
+    for lengths in (1, 2):
+        with pytest.raises(ConfigError, match=rf"lengths_per_round \(was 3, now {lengths}\)"):
+            run_experiment(small(lengths_per_round=lengths), stretched.path, models_dir=models_dir)
+    assert base_key(small(lengths_per_round=3)) == base_key(small())
+
+
+def test_a_branch_may_change_how_many_lengths_a_round_takes_in(stretched, models_dir, tmp_path):
+    """From its stored round on a branch takes in two lengths; check is content with both."""
+    run = open_stored(stretched.path, models_dir)
+    place = run_branch(run, 1, tmp_path / "run", {"lengths_per_round": 2}, progress=False)
+    assert labelled_lengths(read_table(place.measurements)) == {1: [4, 5, 6], 2: [7, 8]}
+    assert check_folder(place.path)[0] == []
+
+
+# --- runs made before a setting was there
+
+
+def test_runs_keep_their_names_when_settings_are_added():
+    """Names, base models and identity of presets and of committed runs are what they were made with."""
+    names = {
+        None: ("a5b1b574", "b58ee969"), "paper": ("de31be93", "b58ee969"), "quick": ("b9dfc35e", "9ef46768"),
+        "tiny": ("a1de9451", "c46929b7"),
+    }  # fmt: skip
+    for preset, (own, base) in names.items():
+        config = make_config(preset)
+        assert run_name(config).endswith(own) and base_name(config).endswith(base)
+    folder = ROOT / "results" / "quick" / "seed0"
+    facts = json.loads((folder / "config.json").read_text())
+    config = stored_config(facts)
+    assert run_name(config) == read_table(folder)["run_id"].iloc[0] and "lengths_per_round" not in facts
+    assert identity(config) == {name: facts[name] for name in identity(config)}
+
+
+def test_runs_of_a_sweep_keep_their_names():
+    """Every row of a committed runs.csv, which has no later setting, still has the name of its settings."""
+    rows = pd.read_csv(ROOT / "results" / "conditions" / "runs.csv")
+    for row in rows.to_dict("records"):
+        facts = {**row, "si_method": [row["si_method"]]}
+        assert run_name(stored_config(facts)) == row["run_id"]
+
+
+def test_an_old_folder_is_gone_on_with(tmp_path, models_dir):
+    """A config.json without later settings is that of their defaults, and of nothing else."""
+    open_run(small(), tmp_path / "run")
+    facts = json.loads((tmp_path / "run" / "config.json").read_text())
+    old = {name: value for name, value in facts.items() if name not in LATER_SETTINGS}
+    assert stored_config(facts) == stored_config(old) == small() and len(old) == len(fields(FirstSettings))
+    write_sealed(tmp_path / "run" / "config.json", json.dumps(old).encode())
+    assert locate_run(small(lengths_per_round=1), tmp_path / "run").path == tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"accelerated_items \(was 2048, now 9\)"):
+        locate_run(small(accelerated_items=9), tmp_path / "run")
 
 
 NOISE = dict(si_method=("none", "mv"), si_iter=30, num_samples=300)

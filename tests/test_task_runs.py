@@ -20,8 +20,13 @@ OTHERS = [name for name in TASKS if name not in MEASURED]
 LENGTH, RULES = 4, ("none", "length_filter", "mv_length")
 
 
+def length_of(name):
+    """A length that a task has, and at which a label has more tokens than noise damages."""
+    return max(LENGTH, TASKS[name].shortest)
+
+
 def problems_of(name, count=400):
-    return make_problems(TASKS[name], LENGTH, count, np.random.default_rng(0))
+    return make_problems(TASKS[name], length_of(name), count, np.random.default_rng(0))
 
 
 def with_length(answers, used, change):
@@ -36,7 +41,7 @@ def with_length(answers, used, change):
 @pytest.mark.parametrize("name", TASKS)
 def test_length_filter_knows_what_is_possible(name, change):
     """A label of a length that the task admits is kept and no other; right labels are always kept."""
-    answers, possible = problems_of(name).answers, TASKS[name].answer_lengths(LENGTH)
+    answers, possible = problems_of(name).answers, TASKS[name].answer_lengths(length_of(name))
     used = label_length(answers)
     labels = with_length(answers, used, change)
     assert (label_length(labels) == used + change).all() and (
@@ -61,26 +66,29 @@ def test_the_unpadded_sum_lets_more_through():
 @pytest.mark.parametrize("kind", NOISE_KINDS)
 @pytest.mark.parametrize("name", TASKS)
 def test_noise_leaves_a_label_a_label(name, kind):
-    """Damage changes digits or cuts the end off; marks stay, and every label still ends once."""
-    answers = problems_of(name).answers
-    damaged = damage_labels(answers, 1.0, kind, np.random.default_rng(0))
+    """Damage changes digits or nodes, or cuts the end off; marks stay, and every label still ends once."""
+    answers, symbols = problems_of(name).answers, TASKS[name].symbols
+    damaged = damage_labels(answers, 1.0, kind, np.random.default_rng(0), symbols)
     ends = damaged == END
-    assert (ends.sum(axis=1) == 1).all() and (damaged[:, -1] >= END).all()
+    assert (ends.sum(axis=1) == 1).all() and np.isin(damaged[:, -1], [END, PAD]).all()
+    assert np.isin(damaged, [*symbols, PLUS, END, PAD]).all()
     assert (damaged[np.cumsum(ends, axis=1) - ends > 0] == PAD).all()
     marks = damaged == PLUS
     assert (answers[marks] == PLUS).all() and (kind == "dropped" or marks.sum() == (answers == PLUS).sum())
     wrong = ~is_right(damaged, answers)
-    one_digit = TASKS[name].answer_lengths(LENGTH) == (1,)  # nothing can be left out of it
+    one_digit = TASKS[name].answer_lengths(length_of(name)) == (1,)  # nothing can be left out of it
     assert wrong.mean() == 0 if kind == "dropped" and one_digit else wrong.mean() > 0.8
 
 
-@pytest.fixture(scope="module", params=OTHERS)
+# runs of the large mazes take no other path than those of the small ones, and five times as long
+@pytest.fixture(scope="module", params=[name for name in OTHERS if not name.startswith("large_")])
 def finished(request, tmp_path_factory):
     """A run of a task with filters and with noise, and its settings."""
+    task = TASKS[request.param]
     config = config_of(
-        task=request.param, si_method=RULES, original_digits=2, max_iters=30, base_samples=600, si_iter=4,
-        num_samples=24,
-        eval_samples=24, si_rounds=1, noise_round=1, noise_fraction=0.5, noise_kind="moved",
+        task=task.name, si_method=RULES, original_digits=task.shortest + 1, max_iters=30, base_samples=600,
+        si_iter=4, num_samples=24, eval_samples=24, si_rounds=1, noise_round=1, noise_fraction=0.5,
+        noise_kind="moved",
     )  # fmt: skip
     return config, run_experiment(config, tmp_path_factory.mktemp("task") / "run", progress=False)
 
@@ -96,8 +104,9 @@ def test_a_run_counts_what_was_planned(finished):
         "trials"
     ].sum().tolist()
     longest = table.loc[table["quantity"] == "accuracy", "length"].max()
-    assert TASKS[config.task].width(longest) <= config.block_size
-    assert longest == 8 or TASKS[config.task].width(longest + 1) > config.block_size
+    task = TASKS[config.task]
+    assert task.fits(longest, config.block_size)
+    assert longest == config.original_digits + 6 or not task.fits(longest + 1, config.block_size)
 
 
 def test_a_run_is_whole_and_stays_so(finished, capsys):
@@ -117,6 +126,44 @@ def test_forward_addition_from_the_command_line(tmp_path, capsys):
     assert said.startswith("forward_addition: collapse below 0.5, forecast by") and "none " in said
     assert json.loads((tmp_path / "run" / "config.json").read_text())["task"] == "forward_addition"
     assert main(["law", str(tmp_path / "run"), "--until_round", "1"]) == 0
+
+
+def test_mazes_from_the_command_line(tmp_path, capsys):
+    """A run of mazes, then its models at other lengths, their answers to mazes in writing, and its labels."""
+    flags = "--preset tiny --task maze_by_nodes --original_digits 5 --base_samples 600 --max_iters 30"
+    flags += " --si_rounds 2 --si_iter 5 --num_samples 30 --eval_samples 30 --si_method none --keep_weights"
+    run = str(tmp_path / "run")
+    assert main(["run", *flags.split(), "--lengths_per_round", "2", "--run_dir", run]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("maze_by_nodes: collapse below 0.5")
+    labelled = read_table(run).query("quantity == 'label_raw'").groupby("round")["length"].unique()
+    assert labelled.map(list).to_dict() == {1: [6, 7], 2: [8, 9]}
+    assert main(["evaluate", run, "--lengths", "4,12", "--samples", "20", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["length"] for row in rows] == [4, 12] and all(row["edit_distance"] > 0 for row in rows)
+    assert main(["generate", run, "ad+bc+ab+cd=", "ad+ea+bc+ab+cd+fb="]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines if "+" in line] == ["abcd", "abcd"]
+    assert main(["labels", run, "--arm", "none", "--out", str(tmp_path / "labels.tsv")]) == 0
+    capsys.readouterr()
+    for wrong in ("123=", "ad+bc=", "ad+ab+bd+ac+cd="):
+        assert main(["generate", run, wrong]) == 2
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1 and "maze_by_nodes is asked" in said.err and not said.out
+    assert main(["evaluate", run, "--lengths", "3"]) == 2
+    assert "room for 4 to 26" in capsys.readouterr().err
+
+
+def test_a_maze_stays_as_large_as_it_can_be(tmp_path, capsys):
+    """Base lengths that a maze does not have, and rounds beyond its longest path, are refused in one line."""
+    for flags, reason in (
+        ("--task maze_by_nodes --original_digits 3", "have length 4"),
+        ("--task maze_by_hops --original_digits 9 --si_rounds 3", "goes to length 11, and round 3 to 12"),
+        ("--task maze_by_hops --original_digits 5 --si_rounds 3 --lengths_per_round 3", "round 3 to 14"),
+    ):
+        assert main(["run", "--preset", "tiny", *flags.split(), "--run_dir", str(tmp_path / "run")]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and reason in said and not (tmp_path / "run").exists()
 
 
 def test_what_does_not_fit_is_refused_before_any_work(tmp_path, capsys):

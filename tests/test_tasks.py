@@ -4,25 +4,37 @@ import hashlib
 import re
 import tracemalloc
 
+import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from si_nb.problems.maze import draw_trees, shortest_paths
 from si_nb.problems.tasks import (
     SPLITS,
     TASKS,
     UNSPLIT_DIGITS,
+    MazeTask,
     add_reversed,
     is_right,
     make_base_data,
     make_problems,
+    maze_by_hops,
     multiply_digit,
     problem_class,
 )
 from si_nb.problems.tokenizer import PAD, decode, encode
 
 LENGTHS = (1, 2, 3, 5, 9, 18, 19, 20, 33, 64, 100)  # 18 to 20 digits is where 63 and 64 bits end
+MAZES = [name for name, task in TASKS.items() if isinstance(task, MazeTask)]
+WRITTEN = [name for name in TASKS if name not in MAZES]  # in digits
+
+
+def lengths_of(name, *wanted):
+    """Those of the wanted lengths that a task has; at least its shortest."""
+    there = [length for length in wanted if TASKS[name].fits(length, 10**9)]
+    return there or [TASKS[name].shortest]
 
 
 def plain_steps(left, right):
@@ -57,7 +69,7 @@ def generator(*seed):
     return np.random.default_rng(seed)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_answers_agree_with_plain_python(name):
     """Every task's answers, at every length and in every split, are those of a plain implementation."""
     for length in LENGTHS if name != "multiplication" else LENGTHS[:8]:  # whose answers grow with the square
@@ -74,7 +86,7 @@ def test_answers_agree_with_plain_python(name):
             assert problems.prompts.shape[1] + problems.answers.shape[1] == TASKS[name].width(length)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", WRITTEN)
 def test_base_data_agrees_with_plain_python(name):
     """Base examples of unequal operand lengths are right too, and all lengths occur about equally often."""
     texts = decode(make_base_data(TASKS[name], 6, 3_600, generator(0)))
@@ -193,12 +205,14 @@ def test_the_longest_carry(carry):
 @pytest.mark.parametrize("length", [2, 3, 4, 5, 8, 30])
 def test_splits_share_nothing(name, length):
     """No evaluation or selection problem is ever drawn for another split, wherever the split applies."""
+    if not TASKS[name].fits(length, 10**9):
+        length = TASKS[name].shortest
     count = 4_000 if TASKS[name].width(length) < 500 else 100
     prompts = {
         split: set(decode(make_problems(TASKS[name], length, count, generator(length), split).prompts))
         for split in SPLITS
     }
-    if TASKS[name].operands * length <= UNSPLIT_DIGITS:
+    if name not in MAZES and TASKS[name].operands * length <= UNSPLIT_DIGITS:
         assert prompts["train"] & prompts["evaluate"]  # too few problems to leave some out
     else:
         assert sum(map(len, prompts.values())) == len(set.union(*prompts.values()))
@@ -207,24 +221,27 @@ def test_splits_share_nothing(name, length):
 @pytest.mark.parametrize("name", TASKS)
 def test_base_data_holds_no_evaluation_problem(name):
     """Base examples come from the training split in every combination of operand lengths that is split."""
-    texts = decode(make_base_data(TASKS[name], 5, 20_000, generator(1)))
+    longest = TASKS[name].shortest + 4
+    texts = decode(make_base_data(TASKS[name], longest, 20_000, generator(1)))
     prompts = {text[: text.index("=") + 1] for text in texts}
-    split = [prompt for prompt in prompts if sum(symbol.isdigit() for symbol in prompt) > UNSPLIT_DIGITS]
+    split = [prompt for prompt in prompts if sum(symbol.isalnum() for symbol in prompt) > UNSPLIT_DIGITS]
     by_width = {width: [prompt for prompt in split if len(prompt) == width] for width in set(map(len, split))}
     assert len(split) > 1_000
     for same_width in by_width.values():
-        assert (problem_class(encode(same_width)) >= SPLITS["train"][0]).all()
+        assert (problem_class(encode(same_width, TASKS[name].vocab_size)) >= SPLITS["train"][0]).all()
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_seed_decides_the_problems(name):
     """The same generator state gives the same problems, another one gives others."""
-    first, again, other = (make_problems(TASKS[name], 12, 50, generator(seed)) for seed in (1, 1, 2))
+    length = lengths_of(name, 11)[0]
+    first, again, other = (make_problems(TASKS[name], length, 50, generator(seed)) for seed in (1, 1, 2))
     assert (
         all((a == b).all() for a, b in zip(first, again, strict=True))
         and (first.prompts != other.prompts).any()
     )
-    base, base_again = (make_base_data(TASKS[name], 4, 500, generator(3)) for _ in range(2))
+    longest = TASKS[name].shortest + 3
+    base, base_again = (make_base_data(TASKS[name], longest, 500, generator(3)) for _ in range(2))
     assert (base == base_again).all()
 
 
@@ -252,9 +269,9 @@ def test_a_label_is_right_only_as_a_whole():
 def test_few_base_examples(name):
     """With fewer examples than there are combinations of lengths, some combinations get none."""
     for count in (1, 3):
-        assert make_base_data(TASKS[name], 10, count, np.random.default_rng(0)).shape == (
+        assert make_base_data(TASKS[name], 11, count, np.random.default_rng(0)).shape == (
             count,
-            TASKS[name].width(10),
+            TASKS[name].width(11),
         )
 
 
@@ -280,3 +297,108 @@ def test_a_seed_gives_the_same_bytes_as_ever(name):
                     take(part)
         take(make_base_data(TASKS[name], 6, 3_000, np.random.default_rng(seed)))
     assert digest.hexdigest() == FROZEN[name]
+
+
+def graph_of(prompt):
+    """Start, goal and the graph of a maze, read from its text; the graph by another library."""
+    question, *edges = prompt.removesuffix("=").split("+")
+    return *question, nx.Graph(list(map(tuple, edges))), edges
+
+
+@pytest.mark.parametrize("name", MAZES)
+def test_mazes_are_trees_with_one_shortest_path(name):
+    """At every length and in every split, the answer is the one shortest path that networkx finds."""
+    task = TASKS[name]
+    for length in lengths_of(name, 1, 2, 4, 5, 9, 10, 11, 26, 29, 40, 52):
+        hops, nodes = task.hops or length, task.nodes or length
+        for split in SPLITS:
+            problems = make_problems(task, length, 40, generator(length), split)
+            for prompt, answer in zip(*map(decode, problems), strict=True):
+                start, goal, graph, edges = graph_of(prompt)
+                assert nx.is_tree(graph) and len(graph) == nodes == len(edges) + 1
+                (path,) = nx.all_shortest_paths(graph, start, goal)
+                assert "".join(path) + "$" == answer and len(path) == hops + 1
+            assert problems.prompts.shape[1] + problems.answers.shape[1] == task.width(length)
+            assert set(task.answer_lengths(length)) == {hops + 1}
+
+
+@pytest.mark.parametrize("name", MAZES)
+def test_base_mazes_have_all_lengths_equally_often(name):
+    """Base examples are right, from the shortest maze to the longest, and no length is rarer than others."""
+    task = TASKS[name]
+    texts = decode(make_base_data(task, task.shortest + 3, 2_000, generator(0)))
+    lengths = []
+    for text in texts:
+        prompt, answer = text.split("=")
+        start, goal, graph, _ = graph_of(prompt)
+        assert "".join(nx.shortest_path(graph, start, goal)) + "$" == answer
+        lengths.append(len(graph) if task.hops else len(answer) - 2)
+    counts = np.bincount(lengths)[task.shortest :]
+    assert len(counts) == 4 and (abs(counts - 500) < 6 * 500**0.5).all()
+
+
+GRAPH = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)).filter(lambda edge: edge[0] != edge[1]),
+                 min_size=1, max_size=12, unique_by=frozenset)  # fmt: skip
+
+
+@given(GRAPH, st.integers(0, 6), st.integers(0, 6))
+def test_the_search_agrees_with_networkx_on_any_graph(edges, start, goal):
+    """Circles, several pieces, several shortest paths: a path is found where there is exactly one."""
+    graph = nx.Graph(edges)
+    graph.add_nodes_from(range(7))
+    there = nx.has_path(graph, start, goal)
+    paths = list(nx.all_shortest_paths(graph, start, goal)) if there else []
+    pairs = np.array([[(start, goal), *edges]], dtype=np.uint8) + 14
+    found, used = shortest_paths(pairs)
+    assert used[0] == (len(paths[0]) if len(paths) == 1 else 0)
+    assert found[0, : used[0]].tolist() == [node + 14 for node in paths[0]][: used[0]] if paths else True
+
+
+def test_dead_ends_begin_anywhere():
+    """Every node off the path is joined to each earlier node about equally often, and the path is whole."""
+    trees = draw_trees(2, 6, 6_000, generator(0))
+    assert (trees[:, :2] == [[0, 1], [1, 2]]).all() and (trees[:, :, 1] == np.arange(1, 6)).all()
+    for edge in range(2, 5):
+        counts = np.bincount(trees[:, edge, 0], minlength=edge + 1)
+        expected = 6_000 / (edge + 1)
+        assert len(counts) == edge + 1 and (abs(counts - expected) < 6 * expected**0.5).all()
+
+
+def test_places_and_letters_tell_nothing():
+    """Letters, order and direction are fair: start, goal and first edge are any letters equally often."""
+    problems = make_problems(maze_by_hops("small", nodes=5, names=8), 3, 8_000, generator(0))
+    for column in (0, 1, 3, 4, 12):
+        counts = np.bincount(problems.prompts[:, column], minlength=22)[14:]
+        assert (abs(counts - 1_000) < 6 * 1_000**0.5).all()
+    tells = (problems.prompts[:, 3:5] == problems.prompts[:, :1]).any(axis=1).mean()
+    assert 0.25 < tells < 0.6  # the start is at one of four edges, or at more if dead ends begin there
+
+
+def test_vocabularies_of_digits_stay_as_they_were():
+    """Models of strings and numbers know fourteen symbols, and mazes as many letters as they need."""
+    assert {TASKS[name].vocab_size for name in WRITTEN} == {14}
+    assert {TASKS[name].symbols for name in WRITTEN} == {range(10)}
+    assert {name: TASKS[name].vocab_size for name in MAZES} == {
+        "maze_by_hops": 40, "maze_by_nodes": 40, "large_maze_by_hops": 66, "large_maze_by_nodes": 66,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_problem_in_writing_is_the_problem(name):
+    """Reading the text of a drawn problem gives its tokens and its answer back."""
+    task = TASKS[name]
+    for length in lengths_of(name, 1, 4, 7):
+        problems = make_problems(task, length, 5, generator(length))
+        for prompt, answer in zip(*map(decode, problems), strict=True):
+            read = task.read(prompt)
+            assert [decode(part)[0] for part in read] == [prompt, answer] and read.prompts.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "text", ["", "ab", "ab=", "ab+bc=x", "ab+b=", "a1+ab=", "AB+AB=", "ab+ab+ba=", "ab+cd="]
+)
+def test_what_is_no_maze_is_refused(text):
+    """One line with an example, whatever was typed."""
+    with pytest.raises(ValueError, match="maze_by_hops is asked") as error:
+        TASKS["maze_by_hops"].read(text)
+    assert "\n" not in str(error.value)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from si_nb.problems.tokenizer import END, EQUALS, PAD, PLUS, SYMBOLS, VOCAB_SIZE, decode, encode
+from si_nb.problems.tokenizer import END, EQUALS, NODES, PAD, PLUS, SYMBOLS, VOCAB_SIZE, decode, encode
 
 texts = st.lists(st.text(alphabet=SYMBOLS[:PAD], max_size=40), max_size=20)
 
@@ -40,7 +40,25 @@ def test_foreign_symbols_are_refused(batch, foreign, place):
     assert repr(foreign) in str(error.value) and "\n" not in str(error.value)
 
 
+graphs = st.lists(st.text(alphabet=SYMBOLS[:PAD] + NODES, max_size=40), max_size=20)
+
+
+@settings(deadline=None)
+@given(graphs, st.integers(VOCAB_SIZE, VOCAB_SIZE + len(NODES)))
+def test_letters_come_back_where_the_vocabulary_has_them(batch, vocab_size):
+    """Letters of the vocabulary come back; one beyond it is an error that shows it."""
+    foreign = {letter for text in batch for letter in text if letter in NODES[vocab_size - VOCAB_SIZE :]}
+    if foreign:
+        with pytest.raises(ValueError) as error:
+            encode(batch, vocab_size)
+        assert all(repr(letter) in str(error.value) for letter in foreign)
+    else:
+        assert decode(encode(batch, vocab_size)) == batch
+
+
 def test_the_vocabulary_is_fixed():
     """Weights on disk mean these numbers: the order of the symbols never changes."""
     assert SYMBOLS == "0123456789+=$_" and VOCAB_SIZE == 14
+    letters = encode([NODES], VOCAB_SIZE + len(NODES))[0].tolist()
+    assert letters == list(range(14, 66)) and NODES[0] + NODES[-1] == "aZ"
     assert (PLUS, EQUALS, END, PAD) == (10, 11, 12, 13)

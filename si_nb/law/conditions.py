@@ -41,10 +41,14 @@ def complete(
 ) -> dict:  # all of MIDDLE's
     """The settings that the law reads.
 
-    Raises: LawError, one line, for an unknown keep rule, an unknown loss_on or a number that is none.
+    Raises: LawError, one line, for an unknown keep rule, an unknown loss_on, a number that is none, or
+    rounds of several lengths.
     """
     told = settings if isinstance(settings, Mapping) else vars(settings)
     found = {name: told.get(name, value) for name, value in MIDDLE.items()}
+    several = told.get("lengths_per_round", 1)
+    if isinstance(several, str) or several > 1:
+        raise LawError(f"lengths_per_round is {several!r}: the law knows rounds that take in one length")
     if isinstance(found["si_method"], (list, tuple)) and len(found["si_method"]) == 1:
         found["si_method"] = found["si_method"][0]
     if not isinstance(found["si_method"], str) or found["si_method"] not in TRIES:

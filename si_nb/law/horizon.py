@@ -153,13 +153,13 @@ def simulate_margins(
     return _walked(margin, parameters, generator.normal(scale=scatter, size=(rounds, len(parameters))))
 
 
-def _walked(margin, parameters, chances):
+def _walked(margin, parameters, chances, steps=1.0):
     """Margins (B, rounds) after each round, from what chance adds to its speed (rounds, B)."""
     margin, path = np.broadcast_to(np.asarray(margin, float), len(parameters)), np.empty(chances.shape)
     c, b = np.asarray(parameters).T
     for i, chance in enumerate(chances):
         speed = c + np.minimum(np.maximum(margin, _DEAD) - 1, 0) * b + chance
-        margin = path[i] = margin - 1 + np.minimum(np.maximum(speed, _SLOWEST), _FASTEST)
+        margin = path[i] = margin - steps + steps * np.minimum(np.maximum(speed, _SLOWEST), _FASTEST)
     return path.T
 
 # %% ../../nbs/law/02_horizon.ipynb #c0f03b7c
@@ -428,6 +428,12 @@ def _drawn(seen, population, rounds, draws, generator):
     return known, link, begin, parameters, generator.normal(scale=known.scatter, size=(rounds, draws))
 
 # %% ../../nbs/law/02_horizon.ipynb #7c237af7
+def _step(seen):
+    """Lengths that the last round seen took in; the rounds to come are taken to do the same."""
+    known = "length" in seen and len(seen) > 1
+    return max(1.0, float(seen["length"].diff().iloc[-1])) if known else 1.0
+
+
 def courses(
     runs: list,  # margins of each run, rounds 0 to the last one seen
     population: Population,  # of runs measured before
@@ -441,7 +447,8 @@ def courses(
     """
     drawn = [_drawn(seen, population, rounds, draws, generator) for seen in runs]
     _, _, begin, parameters, chances = zip(*drawn, strict=True)
-    walked = _walked(np.concatenate(begin), np.concatenate(parameters), np.concatenate(chances, 1))
+    steps = np.repeat([_step(seen) for seen in runs], draws)
+    walked = _walked(np.concatenate(begin), np.concatenate(parameters), np.concatenate(chances, 1), steps)
     paths, found = np.split(walked, len(runs)), []
     for seen, (known, link, *_), path in zip(runs, drawn, paths, strict=True):
         last, trained = seen.iloc[-1], seen["round"].iloc[-1] >= 1

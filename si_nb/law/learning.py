@@ -84,13 +84,15 @@ def _read_folder(folder):
     numbers = sorted({*NUMBERS, *BASE, "si_rounds", "noise_fraction"} - {"task", "loss_on"})
     settings[numbers] = settings[numbers].apply(pd.to_numeric)
     known = settings["run_id"].isin(table["run_id"].unique()) & (settings["noise_fraction"] == 0)
+    if "lengths_per_round" in settings:  # files of earlier runs have no such column
+        known &= pd.to_numeric(settings["lengths_per_round"]).fillna(1) == 1
     return table, settings[known]
 
 # %% ../../nbs/law/05_learning.ipynb #4df1494c
 def read_runs(
     *names: str,  # folders in results/: sweeps with runs.csv, or folders of runs with config.json
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # measurement table; run_id and settings of each run
-    """Tables and settings of several experiments, without damaged labels.
+    """Tables and settings of several experiments, without damaged labels and with one new length per round.
 
     Raises: TableError and OSError as reading does, LawError where settings are not known.
     """

@@ -217,6 +217,8 @@ def _differences(runs, settings):
         return [""] * len(runs)
     known = runs[["run_id"]].merge(settings, on="run_id", how="left").set_index(runs.index)
     known = known.drop(columns=_NOT_TOLD, errors="ignore")
+    unsaid = known.isna().to_numpy() & runs["run_id"].isin(settings["run_id"]).to_numpy()[:, None]
+    known = known.astype(object).mask(unsaid, "not told")  # by a run made before there was the setting
     usual = known.groupby([runs["task"], runs["arm"]]).transform(lambda values: values.mode().get(0))
     other = known.where(known.ne(usual) & known.notna()).to_dict("records")
     words = [", ".join(f"{name} {value}" for name, value in row.items() if pd.notna(value)) for row in other]

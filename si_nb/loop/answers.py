@@ -8,7 +8,6 @@ __all__ = ['edit_distance', 'first_error', 'answer_quality', 'evaluate_run', 'ev
 
 # %% ../../nbs/loop/23_answers.ipynb #90f59fb8
 import math
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from ..model.generate import generate
 from ..model.gpt import GPT
 from ..model.trainer import autocast
 from ..problems.tasks import TASKS, Problems, Task, is_right, label_length, make_problems
-from ..problems.tokenizer import PAD, decode, encode
+from ..problems.tokenizer import PAD, decode
 from ..record.storage import DamagedError
 from ..record.table import binomial_interval, printable
 
@@ -98,9 +97,9 @@ def _check_lengths(run, lengths):
     """Lengths that the model has room for; by default those of the run's own measurements."""
     if lengths is None:
         return list(evaluation_lengths(run.config))
-    longest = longest_length(run.config)
-    if not lengths or min(lengths) < 1 or max(lengths) > longest:
-        room = f"a block of {run.config.block_size} tokens has room for 1 to {longest} digits"
+    shortest, longest = TASKS[run.config.task].shortest, longest_length(run.config)
+    if not lengths or min(lengths) < shortest or max(lengths) > longest:
+        room = f"a block of {run.config.block_size} tokens has room for {shortest} to {longest} digits"
         raise ConfigError(f"lengths {shown(list(lengths))}: {room}")
     return sorted(set(lengths))
 
@@ -207,9 +206,6 @@ def evaluation_report(
     return columns.to_dict("records")
 
 # %% ../../nbs/loop/23_answers.ipynb #18430369
-_EXAMPLES = ("123", "45")  # operands of a prompt as it should be
-
-
 def read_prompt(
     task: Task,  # what is asked
     text: str,  # such as 123+45=
@@ -218,12 +214,10 @@ def read_prompt(
 
     Raises: ConfigError when the task has no such problems.
     """
-    found = re.fullmatch(r"\+".join(["([0-9]+)"] * task.operands) + "=", text)
-    if found is None:
-        example = "+".join(_EXAMPLES[: task.operands])
-        raise ConfigError(f"prompt {shown(text)}: {task.name} is asked as in {example}=")
-    solved, used = task.solve(*(encode([digits]) for digits in found.groups()))
-    return Problems(encode([text]), encode([decode(solved[:, : used[0]])[0] + "$"]))
+    try:
+        return task.read(text)
+    except ValueError as error:
+        raise ConfigError(f"prompt {shown(text)}: {error}") from None
 
 # %% ../../nbs/loop/23_answers.ipynb #a9670e48
 def _answer_one(models, problem, block_size):

@@ -15,6 +15,7 @@ from si_nb.loop.settings import (
     arm_voters,
     evaluation_lengths,
     longest_length,
+    round_lengths,
     run_name,
     settings_of_round,
 )
@@ -31,11 +32,10 @@ def _label_lengths(found, config, rounds):
         newest = config.original_digits
         for number in range(1, last + 1):
             settings = settings_of_round(config, number)
-            longest = longest_length(settings)
-            first = min(newest + 1, longest)
-            farthest = max(first, reached.get((arm, number), first))
-            newest = min(longest, farthest) if settings.accelerated else first
-            lengths[arm, number] = range(first, newest + 1)
+            planned, longest = round_lengths(settings, newest), longest_length(settings)
+            farthest = max(planned[-1], reached.get((arm, number), planned[-1]))
+            newest = min(longest, farthest) if settings.accelerated else planned[-1]
+            lengths[arm, number] = range(planned[0], newest + 1)
     return lengths
 
 # %% ../../nbs/loop/16_complete.ipynb #ab776216

@@ -30,7 +30,7 @@ from rich.table import Table
 from .evaluate import count_right, derive_rng
 from .labels import make_labels
 from .memory import check_memory
-from .settings import RunConfig, arm_voters, evaluation_lengths, identity
+from .settings import RunConfig, arm_voters, evaluation_lengths, identity, round_lengths
 from .training import base_training, make_base, mix, round_training
 from .voting import KEEP_RULES
 from .workers import Machine, count_threads, count_workers, make_machine, side_by_side
@@ -106,6 +106,15 @@ def input_tokens(
     return (rows != PAD).sum(axis=1) - 1
 
 # %% ../../nbs/loop/12_cost.ipynb #81dd747e
+def _lengths(config, round_number):
+    """Lengths that a round takes in by plan; those before the block ended, if it has."""
+    return round_lengths(config, config.length_after(round_number - 1))
+
+
+def _widened(rows, width):
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=PAD)
+
+
 def training_rows(
     config: RunConfig,  # the experiment
     round_number: int,  # 0 for base data
@@ -115,7 +124,13 @@ def training_rows(
     task, rng = TASKS[config.task], derive_rng(config.seed, "cost", round_number)
     if round_number == 0:
         return make_base_data(task, config.original_digits, count, rng)
-    return np.concatenate(make_problems(task, config.original_digits + round_number, count, rng), axis=1)
+    lengths = _lengths(config, round_number)
+    parts = [
+        np.concatenate(make_problems(task, length, math.ceil(count / len(lengths)), rng), axis=1)
+        for length in lengths
+    ]
+    width = task.width(lengths[-1])
+    return np.concatenate([_widened(rows, width) for rows in parts])[:count]
 
 # %% ../../nbs/loop/12_cost.ipynb #fa0d8084
 def _per_row(config):
@@ -160,16 +175,19 @@ def _label_row(config, arm, number, workers):
 
     All workers have a share of them.
     """
-    voters, tokens = arm_voters(config, arm), TASKS[config.task].width(config.original_digits + number)
-    least, most = config.num_samples, config.num_samples * KEEP_RULES[arm].tries
-    pieces, flops = round(math.sqrt(least * most)), forward_flops(config.model, tokens)
+    lengths, voters = _lengths(config, number), arm_voters(config, arm)
+    widths = [TASKS[config.task].width(length) for length in lengths]
+    least = len(lengths) * max(1, config.num_samples // len(lengths))
+    most, tokens = least * KEEP_RULES[arm].tries, float(np.mean(widths))
+    pieces = round(math.sqrt(least * most))
+    flops = float(np.mean([forward_flops(config.model, width) for width in widths]))
     return PlanRow("labelling", number, arm, voters, workers, pieces, least, most, tokens, flops)
 
 
 def _measuring_row(config, number, workers):
     """Measuring of all voters after one round; a piece is a problem, read in one pass with its answer."""
     jobs = sum(arm_voters(config, arm) for arm in config.si_method)
-    lengths = [*evaluation_lengths(config), config.original_digits + number]
+    lengths = [*evaluation_lengths(config), config.length_after(number)]
     tokens = [TASKS[config.task].width(length) - 1 for length in lengths]
     pieces = config.eval_samples * len(lengths)
     flops = float(np.mean([forward_flops(config.model, count) for count in tokens]))
@@ -292,7 +310,8 @@ def label_pieces(
 ) -> tuple[Callable[[int], object], int]:  # labels problems, and how many answers a call gives
     """Labels of one round, all kept."""
     config = stage.machine.config
-    length, wanted = config.original_digits + row.round, _problems(stage, config.num_samples)
+    lengths, wanted = _lengths(config, row.round), _problems(stage, config.num_samples)
+    length = lengths[len(lengths) // 2]
     voters = dict(enumerate(stage.models[: row.jobs]))
 
     def label(count):

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from .settings import RunConfig, evaluation_lengths, longest_length, run_name
+from .settings import RunConfig, evaluation_lengths, longest_length, round_lengths, run_name
 from .workers import Machine, for_voters
 from ..model.generate import exact_match
 from ..model.gpt import GPT
@@ -95,10 +95,8 @@ def best_voter(
     models: list[GPT],  # base models
 ) -> int:  # number of the best
     """The base model that answers most selection problems."""
-    lengths, seed = (
-        (config.original_digits, config.original_digits + 1),
-        derive_seed(config.seed, "best voter"),
-    )
+    longest, seed = config.original_digits, derive_seed(config.seed, "best voter")
+    lengths = (longest, min(longest + 1, longest_length(config)))
     task, items = TASKS[config.task], config.eval_samples
     return int(
         np.argmax(
@@ -107,25 +105,20 @@ def best_voter(
     )
 
 # %% ../../nbs/loop/04_evaluate.ipynb #821687f0
-_ACCELERATED_ACCURACY, _ACCELERATED_ITEMS = 0.99, 2048
-
-
 def next_lengths(
     config: RunConfig,  # the experiment
     voters: list[GPT],  # the arm's models
     newest: int,  # longest length so far
     round_number: int,  # the round to come
 ) -> list[int]:  # lengths to label in that round
-    """One digit more, or in the accelerated schedule all lengths above the newest that score 99%."""
+    """Those of the plan, and in the accelerated schedule further ones while the last scores high."""
     task, longest = TASKS[config.task], longest_length(config)
-    seed = derive_seed(config.seed, "acceleration", round_number)
-    lengths = [min(newest + 1, longest)]
+    seed, items = derive_seed(config.seed, "acceleration", round_number), config.accelerated_items
+    lengths = list(round_lengths(config, newest))
     while config.accelerated and lengths[-1] < longest:
         last = lengths[-1]
-        right = [
-            count_right(model, task, [last], _ACCELERATED_ITEMS, seed, "select")[last] for model in voters
-        ]
-        if np.mean(right) < _ACCELERATED_ACCURACY * _ACCELERATED_ITEMS:
+        right = [count_right(model, task, [last], items, seed, "select")[last] for model in voters]
+        if np.mean(right) < config.accelerated_accuracy * items:
             break
         lengths.append(last + 1)
     return lengths

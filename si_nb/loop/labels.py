@@ -134,9 +134,10 @@ def damage(
     if round_number != config.noise_round or not config.noise_fraction:
         return labelled
     width, rows, own = TASKS[config.task].prompt_width(length), labelled.rows.copy(), labelled.own.copy()
+    symbols = TASKS[config.task].symbols
     for each in (rows, *own):  # the same problems of each
-        rng = derive_rng(config.seed, "noise", arm, length)
-        each[:, width:] = damage_labels(each[:, width:], config.noise_fraction, config.noise_kind, rng)
+        rng, labels = derive_rng(config.seed, "noise", arm, length), each[:, width:]
+        each[:, width:] = damage_labels(labels, config.noise_fraction, config.noise_kind, rng, symbols)
     right = int(is_right(rows[:, width:], labelled.answers).sum())
     counts = {**labelled.counts, (-1, "label_kept"): (right, len(rows))}
     return Labelled(rows, labelled.answers, counts, own)

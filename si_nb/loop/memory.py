@@ -23,7 +23,7 @@ def _data_memory(config, workers):
     """Bytes of tokens, by the setting that decides how many."""
     task, arms = TASKS[config.task], len(config.si_method)
     own = sum(arm_voters(config, arm) for arm in config.si_method if KEEP_RULES[arm].vote) * config.own_labels
-    widths = [task.width(config.original_digits + number) for number in range(config.si_rounds + 1)]
+    widths = [task.width(config.length_after(number)) for number in range(config.si_rounds + 1)]
     together = min(workers, sum(arm_voters(config, arm) for arm in config.si_method))
     return {
         "base_samples": config.base_samples * widths[0],

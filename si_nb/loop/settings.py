@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['LATER_SETTINGS', 'PRESETS', 'TRAINING_SETTINGS', 'MODEL_SETTINGS', 'SAME_PROBLEMS', 'BASE_TRAINING_SETTINGS',
-           'BASE_SETTINGS', 'ConfigError', 'shown', 'FirstSettings', 'RunConfig', 'with_later_settings', 'arm_voters',
-           'longest_length', 'evaluation_lengths', 'make_config', 'Origin', 'BranchConfig', 'settings_of_round',
-           'identity', 'every_setting', 'stored_config', 'run_name', 'base_key', 'base_name']
+           'BASE_SETTINGS', 'ConfigError', 'shown', 'FirstSettings', 'RecipeSettings', 'RunConfig',
+           'with_later_settings', 'arm_voters', 'longest_length', 'evaluation_lengths', 'round_lengths', 'make_config',
+           'Origin', 'BranchConfig', 'settings_of_round', 'identity', 'every_setting', 'stored_config', 'run_name',
+           'base_key', 'base_name']
 
 # %% ../../nbs/loop/01_settings.ipynb #00847920
 import hashlib
@@ -133,11 +134,18 @@ def _check_rounds(config):
 # %% ../../nbs/loop/01_settings.ipynb #b2a2fc04
 def _check_fit(config):
     """Room for the last round."""
-    needed = TASKS[config.task].width(config.last_length)
+    task, last = TASKS[config.task], config.last_length
+    if config.original_digits < task.shortest:
+        shortest = f"the shortest problems of {config.task} have length {task.shortest}"
+        raise ConfigError(f"original_digits is {config.original_digits}: {shortest}")
+    if last > (last if task.longest is None else task.longest):
+        longest = f"{config.task} goes to length {task.longest}, and round {config.si_rounds} to {last}"
+        raise ConfigError(f"original_digits is {config.original_digits}: {longest}; lower it, or si_rounds")
+    needed = task.width(last)
     if needed > config.block_size:
         raise ConfigError(
             f"block_size {config.block_size} is too small: {config.task} needs {needed} tokens "
-            f"for the {config.last_length} digits of round {config.si_rounds}"
+            f"for the {last} digits of round {config.si_rounds}"
         )
 
 
@@ -154,6 +162,7 @@ class FirstSettings:
     si_method: tuple[str, ...] = _setting(("none",), "keep rules, one arm each: " + ", ".join(KEEP_RULES))
     original_digits: int = _setting(10, "longest base problem, in digits per operand", least=1, most=1_000)
     si_rounds: int = _setting(10, "self-improvement rounds; each goes one digit further", least=0, most=1_000)
+
     seed: int = _setting(0, "seed of everything random", least=0, most=10**18 - 1)
     n_layer: int = _setting(6, "transformer blocks", least=1, most=1_000)
     n_head: int = _setting(6, "attention heads per block", least=1, most=1_000)
@@ -176,19 +185,17 @@ class FirstSettings:
     voters: int = _setting(5, "models that vote", least=1, most=1_000)
     vote_threshold: float = _setting(0.6, "share of voters that must agree", above=0, most=1)
     train_multiple_base: bool = _setting(False, "train a base model for every voter even if no arm votes")
-    accelerated: bool = _setting(False, "take in every longer length that still scores 99%")
+    accelerated: bool = _setting(False, "take in every longer length that still scores high")
+
     noise_round: int = _setting(0, "round whose labels are damaged; 0 for never", least=0, most=1_000)
     noise_fraction: float = _setting(0.0, "share of labels damaged in that round", least=0, most=1)
     noise_kind: str = _setting("uniform", "how: " + ", ".join(NOISE_KINDS))
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps")
 
-# %% ../../nbs/loop/01_settings.ipynb #6c41a0b6
+# %% ../../nbs/loop/01_settings.ipynb #6c41a0c1
 @dataclass(frozen=True)
-class RunConfig(FirstSettings):
-    """Everything that defines an experiment.
-
-    Raises: ConfigError naming the setting and what it may be.
-    """
+class RecipeSettings(FirstSettings):
+    """How models are trained, which was fixed at first."""
 
     positional_encoding: str = _setting("none", "how positions are told: " + ", ".join(POSITIONAL_ENCODINGS))
     beta1: float = _setting(0.9, "AdamW: decay of the mean gradient", least=0, below=1)
@@ -210,6 +217,18 @@ class RunConfig(FirstSettings):
     )
     length_rule: str = _setting("possible", "what a length filter lets pass: " + ", ".join(LENGTH_RULES))
 
+# %% ../../nbs/loop/01_settings.ipynb #6c41a0b6
+@dataclass(frozen=True)
+class RunConfig(RecipeSettings):
+    """Everything that defines an experiment.
+
+    Raises: ConfigError naming the setting and what it may be.
+    """
+
+    lengths_per_round: int = _setting(1, "new lengths that a round takes in", least=1, most=100)
+    accelerated_accuracy: float = _setting(0.99, "accelerated: accuracy that is high", above=0, most=1)
+    accelerated_items: int = _setting(2_048, "accelerated: problems to tell it by", least=1, most=10**9)
+
     def __post_init__(self):
         _check(self)
 
@@ -218,12 +237,25 @@ class RunConfig(FirstSettings):
         """Sizes of every model of the experiment."""
         from si_nb.model.gpt import ModelConfig
 
-        return ModelConfig(**{name: getattr(self, name) for name in MODEL_SETTINGS})
+        sizes = {name: getattr(self, name) for name in MODEL_SETTINGS}
+        return ModelConfig(vocab_size=TASKS[self.task].vocab_size, **sizes)
 
     @property
     def last_length(self) -> int:
-        """Digits of the last round's problems."""
-        return self.original_digits + self.si_rounds
+        """Digits of the last round's longest problems, unless lengths are taken in ahead of plan."""
+        return self.length_after(self.si_rounds)
+
+    def length_after(
+        self,
+        round_number: int,  # 0 is the base
+    ) -> int:  # digits per operand
+        """Newest length after a round, unless lengths are taken in ahead of plan."""
+        return self.original_digits + round_number * self.lengths_per_round
+
+    @property
+    def base_lengths(self) -> int:
+        """Lengths in the base data, from the task's shortest to the longest base problem."""
+        return self.original_digits - TASKS[self.task].shortest + 1
 
     @property
     def base_voters(self) -> int:
@@ -255,9 +287,9 @@ def arm_voters(
 def longest_length(
     config: RunConfig,  # the experiment
 ) -> int:  # digits per operand
-    """Digits of the longest problems that fit the block."""
+    """Digits of the longest problems that there are and that fit the block."""
     length = config.last_length
-    while TASKS[config.task].width(length + 1) <= config.block_size:
+    while TASKS[config.task].fits(length + 1, config.block_size):
         length += 1
     return length
 
@@ -268,7 +300,16 @@ def evaluation_lengths(
 ) -> range:  # digits per operand
     """From two below the base lengths to five beyond the last round, as far as the block allows."""
     longest = min(max(config.last_length, newest) + 5, longest_length(config))
-    return range(max(1, config.original_digits - 2), longest + 1)
+    return range(max(TASKS[config.task].shortest, config.original_digits - 2), longest + 1)
+
+
+def round_lengths(
+    config: RunConfig,  # the experiment
+    newest: int,  # longest length before the round
+) -> range:  # digits per operand, at least one length
+    """Lengths that a round takes in if none is taken ahead of plan, as far as the block allows."""
+    longest = longest_length(config)
+    return range(min(newest + 1, longest), min(newest + config.lengths_per_round, longest) + 1)
 
 # %% ../../nbs/loop/01_settings.ipynb #725f3c26
 _SMALL: dict[str, Any] = {
@@ -440,6 +481,15 @@ class BranchConfig(RunConfig):
     def base_voters(self) -> int:
         """Base models that the run had in the beginning."""
         return settings_of_round(self, 0).base_voters
+
+    def length_after(
+        self,
+        round_number: int,  # 0 is the base
+    ) -> int:  # digits per operand
+        """Newest length after a round, unless lengths are taken in ahead of plan."""
+        first, beyond = self.origin.round, max(0, round_number - self.origin.round)
+        before = settings_of_round(self, first).length_after(min(first, round_number))
+        return before + beyond * self.lengths_per_round
 
 
 def settings_of_round(

@@ -84,7 +84,8 @@ def mix(
 ) -> Mixture:  # base data, older rounds in which anything was kept, newest round
     """The data of one round's training."""
     *older, newest = rounds
-    past = [(base, config.original_digits)] + [(rows, config.older_weight) for rows in older if len(rows)]
+    past = [(base, float(config.base_lengths))]
+    past += [(rows, config.older_weight * config.lengths_per_round) for rows in older if len(rows)]
     total = sum(weight for _, weight in past)
     rest = (1 - config.newest_share) / config.newest_share  # of all that is past, beside 1 for the newest
     sources = [rows for rows, _ in past] + [newest]

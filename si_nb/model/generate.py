@@ -150,7 +150,7 @@ def _decode_on(model, cache, answers, stop, prompt_width):
 # %% ../../nbs/model/02_generate.ipynb #f29d6fc8
 def _decode_drafted(model, prompts, drafts, max_new_tokens):
     """Greedy tokens of one batch, which answers met a near-tie, and the share of tokens settled by drafts."""
-    fed = min(int((drafts < END).any(axis=0).sum()), max_new_tokens - 1)
+    fed = min(int(((drafts != END) & (drafts != PAD)).any(axis=0).sum()), max_new_tokens - 1)
     cache = _make_cache(model, len(prompts), prompts.shape[1] + max_new_tokens - 1)
     chosen, close = _read(model, prompts, drafts[:, :fed], cache)
     width = fed + 1  # choices made: one after the prompt, one after each token fed

@@ -9,27 +9,33 @@ __all__ = ['DAMAGED_DIGITS', 'NOISE_KINDS', 'damage_labels']
 import numpy as np
 
 from .tasks import label_length
-from .tokenizer import END, PAD
+from .tokenizer import DIGITS, END, PAD
 
 # %% ../../nbs/problems/02_noise.ipynb #a24387dc
 DAMAGED_DIGITS = 3
 
 
 def _last_digits(labels):
-    """(N, width) bool: the last three digits before each end mark."""
+    """(N, width) bool: the last three symbols before each end mark."""
     behind = label_length(labels)[:, None] - np.arange(labels.shape[1])
     return (behind >= 1) & (behind <= DAMAGED_DIGITS)
 
 
-def _uniform(labels, rng):
-    return np.where(labels < 10, rng.integers(0, 10, labels.shape, dtype=np.uint8), labels)
+def _are(symbols, labels):
+    return (labels >= symbols.start) & (labels < symbols.stop)
 
 
-def _moved(labels, rng):
-    return np.where(_last_digits(labels) & (labels < 10), (labels + 1) % 10, labels)
+def _uniform(labels, rng, symbols):
+    drawn = rng.integers(symbols.start, symbols.stop, labels.shape, dtype=np.uint8)
+    return np.where(_are(symbols, labels), drawn, labels)
 
 
-def _dropped(labels, rng):
+def _moved(labels, rng, symbols):
+    following = np.where(labels == symbols[-1], symbols.start, labels + 1)
+    return np.where(_last_digits(labels) & _are(symbols, labels), following, labels)
+
+
+def _dropped(labels, rng, symbols):
     length = label_length(labels)
     end = np.where(length > DAMAGED_DIGITS, length - DAMAGED_DIGITS, np.minimum(length, 1))[:, None]
     columns = np.arange(labels.shape[1])
@@ -44,8 +50,9 @@ def damage_labels(
     labels: np.ndarray,  # (N, width) uint8 tokens
     fraction: float,  # share of labels to damage, 0 to 1
     kind: str,  # key of NOISE_KINDS
-    rng: np.random.Generator,  # chooses the labels and the random digits
+    rng: np.random.Generator,  # chooses the labels and the random symbols
+    symbols: range = DIGITS,  # tokens that may be replaced, and by which
 ) -> np.ndarray:  # (N, width) uint8 tokens, a copy
     """Labels of which a random fraction has been damaged."""
     hit = rng.random(len(labels)) < fraction
-    return np.where(hit[:, None], NOISE_KINDS[kind](labels, rng), labels).astype(np.uint8)
+    return np.where(hit[:, None], NOISE_KINDS[kind](labels, rng, symbols), labels).astype(np.uint8)
