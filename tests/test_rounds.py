@@ -32,6 +32,7 @@ from si_nb.loop.settings import (
     TRAINING_SETTINGS,
     ConfigError,
     FirstSettings,
+    RecipeSettings,
     base_key,
     base_name,
     evaluation_lengths,
@@ -1013,7 +1014,10 @@ RECIPE = dict(
 @pytest.fixture(scope="module")
 def cooked(tmp_path_factory):
     """A run in which no part of the recipe is the default."""
-    assert not {name for name in LATER_SETTINGS if RECIPE[name] == LATER_SETTINGS[name]}
+    recipe = {setting.name for setting in fields(RecipeSettings)} - {
+        setting.name for setting in fields(FirstSettings)
+    }
+    assert recipe and not {name for name in recipe if RECIPE[name] == LATER_SETTINGS[name]}
     return run_experiment(small(**RECIPE), tmp_path_factory.mktemp("recipe") / "run", progress=False)
 
 
