@@ -3,17 +3,19 @@
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
 
+import pandas as pd
 import pytest
 from conftest import ROOT
 
 from si_nb.cli import main
+from si_nb.law.conditions import ALIKE, MIDDLE
 from si_nb.law.forecasters import common_settings
 from si_nb.law.monitor import SustainabilityMonitor
 from si_nb.law.prediction import predict
 from si_nb.law.round_curves import LawError
-from si_nb.loop.settings import make_config
+from si_nb.loop.settings import LATER_SETTINGS, RunConfig, make_config
 from si_nb.record.table import read_settings, read_table, trajectory
 
 SMALL = ["predict", "--task", "copy", "--original_digits", "8", "--n_embd", "64", "--n_head", "4"]
@@ -57,6 +59,39 @@ def test_a_setting_outside_of_what_was_measured_is_warned_of(capsys):
     assert "warning: outside of what was measured: n_embd 384" in capsys.readouterr().out
     outside = said(capsys, *SMALL[:-4], "--n_embd", "384", "--n_head", "6")["outside"]
     assert {row["setting"]: row["distance"] for row in outside}["n_embd"] == 4
+
+
+def test_a_setting_that_the_law_does_not_read_is_warned_of_where_it_is_unusual(capsys):
+    """Depth, optimiser and the like: nothing is said where they are as in the runs that were measured."""
+    assert "n_layer" not in {row["setting"] for row in said(capsys, *SMALL, "--n_layer", "3")["outside"]}
+    deep = said(capsys, *SMALL, "--n_layer", "5", "--positional_encoding", "rotary")["outside"]
+    seen = {row["setting"]: row["seen"] for row in deep}
+    assert seen["n_layer"] == [3] and seen["positional_encoding"] == ["none"]
+    assert main([*SMALL, "--n_layer", "5"]) == 0
+    assert "warning: outside of what was measured: n_layer 5 (measured: 3)" in capsys.readouterr().out
+
+
+def test_measured_runs_are_alike_in_what_the_law_does_not_read():
+    """Each setting is read by the law, refused, the same in all its runs, or said here to be no matter."""
+    no_matter = {
+        "seed",
+        "n_head",
+        "block_size",
+        "base_samples",
+        "decay",
+        "warmup",
+        "learning_rate",
+        "si_rounds",
+    }
+    no_matter |= {"eval_interval", "eval_samples", "device", "train_multiple_base"}  # measured, not changed
+    no_matter |= {"accelerated_accuracy", "accelerated_items", "noise_round", "noise_kind"}  # parts of others
+    named = {setting.name for setting in fields(RunConfig)}
+    assert named == {*MIDDLE, *ALIKE, *no_matter, "lengths_per_round"}
+    assert all(ALIKE[name] == LATER_SETTINGS[name] for name in set(ALIKE) & set(LATER_SETTINGS))
+    for sweep in ("sweep", "long", "conditions"):
+        runs = pd.read_csv(ROOT / "results" / sweep / "runs.csv")
+        runs = runs[(runs["status"] != "unfinished") & (runs["noise_fraction"] == 0)]
+        assert all((runs[name] == value).all() for name, value in ALIKE.items() if name in runs)
 
 
 def test_settings_beside_a_table_fill_in_what_no_flag_says(capsys):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'LEVEL', 'LASTING', 'CHANGEABLE', 'Walk', 'walk', 'run_effects', 'round_scatter', 'follow', 'outside',
-           'seen_of', 'critical', 'predict', 'describe_prediction', 'shares_seen', 'predict_without_truth', 'advise',
-           'emulate']
+           'unlike', 'seen_of', 'critical', 'predict', 'describe_prediction', 'shares_seen', 'predict_without_truth',
+           'advise', 'emulate']
 
 # %% ../../nbs/law/06_prediction.ipynb #a000846d
 from collections.abc import Mapping
@@ -17,8 +17,10 @@ import pandas as pd
 from scipy.special import expit, logit
 
 from si_nb.law.conditions import (
+    ALIKE,
     MIDDLE,
     NUMBERS,
+    by_name,
     complete,
     flattening,
     gain,
@@ -189,6 +191,18 @@ def outside(
             found.append({"setting": name, "value": value, "seen": seen, "distance": distance})
     return found
 
+# %% ../../nbs/law/06_prediction.ipynb #5e0c1d21
+def unlike(
+    told: Any,  # settings of the run: by name, or its configuration
+) -> list:  # rows as `outside` gives them
+    """Settings that the law does not read and in which the run differs from all that were measured."""
+    settings = by_name(told)
+    differing = [name for name, value in ALIKE.items() if settings.get(name, value) != value]
+    return [
+        {"setting": name, "value": settings[name], "seen": [ALIKE[name]], "distance": None}
+        for name in differing
+    ]
+
 # %% ../../nbs/law/06_prediction.ipynb #074b2b41
 def seen_of(
     table: pd.DataFrame,  # measurement table with one run
@@ -278,14 +292,14 @@ def _interval(sample):
     return dict(zip(("value", "low", "high"), said, strict=True))
 
 # %% ../../nbs/law/06_prediction.ipynb #7e0fedf2
-def _said(law, settings, rounds, before, origin):
+def _said(law, told, rounds, before, origin):
     """What a sample of collapse rounds says of lasting and dying."""
     later = [r for r in LASTING if r > origin]
     return {
         "probability_lasting": {str(r): round(float((rounds > r).mean()), 4) for r in later},
         "collapse_length": _interval(rounds + before),
         "collapse_round": _interval(rounds),
-        "outside": outside(law, settings),
+        "outside": outside(law, complete(told)) + unlike(told),
         "rests_on": {name: getattr(law, name) for name in ("runs", "base_models", "rounds", "made")},
     }
 
@@ -303,7 +317,8 @@ def predict(
 
     Raises: LawError, one line, for settings, tables or names that cannot be.
     """
-    law, settings, generator = law or load_law(), complete(settings), np.random.default_rng(seed)
+    told, settings = settings, complete(settings)
+    law, generator = law or load_law(), np.random.default_rng(seed)
     state, steps = (None, None) if table is None else seen_of(table, settings, until_round)
     origin = 0 if state is None else int(state["round"])
     ahead = follow(law, settings, LONGEST, draws, generator, state, steps)
@@ -313,7 +328,7 @@ def predict(
     measured = table if table is None else table[table["round"] <= origin]
     at = None if critical_of is None else critical(settings, critical_of, law=law, seed=seed, table=measured)
     return {
-        **_said(law, settings, rounds, before, origin),
+        **_said(law, told, rounds, before, origin),
         "critical": at,
         "until_round": None if state is None else origin,
     }
@@ -329,7 +344,7 @@ def _beyond(row):
     """A setting that was not measured, in words."""
     seen = row["seen"]
     if row["distance"] is None:
-        return f"{row['setting']} {row['value']} (measured: {', '.join(seen)})"
+        return f"{row['setting']} {row['value']} (measured: {', '.join(map(str, seen))})"
     measured = f"measured: {seen[0]:g} to {seen[1]:g}; {row['distance']:.3g} times beyond"
     return f"{row['setting']} {row['value']:g} ({measured})"
 
@@ -384,7 +399,8 @@ def predict_without_truth(
 
     Raises: LawError, one line, where there is no vote or no kept label.
     """
-    law, settings, generator = law or load_law(), complete(settings), np.random.default_rng(seed)
+    told, settings = settings, complete(settings)
+    law, generator = law or load_law(), np.random.default_rng(seed)
     if votes_needed(settings) < 2:
         raise LawError(
             f"{settings['si_method']}: without a vote nothing is known without the truth; use a vote"
@@ -396,7 +412,7 @@ def predict_without_truth(
     weights = np.exp(-np.log1p(surprise / TAIL).sum(1) * (TAIL + 1) / 2)  # Student's t
     weights /= weights.sum()
     rounds = collapse_rounds(drawn.accuracy)[generator.choice(draws, size=2_000, p=weights)]
-    found = _said(law, settings, rounds, int(settings["original_digits"]), 0)
+    found = _said(law, told, rounds, int(settings["original_digits"]), 0)
     return {**found, "until_round": len(seen), "effective_draws": round(float(1 / (weights**2).sum()))}
 
 # %% ../../nbs/law/06_prediction.ipynb #55619d17
