@@ -42,7 +42,7 @@ from si_nb.loop.jobs import (
     train_base,
     write_remark,
 )
-from .settings import RunConfig, base_key, run_name
+from .settings import LATER_SETTINGS, RunConfig, base_key, run_name
 from .training import training_steps
 from .workers import Interrupted
 from ..model.trainer import choose_device
@@ -187,7 +187,9 @@ def _became(sweep, name):
 # %% ../../nbs/loop/20_sweep.ipynb #be8ec135
 def runs_table(
     sweep: Sweep,  # how far it is
-) -> pd.DataFrame:  # run_id, groups, status, reason, seconds, and every setting
+) -> (
+    pd.DataFrame
+):  # run_id, groups, status, reason, seconds, and every setting but later ones that no run changed
     """What became of every run: finished, over, failed or unfinished."""
     rows, before = [], _seconds_before(sweep.out)
     for name, run in sweep.grid.runs.items():
@@ -196,7 +198,10 @@ def runs_table(
         about = {"run_id": name, "groups": ";".join(run.groups), "status": status, "reason": reason}
         seconds = _remark(sweep_run(run.config, sweep.out).path / "seconds.txt", _seconds)
         rows.append({**about, "seconds": before.get(name) if seconds is None else seconds, **settings})
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.drop(
+        columns=[name for name, value in LATER_SETTINGS.items() if (table[name] == value).all()]
+    )
 
 # %% ../../nbs/loop/20_sweep.ipynb #3cfb9c81
 def write_tables(
