@@ -141,7 +141,7 @@ def test_a_sweep_measures_what_its_runs_measure_alone(grid, finished, tmp_path):
 
 
 def test_run_in_two_groups_is_made_once_and_carries_both_names(finished):
-    """Rows of runs.csv are runs, not mentions in the grid; every setting is a column, later ones if changed."""
+    """Rows of runs.csv are runs, not mentions in the grid, with all settings but unchanged later ones."""
     runs = pd.read_csv(finished / "runs.csv", keep_default_na=False)
     assert sorted(runs["groups"]) == ["amount", "filters", "filters", "filters", "filters;amount"]
     assert set(runs["status"]) == {"finished"} and not any(runs["reason"])
