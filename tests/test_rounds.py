@@ -428,14 +428,8 @@ def test_the_newest_length_is_read_from_the_table(stretched):
         assert read(table).groupby("round")["length"].unique().map(list).to_dict() == {0: [3], 1: [6], 2: [9]}
 
 
-@pytest.mark.parametrize(
-    "place, call",
-    [("label_round", 1), ("label_round", 2), ("train_arms", 1), ("measure", 2), ("label_round", 4)],
-)
-def test_an_interrupted_stretched_run_ends_in_the_same_bytes(
-    place, call, models_dir, stretched, monkeypatch, tmp_path
-):
-    """Stopped before the labels of an arm, in training or before measuring, and begun again."""
+def interrupt_at(monkeypatch, place, call):
+    """Have Ctrl-C pressed when a function of the rounds is called for the so many-th time."""
     plain, calls = getattr(si_nb.loop.rounds, place), []
 
     def interrupted(*arguments):
@@ -445,6 +439,17 @@ def test_an_interrupted_stretched_run_ends_in_the_same_bytes(
         return plain(*arguments)
 
     monkeypatch.setattr(si_nb.loop.rounds, place, interrupted)
+
+
+@pytest.mark.parametrize(
+    "place, call",
+    [("label_round", 1), ("label_round", 2), ("train_arms", 1), ("measure", 2), ("label_round", 4)],
+)
+def test_an_interrupted_stretched_run_ends_in_the_same_bytes(
+    place, call, models_dir, stretched, monkeypatch, tmp_path
+):
+    """Stopped before the labels of an arm, in training or before measuring, and begun again."""
+    interrupt_at(monkeypatch, place, call)
     again = dict(models_dir=models_dir, progress=False)
     with pytest.raises(KeyboardInterrupt):
         run_experiment(small(lengths_per_round=3), tmp_path / "run", **again)
@@ -927,15 +932,7 @@ def test_a_stopped_arm_stays_stopped_after_an_interruption(
     place, call, models_dir, stopped, monkeypatch, tmp_path
 ):
     """Interrupted before, at and after the end of an arm, a run goes on to the same bytes."""
-    plain, calls = getattr(si_nb.loop.rounds, place), []
-
-    def interrupted(*arguments):
-        calls.append(place)
-        if len(calls) == call:
-            raise KeyboardInterrupt
-        return plain(*arguments)
-
-    monkeypatch.setattr(si_nb.loop.rounds, place, interrupted)
+    interrupt_at(monkeypatch, place, call)
     with pytest.raises(KeyboardInterrupt):
         go(models_dir, tmp_path / "run", stop_at(**ENDS))
     assert contents(go(models_dir, tmp_path / "run", stop_at(**ENDS))) == contents(stopped)

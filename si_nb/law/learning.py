@@ -44,6 +44,11 @@ BASE = ["task", "original_digits", "n_layer", "n_embd", "max_iters", "base_sampl
 BASE += ["learning_rate", "loss_on", "seed"]  # what a set of base models is known by
 CONDITION = ["task", "original_digits", "n_embd", "max_iters", "batch_size", "loss_on"]
 
+
+def _named(rows, columns):
+    """One name for each row, of what stands in some columns."""
+    return rows[columns].astype(str).agg(" ".join, axis=1)
+
 # %% ../../nbs/law/05_learning.ipynb #e7759ad9
 READABLE = 0.05  # standard error of ln h
 MEASURED_WITH = {"gain": "log_horizon_error", "flattening": "log_steepness_error"}  # errors of a state
@@ -130,8 +135,7 @@ def transitions(
     rows["share_log_odds"] = count_log_odds(after["passed"], after["tried"])
     asked = rows[["arm", "voters", "vote_threshold"]].rename(columns={"arm": "si_method"})
     rows["votes"] = [votes_needed(settings) for settings in asked.to_dict("records")]
-    rows["base"] = rows[BASE].astype(str).agg(" ".join, axis=1)
-    rows["condition"] = rows[CONDITION].astype(str).agg(" ".join, axis=1)
+    rows["base"], rows["condition"] = _named(rows, BASE), _named(rows, CONDITION)
     readable = np.maximum(rows["log_horizon_error"], after["log_horizon_error"]) < READABLE
     usable = readable & (rows["log_odds"] > 0) & (after["log_odds"] > -4) & (rows["labels"] > 0)
     return rows[usable].reset_index(drop=True)
@@ -428,7 +432,7 @@ _PARTS = 5
 
 def _part_of(rows):
     """The part that each row's condition is dealt to."""
-    conditions = rows[CONDITION].astype(str).agg(" ".join, axis=1)
+    conditions = _named(rows, CONDITION)
     order = {name: number % _PARTS for number, name in enumerate(sorted(conditions.unique()))}
     return conditions.map(order)
 
@@ -516,7 +520,7 @@ def fit_law(
     generator = np.random.default_rng(0) if generator is None else generator
     start = found[found["round"] == 0].merge(runs.drop(columns=["task", "seed"]), on="run_id")
     bases = start[start["log_horizon_error"] < READABLE].drop_duplicates(BASE).reset_index(drop=True)
-    names, where = np.unique(bases[BASE].astype(str).agg(" ".join, axis=1), return_inverse=True)
+    names, where = np.unique(_named(bases, BASE), return_inverse=True)
     place = pd.Series(range(len(names)), names).reindex(steps["base"]).fillna(-1).astype(int).to_numpy()
 
     def learned(weights):

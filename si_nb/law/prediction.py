@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'LEVEL', 'LASTING', 'CHANGEABLE', 'Walk', 'walk', 'run_effects', 'round_scatter', 'follow', 'outside',
-           'unlike', 'seen_of', 'critical', 'predict', 'describe_prediction', 'shares_seen', 'predict_without_truth',
-           'advise', 'emulate']
+           'seen_of', 'critical', 'predict', 'describe_prediction', 'shares_seen', 'predict_without_truth', 'advise',
+           'emulate']
 
 # %% ../../nbs/law/06_prediction.ipynb #a000846d
 from collections.abc import Mapping
@@ -179,29 +179,19 @@ def follow(
 # %% ../../nbs/law/06_prediction.ipynb #017e0a79
 def outside(
     law: Law,  # learned from measured runs
-    settings: Mapping,  # as `si_nb.law.conditions.complete` gives them
+    settings: Any,  # of the run: by name, or its configuration
 ) -> list:  # dicts of setting, value, seen, distance (a factor; None for what is no number)
-    """Settings beyond what the law has seen, named with their distance."""
-    found = []
-    for name, value in settings.items():
+    """Settings beyond what the law has seen, named with their distance; also those that it does not read."""
+    found, told = [], by_name(settings)
+    for name, value in complete(told).items():
         seen, distance = law.seen[name], None
         if name in NUMBERS:
             distance = round(max(value / seen[1], seen[0] / value), 3)
         if value not in seen if distance is None else distance > 1:
             found.append({"setting": name, "value": value, "seen": seen, "distance": distance})
+    for name in (name for name, value in ALIKE.items() if told.get(name, value) != value):
+        found.append({"setting": name, "value": told[name], "seen": [ALIKE[name]], "distance": None})
     return found
-
-# %% ../../nbs/law/06_prediction.ipynb #5e0c1d21
-def unlike(
-    told: Any,  # settings of the run: by name, or its configuration
-) -> list:  # rows as `outside` gives them
-    """Settings that the law does not read and in which the run differs from all that were measured."""
-    settings = by_name(told)
-    differing = [name for name, value in ALIKE.items() if settings.get(name, value) != value]
-    return [
-        {"setting": name, "value": settings[name], "seen": [ALIKE[name]], "distance": None}
-        for name in differing
-    ]
 
 # %% ../../nbs/law/06_prediction.ipynb #074b2b41
 def seen_of(
@@ -299,7 +289,7 @@ def _said(law, told, rounds, before, origin):
         "probability_lasting": {str(r): round(float((rounds > r).mean()), 4) for r in later},
         "collapse_length": _interval(rounds + before),
         "collapse_round": _interval(rounds),
-        "outside": outside(law, complete(told)) + unlike(told),
+        "outside": outside(law, told),
         "rests_on": {name: getattr(law, name) for name in ("runs", "base_models", "rounds", "made")},
     }
 

@@ -27,7 +27,7 @@ from ..model.generate import generate
 from ..model.gpt import GPT
 from ..model.trainer import autocast
 from ..problems.tasks import TASKS, Problems, Task, is_right, label_length, make_problems
-from ..problems.tokenizer import PAD, decode
+from ..problems.tokenizer import PAD, decode, same_width
 from ..record.storage import DamagedError
 from ..record.table import binomial_interval, printable
 
@@ -58,11 +58,8 @@ def first_error(
     answers: np.ndarray,  # (N, answer width) uint8 tokens, PAD after the end mark
 ) -> np.ndarray:  # (N,) int64, from 1; 0 where there is no error
     """Where labels begin to differ from answers."""
-    width = max(labels.shape[1], answers.shape[1])
-    padded = [
-        np.pad(each, ((0, 0), (0, width - each.shape[1])), constant_values=PAD) for each in (labels, answers)
-    ]
-    wrong = padded[0] != padded[1]
+    given, meant = same_width([labels, answers])
+    wrong = given != meant
     return np.where(wrong.any(axis=1), wrong.argmax(axis=1) + 1, 0)
 
 # %% ../../nbs/loop/23_answers.ipynb #55ea717b

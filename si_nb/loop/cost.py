@@ -37,7 +37,7 @@ from .workers import Machine, count_threads, count_workers, make_machine, side_b
 from ..model.gpt import GPT, ModelConfig, forward_flops
 from ..model.trainer import Mixture, TrainConfig, choose_device, train
 from ..problems.tasks import TASKS, make_base_data, make_problems
-from ..problems.tokenizer import PAD
+from ..problems.tokenizer import PAD, same_width
 
 # %% ../../nbs/loop/12_cost.ipynb #b1a00f47
 def synchronize(
@@ -111,10 +111,6 @@ def _lengths(config, round_number):
     return round_lengths(config, config.length_after(round_number - 1))
 
 
-def _widened(rows, width):
-    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=PAD)
-
-
 def training_rows(
     config: RunConfig,  # the experiment
     round_number: int,  # 0 for base data
@@ -129,8 +125,7 @@ def training_rows(
         np.concatenate(make_problems(task, length, math.ceil(count / len(lengths)), rng), axis=1)
         for length in lengths
     ]
-    width = task.width(lengths[-1])
-    return np.concatenate([_widened(rows, width) for rows in parts])[:count]
+    return np.concatenate(same_width(parts))[:count]
 
 # %% ../../nbs/loop/12_cost.ipynb #fa0d8084
 def _per_row(config):

@@ -20,7 +20,7 @@ from ..model.gpt import GPT
 from ..model.trainer import autocast
 from ..problems.noise import damage_labels
 from ..problems.tasks import TASKS, Problems, is_right, make_problems
-from ..problems.tokenizer import PAD
+from ..problems.tokenizer import same_width
 
 # %% ../../nbs/loop/05_labels.ipynb #3c8c3074
 _LABEL_SLACK = 1  # tokens that a label may be too long, so that a length filter can see it
@@ -142,14 +142,6 @@ def damage(
     counts = {**labelled.counts, (-1, "label_kept"): (right, len(rows))}
     return Labelled(rows, labelled.answers, counts, own)
 
-# %% ../../nbs/loop/05_labels.ipynb #2c9b64f2
-def _below_each_other(parts):
-    """Rows of several widths (..., rows, width) as one array, filled with padding on the right."""
-    width = max(rows.shape[-1] for rows in parts)
-    fill = [[(0, 0)] * (rows.ndim - 1) + [(0, width - rows.shape[-1])] for rows in parts]
-    padded = [np.pad(rows, more, constant_values=PAD) for rows, more in zip(parts, fill, strict=True)]
-    return np.concatenate(padded, axis=-2)
-
 # %% ../../nbs/loop/05_labels.ipynb #549f5169
 class RoundLabels(NamedTuple):
     """What an arm keeps in a round."""
@@ -196,5 +188,6 @@ def label_round(
         parts.append(labelled.rows)
         own.append(labelled.own)
         counts += [[length, voter, name, *count] for (voter, name), count in labelled.counts.items()]
-    separate = _below_each_other(own) if len(own[0]) else None
-    return RoundLabels(_below_each_other(parts), lengths[-1], counts, separate)
+    rows = np.concatenate(same_width(parts))
+    separate = np.concatenate(same_width(own), axis=1) if len(own[0]) else None
+    return RoundLabels(rows, lengths[-1], counts, separate)

@@ -138,7 +138,7 @@ def _check_fit(config):
     if config.original_digits < task.shortest:
         shortest = f"the shortest problems of {config.task} have length {task.shortest}"
         raise ConfigError(f"original_digits is {config.original_digits}: {shortest}")
-    if last > (last if task.longest is None else task.longest):
+    if task.longest is not None and last > task.longest:
         longest = f"{config.task} goes to length {task.longest}, and round {config.si_rounds} to {last}"
         raise ConfigError(f"original_digits is {config.original_digits}: {longest}; lower it, or si_rounds")
     needed = task.width(last)

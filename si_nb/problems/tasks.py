@@ -93,8 +93,8 @@ class Shape:
         block_size: int,  # tokens that a model has room for
     ) -> bool:
         """Whether there are problems of this length, and room for them."""
-        there_are = self.shortest <= length <= (length if self.longest is None else self.longest)
-        return there_are and self.width(length) <= block_size
+        too_long = self.longest is not None and length > self.longest
+        return length >= self.shortest and not too_long and self.width(length) <= block_size
 
 # %% ../../nbs/problems/01_tasks.ipynb #5e0a2c12
 @dataclass(frozen=True)
