@@ -1,6 +1,7 @@
 """Every task in the loop: what filters keep, what noise leaves alone, and whole runs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +10,12 @@ from test_rounds import config_of
 from si_nb.cli import main
 from si_nb.loop.cost import plan
 from si_nb.loop.rounds import run_experiment
+from si_nb.loop.settings import base_key, stored_config
+from si_nb.loop.training import make_base
 from si_nb.loop.voting import KEEP_RULES, propose
 from si_nb.problems.noise import NOISE_KINDS, damage_labels
 from si_nb.problems.tasks import TASKS, is_right, label_length, make_problems
-from si_nb.problems.tokenizer import END, PAD, PLUS
+from si_nb.problems.tokenizer import END, PAD, PLUS, decode
 from si_nb.record.table import read_table
 
 MEASURED = ("copy", "reverse", "reverse_addition")  # whose runs other tests make
@@ -152,6 +155,72 @@ def test_mazes_from_the_command_line(tmp_path, capsys):
         assert said.err.count("\n") == 1 and "maze_by_nodes is asked" in said.err and not said.out
     assert main(["evaluate", run, "--lengths", "3"]) == 2
     assert "room for 4 to 26" in capsys.readouterr().err
+
+
+def test_pairs_of_lengths_from_the_command_line(tmp_path, capsys):
+    """Base data of all pairs up to two by two digits, then a pair and its mirror image in each round."""
+    flags = (
+        "--preset tiny --task multiplication_by_pairs --original_digits 4 --base_samples 600 --max_iters 30"
+    )
+    flags += " --si_rounds 2 --si_iter 5 --num_samples 30 --eval_samples 30 --si_method length_filter"
+    run = str(tmp_path / "run")
+    assert main(["run", *flags.split(), "--lengths_per_round", "2", "--run_dir", run]) == 0
+    capsys.readouterr()
+    assert main(["labels", run, "--arm", "length_filter", "--out", str(tmp_path / "labels.tsv")]) == 0
+    assert main(["evaluate", run, "--lengths", "1-9", "--samples", "20", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.split("\n", 1)[1])
+    assert [row["length"] for row in rows] == [*range(1, 10)]
+    labelled = read_table(run).query("quantity == 'label_raw'").groupby("round")["length"].unique()
+    pairs = [[TASKS["multiplication_by_pairs"].operand_lengths(place) for place in r] for r in labelled]
+    assert pairs == [[(1, 3), (3, 1)], [(2, 3), (3, 2)]]
+
+
+def test_base_data_of_several_tasks(tmp_path, capsys):
+    """Other tasks in equal parts in the base data, their symbols in the model; rounds stay with one task."""
+    flags = "--preset tiny --base_samples 600 --max_iters 30 --si_rounds 1 --si_iter 5 --num_samples 30"
+    flags += " --eval_samples 30 --si_method none"
+    run, others = str(tmp_path / "run"), ["--base_tasks", "maze_by_nodes+reverse_addition"]
+    assert main(["run", *flags.split(), *others, "--run_dir", run]) == 0
+    config = stored_config(json.loads((tmp_path / "run" / "config.json").read_text()))
+    marks = [row[: row.index("=")].count("+") for row in decode(make_base(config))]
+    assert marks[:200] == [0] * 200 and set(marks[200:400]) == {3, 4, 5} and marks[400:] == [1] * 200
+    assert config.model.vocab_size == 40 and config.base_lengths == 6 + 3 + 6
+    alone = replace(config, base_tasks="")
+    assert base_key(alone) != base_key(config) and (make_base(alone)[:, :1] < 10).all()
+    assert set(read_table(run)["task"]) == {"copy"} and main(["check", run]) == 0
+    capsys.readouterr()
+    assert main(["generate", run, "123="]) == 0 and main(["evaluate", run, "--lengths", "2"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("others", "reason"),
+    [
+        ("reverse", "ask in the same way"),
+        ("copy", "ask in the same way"),
+        ("division", "is unknown: choose"),
+        ("multiplication", "that fit block_size"),
+        ("maze_by_hops+", None),
+    ],
+)
+def test_base_tasks_that_cannot_be(tmp_path, capsys, others, reason):
+    """Tasks that ask alike, do not exist or do not fit are refused in one line, before any work."""
+    flags = [
+        "--preset",
+        "tiny",
+        "--skip_si",
+        "--max_iters",
+        "1",
+        "--base_samples",
+        "60",
+        "--eval_samples",
+        "9",
+    ]
+    code = main(["run", *flags, "--base_tasks", others, "--run_dir", str(tmp_path / "run")])
+    said = capsys.readouterr().err
+    if reason is None:
+        assert code == 0
+    else:
+        assert code == 2 and said.count("\n") == 1 and reason in said and not (tmp_path / "run").exists()
 
 
 def test_a_maze_stays_as_large_as_it_can_be(tmp_path, capsys):

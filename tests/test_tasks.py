@@ -1,6 +1,7 @@
 """Problems: right answers at any length, splits that share nothing, and arrays that stay small."""
 
 import hashlib
+import itertools
 import re
 import tracemalloc
 
@@ -60,7 +61,7 @@ def plain_answer(name, prompt):
         return "+".join("".join(reversed(operand)) for operand in operands) + "$"
     if name == "parity":
         return "01"[len(re.findall("[13579]", operands[0])) % 2] + "$"
-    if name == "multiplication":
+    if name.startswith("multiplication"):
         return plain_steps(*operands) + "$"
     return {"copy": operands[0], "reverse": operands[0][::-1]}[name] + "$"
 
@@ -72,12 +73,15 @@ def generator(*seed):
 @pytest.mark.parametrize("name", WRITTEN)
 def test_answers_agree_with_plain_python(name):
     """Every task's answers, at every length and in every split, are those of a plain implementation."""
-    for length in LENGTHS if name != "multiplication" else LENGTHS[:8]:  # whose answers grow with the square
+    grows = name.startswith("multiplication")  # with the square of the length
+    for length in LENGTHS[:8] if grows else LENGTHS:
         for split in SPLITS:
             problems = make_problems(TASKS[name], length, 100, generator(length), split)
             prompts, answers = map(decode, problems)
             assert answers == [plain_answer(name, prompt) for prompt in prompts]
-            assert {len(operand) for prompt in prompts for operand in prompt[:-1].split("+")} == {length}
+            assert {tuple(map(len, prompt[:-1].split("+"))) for prompt in prompts} == {
+                TASKS[name].operand_lengths(length)
+            }
             assert {len(answer) - 1 for answer in answers} <= set(TASKS[name].answer_lengths(length))
             assert (
                 problems.prompts.shape == (100, TASKS[name].prompt_width(length))
@@ -94,8 +98,20 @@ def test_base_data_agrees_with_plain_python(name):
     assert texts == [prompt + plain_answer(name, prompt) for prompt in prompts]
     lengths = [tuple(map(len, prompt[:-1].split("+"))) for prompt in prompts]
     counts = np.array([lengths.count(group) for group in sorted(set(lengths))])
-    expected = 3_600 / 6 ** TASKS[name].operands
-    assert len(counts) == 6 ** TASKS[name].operands and (abs(counts - expected) < 6 * expected**0.5).all()
+    groups = 6 if TASKS[name].curriculum else 6 ** TASKS[name].operands
+    expected = 3_600 / groups
+    assert len(counts) == groups and (abs(counts - expected) < 6 * expected**0.5).all()
+
+
+def test_pairs_of_lengths_go_shell_by_shell():
+    """Every pair has one place, mirror images are neighbours, and a shell ends with its square."""
+    places = [TASKS["multiplication_by_pairs"].operand_lengths(place) for place in range(1, 401)]
+    assert sorted(places) == sorted(itertools.product(range(1, 21), repeat=2))
+    for side in range(1, 21):
+        shell = places[(side - 1) ** 2 : side**2]
+        assert {max(pair) for pair in shell} == {side} and shell[-1] == (side, side)
+        assert all(one == other[::-1] for one, other in zip(shell[:-1:2], shell[1:-1:2], strict=True))
+        assert [min(pair) for pair in shell] == sorted(min(pair) for pair in shell)
 
 
 DIGITS = st.text("0123456789", min_size=1, max_size=30)
@@ -212,7 +228,7 @@ def test_splits_share_nothing(name, length):
         split: set(decode(make_problems(TASKS[name], length, count, generator(length), split).prompts))
         for split in SPLITS
     }
-    if name not in MAZES and TASKS[name].operands * length <= UNSPLIT_DIGITS:
+    if name not in MAZES and sum(TASKS[name].operand_lengths(length)) <= UNSPLIT_DIGITS:
         assert prompts["train"] & prompts["evaluate"]  # too few problems to leave some out
     else:
         assert sum(map(len, prompts.values())) == len(set.union(*prompts.values()))
@@ -271,7 +287,7 @@ def test_few_base_examples(name):
     for count in (1, 3):
         assert make_base_data(TASKS[name], 11, count, np.random.default_rng(0)).shape == (
             count,
-            TASKS[name].width(11),
+            TASKS[name].widest(11),
         )
 
 

@@ -634,7 +634,7 @@ def _labels_row(bench, name, voters):
 
     def plain():
         source = random.Random(0)
-        prompts = [plain_prompt(task, [length] * task.operands, source) for _ in range(few)]
+        prompts = [plain_prompt(task, task.operand_lengths(length), source) for _ in range(few)]
         return plain_labels(models, prompts, room, "none", task.answer_lengths(length), config.vote_threshold)
 
     jobs = {

@@ -11,7 +11,7 @@ __all__ = ['PLAIN_ANSWERS', 'PLAIN_KEEP_RULES', 'plain_operand', 'plain_maze', '
 import random
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -67,6 +67,7 @@ PLAIN_ANSWERS: dict[str, Callable[..., str]] = {
     "string_reversal_of_pairs": lambda left, right: left[::-1] + "+" + right[::-1],
     "parity": lambda digits: str(sum(map(int, digits)) % 2),
     "multiplication": _plain_product,
+    "multiplication_by_pairs": _plain_product,
     **{name: _plain_path for name, task in TASKS.items() if isinstance(task, MazeTask)},
 }
 
@@ -91,7 +92,7 @@ _SHARED_DIGITS = 3  # prompts with at most this many digits are never held out
 
 def plain_prompt(
     task: Task,  # what to compute
-    lengths: list[int],  # digits of each operand
+    lengths: Sequence[int],  # digits of each operand
     source: random.Random,  # where digits come from
 ) -> str:  # such as 12+3=
     """A training prompt: one that is not held out for evaluation."""
@@ -106,7 +107,7 @@ def plain_prompt(
 
 def plain_line(
     task: Task,  # what to compute
-    lengths: list[int],  # digits of each operand
+    lengths: Sequence[int],  # digits of each operand
     source: random.Random,  # where digits come from
 ) -> str:  # such as 12+3=42$
     """One training example."""
@@ -116,13 +117,13 @@ def plain_line(
 # %% ../../nbs/benchmarks/00_plain.ipynb #b097e74a
 def plain_base_data(
     task: Task,  # what to compute
-    max_length: int,  # longest operand, in digits
+    max_length: int,  # longest length
     count: int,  # number of lines
     source: random.Random,  # where lengths and digits come from
 ) -> list[str]:  # training examples
     """Training examples of mixed lengths, one after another."""
-    lengths = range(task.shortest, max_length + 1)
-    return [plain_line(task, source.choices(lengths, k=task.operands), source) for _ in range(count)]
+    lengths = task.base_lengths(max_length)
+    return [plain_line(task, source.choice(lengths), source) for _ in range(count)]
 
 # %% ../../nbs/benchmarks/00_plain.ipynb #3fcb0509
 _TOKENS = {symbol: token for token, symbol in enumerate(SYMBOLS + NODES)}
@@ -312,7 +313,7 @@ def plain_round(
     source: random.Random,  # problems and batches
 ) -> list[dict[int, int]]:  # per voter, length -> right answers
     """One round of self-improvement."""
-    prompts = [plain_prompt(task, [length] * task.operands, source) for _ in range(problems)]
+    prompts = [plain_prompt(task, task.operand_lengths(length), source) for _ in range(problems)]
     rounds.append(plain_labels(models, prompts, max_new_tokens, rule, task.answer_lengths(length), threshold))
     lines = plain_mixture(base, rounds, base_lengths)
     for model in models:

@@ -31,12 +31,12 @@ from .evaluate import count_right, derive_rng
 from .labels import make_labels
 from .memory import check_memory
 from .settings import RunConfig, arm_voters, evaluation_lengths, identity, round_lengths
-from .training import base_training, make_base, mix, round_training
+from .training import base_rows, base_training, make_base, mix, round_training
 from .voting import KEEP_RULES
 from .workers import Machine, count_threads, count_workers, make_machine, side_by_side
 from ..model.gpt import GPT, ModelConfig, forward_flops
 from ..model.trainer import Mixture, TrainConfig, choose_device, train
-from ..problems.tasks import TASKS, make_base_data, make_problems
+from ..problems.tasks import TASKS, make_problems
 from ..problems.tokenizer import PAD, same_width
 
 # %% ../../nbs/loop/12_cost.ipynb #b1a00f47
@@ -119,7 +119,7 @@ def training_rows(
     """Rows as the base data or a round's right labels have them."""
     task, rng = TASKS[config.task], derive_rng(config.seed, "cost", round_number)
     if round_number == 0:
-        return make_base_data(task, config.original_digits, count, rng)
+        return base_rows(config, count, rng)
     lengths = _lengths(config, round_number)
     parts = [
         np.concatenate(make_problems(task, length, math.ceil(count / len(lengths)), rng), axis=1)

@@ -23,7 +23,7 @@ def _data_memory(config, workers):
     """Bytes of tokens, by the setting that decides how many."""
     task, arms = TASKS[config.task], len(config.si_method)
     own = sum(arm_voters(config, arm) for arm in config.si_method if KEEP_RULES[arm].vote) * config.own_labels
-    widths = [task.width(config.length_after(number)) for number in range(config.si_rounds + 1)]
+    widths = [task.widest(config.length_after(number)) for number in range(config.si_rounds + 1)]
     together = min(workers, sum(arm_voters(config, arm) for arm in config.si_method))
     return {
         "base_samples": config.base_samples * widths[0],
@@ -47,7 +47,7 @@ def _model_memory(config, device, workers):
     """Bytes of models and of what their training needs, by the setting that decides how many."""
     models = sum(arm_voters(config, arm) for arm in config.si_method)
     together = min(workers, max(models, config.base_voters))
-    tokens = TASKS[config.task].width(config.last_length)
+    tokens = TASKS[config.task].widest(config.last_length)
     kept = device.type == "cpu" and not config.dropout
     scores = config.n_layer * config.n_head * tokens * max(tokens, _TOKENS_OF_A_PART) * kept
     learned = POSITIONAL_ENCODINGS[config.positional_encoding].learned

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .voting import KEEP_RULES, LENGTH_RULES
 from ..model.positions import POSITIONAL_ENCODINGS
 from ..problems.noise import NOISE_KINDS
-from ..problems.tasks import TASKS
+from ..problems.tasks import TASKS, Task
 from ..record.table import LONGEST_LINE, printable
 
 # %% ../../nbs/loop/01_settings.ipynb #01f119c9
@@ -141,16 +141,32 @@ def _check_fit(config):
     if task.longest is not None and last > task.longest:
         longest = f"{config.task} goes to length {task.longest}, and round {config.si_rounds} to {last}"
         raise ConfigError(f"original_digits is {config.original_digits}: {longest}; lower it, or si_rounds")
-    needed = task.width(last)
+    needed = task.widest(last)
     if needed > config.block_size:
         raise ConfigError(
             f"block_size {config.block_size} is too small: {config.task} needs {needed} tokens "
-            f"for the {last} digits of round {config.si_rounds}"
+            f"up to length {last} of round {config.si_rounds}"
         )
 
 
+def _check_base_tasks(config):
+    """Tasks in the base data must be told apart by how they ask, and have problems of the base lengths."""
+    if unknown := [name for name in config.base_tasks.split("+") if name and name not in TASKS]:
+        raise ConfigError(f"base_tasks: {shown(unknown[0])} is unknown: choose {', '.join(TASKS)}")
+    asked: dict[tuple, str] = {}
+    for task in config.tasks:
+        form = (task.operands, task.symbols.start)
+        if form in asked:
+            alike = f"{asked[form]} and {task.name} ask in the same way, so no model could tell them apart"
+            raise ConfigError(f"base_tasks: {alike}; choose tasks with other operands")
+        asked[form] = task.name
+        if not task.fits(config.original_digits, config.block_size):
+            needs = f"{task.name} has no problems of length {config.original_digits} (original_digits)"
+            raise ConfigError(f"base_tasks: {needs} that fit block_size {config.block_size}")
+
+
 def _check(config):
-    for check in (_check_types, _check_choices, _check_sizes, _check_rounds, _check_fit):
+    for check in (_check_types, _check_choices, _check_sizes, _check_rounds, _check_fit, _check_base_tasks):
         check(config)
 
 # %% ../../nbs/loop/01_settings.ipynb #84aace29
@@ -228,6 +244,7 @@ class RunConfig(RecipeSettings):
     lengths_per_round: int = _setting(1, "new lengths that a round takes in", least=1, most=100)
     accelerated_accuracy: float = _setting(0.99, "accelerated: accuracy that is high", above=0, most=1)
     accelerated_items: int = _setting(2_048, "accelerated: problems to tell it by", least=1, most=10**9)
+    base_tasks: str = _setting("", "further tasks in the base data, joined by +")
 
     def __post_init__(self):
         _check(self)
@@ -238,7 +255,12 @@ class RunConfig(RecipeSettings):
         from si_nb.model.gpt import ModelConfig
 
         sizes = {name: getattr(self, name) for name in MODEL_SETTINGS}
-        return ModelConfig(vocab_size=TASKS[self.task].vocab_size, **sizes)
+        return ModelConfig(vocab_size=max(task.vocab_size for task in self.tasks), **sizes)
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """The task itself, and then those that are only in the base data."""
+        return tuple(TASKS[name] for name in (self.task, *self.base_tasks.split("+")) if name)
 
     @property
     def last_length(self) -> int:
@@ -254,8 +276,8 @@ class RunConfig(RecipeSettings):
 
     @property
     def base_lengths(self) -> int:
-        """Lengths in the base data, from the task's shortest to the longest base problem."""
-        return self.original_digits - TASKS[self.task].shortest + 1
+        """Lengths in the base data, from each task's shortest to the longest base problem."""
+        return sum(self.original_digits - task.shortest + 1 for task in self.tasks)
 
     @property
     def base_voters(self) -> int:
@@ -348,7 +370,8 @@ _SEED_TRAINING = {
     "si_stable": 1_000,
     "gradient_clip": 1e38,
 }
-_LONG = {"si_rounds": 50, "vote_iter_growth": 0}
+_LEE_TRAINING = {"beta2": 0.98, "weight_decay": 0.01, "loss_on": "answer", "vote_iter_growth": 0}
+_LEE_VOTE = {"voters": 5, "vote_threshold": 0.8}
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "seed": {
         **_SEED_TRAINING,
@@ -360,41 +383,77 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "older_weight": 0.25,
     },
     "lee-copy": {
-        **_LONG,
+        **_LEE_TRAINING,
         "task": "copy",
+        "si_rounds": 100,
         "base_samples": 5_000_000,
-        "block_size": 132,
+        "block_size": 232,
         "max_iters": 2_000,
         "num_samples": 20_000,
         "si_iter": 500,
     },
-    "lee-reverse-addition": {**_LONG, "original_digits": 16, "block_size": 217},
+    "lee-reverse-addition": {
+        **_LEE_TRAINING,
+        "original_digits": 16,
+        "si_rounds": 100,
+        "base_samples": 10_000_000,
+        "block_size": 367,
+        "si_iter": 1_000,
+    },
     "lee-forward": {
-        **_LONG,
+        **_LEE_TRAINING,
         "task": "forward_addition",
         "si_method": ("length_filter",),
         "length_rule": "near_longest",
-        "block_size": 199,
+        "si_rounds": 60,
+        "block_size": 229,
         "si_iter": 3_000,
     },
+}
+
+# %% ../../nbs/loop/01_settings.ipynb #4be7d111
+_LEE_MAZE = {"base_samples": 5_000_000, "si_iter": 5_000, "si_method": ("none", "mv")}
+_PUBLISHED |= {
     "lee-multiplication": {
-        **_LONG,
-        "task": "multiplication",
+        **_LEE_TRAINING,
+        **_LEE_VOTE,
+        "task": "multiplication_by_pairs",
+        "original_digits": 25,
+        "si_rounds": 38,
+        "lengths_per_round": 2,
         "base_samples": 5_000_000,
+        "num_samples": 100_000,
         "si_iter": 3_000,
         "si_method": ("mv_length",),
         "length_rule": "near_longest",
-        "original_digits": 5,
-        "si_rounds": 4,
-        "block_size": 300,
-        "vote_threshold": 0.8,
+        "block_size": 344,
     },
+    "lee-maze": {
+        **_LEE_TRAINING,
+        **_LEE_VOTE,
+        **_LEE_MAZE,
+        "task": "large_maze_by_hops",
+        "original_digits": 9,
+        "si_rounds": 18,
+        "max_iters": 25_000,
+        "block_size": 124,
+    },
+}
+_PUBLISHED["lee-maze-nodes"] = {
+    **_PUBLISHED["lee-maze"],
+    "task": "large_maze_by_nodes",
+    "original_digits": 30,
+    "si_rounds": 17,
+    "max_iters": 12_000,
+    "block_size": 168,
 }
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d105
 _OTHERWISE: dict[str, dict[str, Any]] = {
     "lee-copy": {"max_iters": 4_000, "si_iter": 200},
-    "lee-multiplication": {"original_digits": 3, "si_rounds": 3, "voters": 3, "vote_threshold": 1.0},
+    "lee-multiplication": {"original_digits": 9, "si_rounds": 6, "vote_threshold": 1.0},
+    "lee-maze": {"task": "maze_by_hops", "original_digits": 4, "si_rounds": 6, "vote_threshold": 1.0},
+    "lee-maze-nodes": {"task": "maze_by_nodes", "original_digits": 8, "vote_threshold": 1.0},
 }
 
 
@@ -412,7 +471,7 @@ def _smaller(name):
         "si_iter": full.si_iter // 10,
         "si_stable": full.si_stable // 10,
     }
-    rounds = {"si_rounds": min(10, full.si_rounds)}
+    rounds = {"si_rounds": min(10, full.si_rounds), "voters": min(3, full.voters)}
     return {**_PUBLISHED[name], **sizes, **counts, **steps, **rounds, **_OTHERWISE.get(name, {})}
 
 
@@ -562,7 +621,7 @@ TRAINING_SETTINGS = (
     "learning_rate_floor",
 )
 MODEL_SETTINGS = ("block_size", "n_layer", "n_head", "n_embd", "bias", "dropout", "positional_encoding")
-SAME_PROBLEMS = ("task", "original_digits")
+SAME_PROBLEMS = ("task", "original_digits", "base_tasks")
 BASE_TRAINING_SETTINGS = (
     *SAME_PROBLEMS,
     "seed",

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['TASKS', 'SPLITS', 'UNSPLIT_DIGITS', 'Problems', 'longest_operand', 'Shape', 'Task', 'string_task', 'reverse_pair',
            'joined_operands', 'digit_parity', 'one_digit', 'add_reversed', 'add_forward', 'one_digit_more',
-           'at_most_one_digit_more', 'multiply_digit', 'multiply_in_steps', 'steps_of_product', 'MazeTask',
-           'maze_by_hops', 'maze_by_nodes', 'register_task', 'problem_class', 'make_problems', 'is_right',
+           'at_most_one_digit_more', 'multiply_digit', 'multiply_in_steps', 'steps_of_product', 'pair_of_lengths',
+           'MazeTask', 'maze_by_hops', 'maze_by_nodes', 'register_task', 'problem_class', 'make_problems', 'is_right',
            'label_length', 'make_base_data']
 
 # %% ../../nbs/problems/01_tasks.ipynb #9a9ceead
+import itertools
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,36 +62,61 @@ class Shape:
     symbols: range = DIGITS  # tokens of what operands and answers are made of
     shortest: int = 1  # length
     longest: int | None = None  # length; None: as long as there is room
+    curriculum: Callable | None = None  # length -> digits of each operand; None: as many as the length
 
     @property
     def vocab_size(self) -> int:
         """Symbols that a model of this task knows."""
         return max(VOCAB_SIZE, self.symbols.stop)
 
+    def operand_lengths(
+        self,
+        length: int,  # of problems
+    ) -> tuple[int, ...]:  # digits of each operand
+        """What a length says of the operands."""
+        return self.curriculum(length) if self.curriculum else (length,) * self.operands
+
+    def base_lengths(
+        self,
+        longest: int,  # length in the base data
+    ) -> list[tuple[int, ...]]:  # digits of each operand, equally often
+        """Operand lengths that base data are made of."""
+        lengths = range(self.shortest, longest + 1)
+        if self.curriculum:
+            return [self.curriculum(length) for length in lengths]
+        return list(itertools.product(lengths, repeat=self.operands))
+
     def prompt_width(
         self,
-        length: int,  # digits per operand
+        length: int,  # of problems
     ) -> int:  # tokens in a prompt of that length
         """Width of a prompt: every operand is followed by one mark."""
-        return self.operands * (length + 1)
+        return sum(self.operand_lengths(length)) + self.operands
 
     def answer_lengths(
         self,
-        length: int,  # digits per operand
+        length: int,  # of problems
     ) -> tuple[int, ...]:  # tokens that an answer can have before its end mark
         """The answer lengths that are possible, which is all a length filter may know."""
-        return self.possible_lengths(*(length,) * self.operands)
+        return self.possible_lengths(*self.operand_lengths(length))
 
     def width(
         self,
-        length: int,  # digits per operand
+        length: int,  # of problems
     ) -> int:  # tokens of a whole problem, end mark included
-        """Tokens that the longest problem of this length takes."""
+        """Tokens that the widest problem of this length takes."""
         return self.prompt_width(length) + max(self.answer_lengths(length)) + 1
+
+    def widest(
+        self,
+        length: int,  # of the longest problems
+    ) -> int:  # tokens of a whole problem, end mark included
+        """Tokens that the widest problem up to this length takes, which need not be the longest one."""
+        return max(self.width(each) for each in range(self.shortest, length + 1))
 
     def fits(
         self,
-        length: int,  # digits per operand
+        length: int,  # of problems
         block_size: int,  # tokens that a model has room for
     ) -> bool:
         """Whether there are problems of this length, and room for them."""
@@ -244,6 +271,16 @@ def steps_of_product(
     later = [left + place + 1 for place in range(1, right)]
     return (left + 1 + 2 * sum(later) + 2 * len(later),)
 
+# %% ../../nbs/problems/01_tasks.ipynb #3d9a7c02
+def pair_of_lengths(
+    length: int,  # place in the order, from 1
+) -> tuple[int, int]:  # digits of both operands
+    """The pair at a place in the order of shells."""
+    larger = math.isqrt(length - 1) + 1
+    place = length - (larger - 1) ** 2 - 1  # within its shell, from 0
+    smaller = place // 2 + 1
+    return (smaller, larger) if place % 2 == 0 else (larger, smaller)
+
 # %% ../../nbs/problems/01_tasks.ipynb #5e0a2c02
 @dataclass(frozen=True)
 class MazeTask(Task):
@@ -332,6 +369,14 @@ TASKS = Registry(
     Task("string_reversal_of_pairs", 2, reverse_pair, joined_operands),
     Task("parity", 1, digit_parity, one_digit),
     Task("multiplication", 2, multiply_in_steps, steps_of_product, leading=-1),
+    Task(
+        "multiplication_by_pairs",
+        2,
+        multiply_in_steps,
+        steps_of_product,
+        leading=-1,
+        curriculum=pair_of_lengths,
+    ),
     maze_by_hops("maze_by_hops", nodes=12, names=26),
     maze_by_nodes("maze_by_nodes", hops=3, names=26),
     maze_by_hops("large_maze_by_hops", nodes=30, names=52),
@@ -400,13 +445,13 @@ def _draw_split(task, lengths, count, rng, split):
 
 def make_problems(
     task: Task,  # what to compute
-    length: int,  # digits of every operand
+    length: int,  # of every problem
     count: int,  # number of problems
     rng: np.random.Generator,  # source of the digits
     split: str = "train",  # key of SPLITS
 ) -> Problems:  # prompts (count, ...) and answers (count, ...)
-    """Problems of one length and one split, all operands equally long."""
-    return _draw_split(task, (length,) * task.operands, count, rng, split)
+    """Problems of one length and one split."""
+    return _draw_split(task, task.operand_lengths(length), count, rng, split)
 
 # %% ../../nbs/problems/01_tasks.ipynb #5e0a2c09
 _EXAMPLES = ("123", "45")  # operands of a prompt as it should be
@@ -442,18 +487,16 @@ def label_length(
 # %% ../../nbs/problems/01_tasks.ipynb #70b9ca4c
 def make_base_data(
     task: Task,  # what to compute
-    max_length: int,  # longest operand, in digits
+    max_length: int,  # longest length
     count: int,  # number of examples
     rng: np.random.Generator,  # source of lengths and digits
-) -> np.ndarray:  # (count, task.width(max_length)) uint8 tokens, filled with PAD on the right
+) -> np.ndarray:  # (count, task.widest(max_length)) uint8 tokens, filled with PAD on the right
     """Training examples of mixed lengths, prompt and answer together."""
-    each = max_length - task.shortest + 1  # lengths that an operand may have
-    groups = rng.multinomial(count, np.full(each**task.operands, float(each) ** -task.operands))
-    tokens = np.full((count, task.width(max_length)), PAD, dtype=np.uint8)
+    groups = task.base_lengths(max_length)
+    sizes = rng.multinomial(count, np.full(len(groups), 1 / len(groups)))
+    tokens = np.full((count, task.widest(max_length)), PAD, dtype=np.uint8)
     start = 0
-    for group, size in enumerate(groups):
-        indices = np.unravel_index(group, (each,) * task.operands)
-        lengths = tuple(int(index) + task.shortest for index in indices)
+    for lengths, size in zip(groups, sizes, strict=True):
         problems = _draw_split(task, lengths, size, rng, "train")
         rows = np.concatenate(problems, axis=1)
         tokens[start : start + size, : rows.shape[1]] = rows
