@@ -320,6 +320,8 @@ def _add_stored_command(commands, name, meaning, all_rounds=False):
     command.add_argument(
         "--models_dir", type=folder_name, help="folder of the weights (default: models in RUN)"
     )
+    device = "auto, cpu, cuda, cuda:N or mps (default: what the run was set to)"
+    command.add_argument("--device", metavar="DEVICE", help=device)
     return command
 
 # %% ../nbs/cli.ipynb #18922c70
@@ -782,7 +784,7 @@ def _open_run(args):
     """The run that a command looks into."""
     from si_nb.loop.stored import open_stored
 
-    return open_stored(args.run, args.models_dir, getattr(args, "data_dir", None))
+    return open_stored(args.run, args.models_dir, getattr(args, "data_dir", None), args.device)
 
 # %% ../nbs/cli.ipynb #f5ded378
 def evaluate_command(

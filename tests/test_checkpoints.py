@@ -28,7 +28,7 @@ from si_nb.loop.workers import Interrupted
 from si_nb.model.generate import generate
 from si_nb.problems.tasks import TASKS, make_problems
 from si_nb.problems.tokenizer import decode, encode
-from si_nb.record.storage import remove_sealed
+from si_nb.record.storage import remove_sealed, write_sealed
 from si_nb.record.table import append_rows, read_table
 
 ROUNDS, VOTERS = 4, 2
@@ -221,6 +221,18 @@ def test_given_weights_are_measured_alike(folder, capsys):
     _, stored, _ = call(capsys, *words, "--arm", "mv_length", "--round", 3)
     assert json.loads(given) == [row for row in json.loads(stored) if row["voter"] == 1]
     assert "leave out --arm" in refusal(capsys, *words, "--weights", path, "--arm", "none")
+
+
+def test_a_run_from_another_machine_is_measured_here(copy, capsys):
+    """A run that says cuda is refused where there is none; with another device it gives what it did."""
+    words = ("evaluate", copy, "--lengths", "2-3", "--arm", "none", "--json")
+    _, before, _ = call(capsys, *words)
+    facts = json.loads((copy / "config.json").read_text())
+    write_sealed(copy / "config.json", json.dumps({**facts, "device": "cuda:63"}).encode())
+    assert "cuda:63" in refusal(capsys, *words)
+    assert call(capsys, *words, "--device", "cpu")[1] == before
+    assert call(capsys, "generate", copy, "12=", "--device", "cpu")[0] == 0
+    assert "device 'tpu' is unknown" in refusal(capsys, *words, "--device", "tpu")
 
 
 def test_the_answers_to_prompts(folder, capsys):

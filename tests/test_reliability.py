@@ -37,10 +37,12 @@ import si_nb.loop.evaluate
 import si_nb.loop.labels
 import si_nb.loop.rounds
 import si_nb.loop.training
+from si_nb.loop.branch import run_branch
 from si_nb.loop.checkpoints import load_checkpoint, load_tensors
 from si_nb.loop.evaluate import count_right
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.settings import ConfigError, identity, make_config
+from si_nb.loop.stored import open_stored
 from si_nb.loop.workers import Interrupted, Stopped, side_by_side
 from si_nb.model.generate import generate
 from si_nb.model.trainer import DeviceError, DivergedError
@@ -147,6 +149,11 @@ def attempt(folder, minutes, changes, flush=False):
     if flush:
         os.fsync = plain_fsync
     go(folder, minutes, **changes)
+
+
+def attempt_branch(folder, parent, changes):
+    """A branch from the first round of a run to its end."""
+    run_branch(open_stored(parent), 1, folder, changes, progress=False, checkpoint_minutes=0)
 
 
 plain_fsync = os.fsync
@@ -391,20 +398,25 @@ def phase(run):
     return "round training" if len(trained) < 1 + VOTERS else "measuring"
 
 
-def kill_at_random(nursery, place, kills, flush, **changes):
-    """Start runs again and again after SIGKILLs at random moments, and compare each that ends;
-    kills by phase.
-    """
+def kill_runs(nursery, place, kills, flush, **changes):
+    """Kill runs at random moments; kills by phase."""
     changes = {**EVEN, **changes}
     whole = go(place / "whole", **changes).path
+    return kill_at_random(nursery, place, kills, whole, "attempt", 0, changes, flush)
+
+
+def kill_at_random(nursery, place, kills, whole, action, *arguments):
+    """Start an action again and again after SIGKILLs at random moments, and compare each that ends with a
+    whole one; kills by phase.
+    """
     seed = random.randrange(10**6)
     rng, phases, runs, start = random.Random(seed), Counter(), 0, time.monotonic()
-    assert nursery.call("attempt", place / "timed", 0, changes, flush)[0] == 0
+    assert nursery.call(action, place / "timed", *arguments)[0] == 0
     expected = time.monotonic() - start
     while phases.total() < kills:
         run, code = place / f"run_{runs}", None
         while code != 0:
-            child = nursery.start("attempt", run, 0, changes, flush)
+            child = nursery.start(action, run, *arguments)
             if phases.total() < kills:
                 time.sleep(rng.uniform(0, expected))
                 os.kill(child, signal.SIGKILL)
@@ -430,18 +442,28 @@ def test_12_kills_change_nothing(nursery, tmp_path):
     """Killed at 12 random moments and started again each time, runs end in the same table,
     labels and weights.
     """
-    assert len(kill_at_random(nursery, tmp_path, 12, flush=False)) >= 2
+    assert len(kill_runs(nursery, tmp_path, 12, flush=False)) >= 2
 
 
 def test_kills_change_nothing_where_a_round_takes_in_several_lengths(nursery, tmp_path):
     """The same with two lengths in each round."""
-    assert kill_at_random(nursery, tmp_path, 4, flush=False, lengths_per_round=2).total() == 4
+    assert kill_runs(nursery, tmp_path, 4, flush=False, lengths_per_round=2).total() == 4
+
+
+def test_kills_change_nothing_in_a_branch(nursery, tmp_path):
+    """The same for a branch, whose first round is taken over from another run."""
+    parent = run_experiment(
+        make_config(**{**SETTINGS, **EVEN}), tmp_path / "parent", progress=False, keep_weights=True
+    ).path
+    changes = {"si_iter": 14, "num_samples": 400}
+    whole = run_branch(open_stored(parent), 1, tmp_path / "whole", changes, progress=False).path
+    assert kill_at_random(nursery, tmp_path, 5, whole, "attempt_branch", parent, changes).total() == 5
 
 
 @pytest.mark.slow(reason="200 kills take minutes")
 def test_200_kills_change_nothing(nursery, tmp_path):
     """The same with so many kills that all phases are hit."""
-    phases = kill_at_random(nursery, tmp_path, 200, flush=True)
+    phases = kill_runs(nursery, tmp_path, 200, flush=True)
     assert {"base training", "labels", "round training", "measuring", "writing a file"} <= set(phases)
 
 

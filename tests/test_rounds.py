@@ -25,6 +25,7 @@ from si_nb.loop.branch import run_branch
 from si_nb.loop.check import check_folder
 from si_nb.loop.checkpoints import load_model, load_tensors, save_tensors
 from si_nb.loop.evaluate import derive_rng, derive_seed, next_lengths
+from si_nb.loop.export import labels_card, labels_table
 from si_nb.loop.folder import locate_run, open_run
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.settings import (
@@ -1099,6 +1100,15 @@ def test_own_labels_are_each_voters_answers(models_dir, tmp_path):
         same = all(torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
         assert same == (separate[voter] == rows.numpy()).all()
     assert (separate != rows.numpy()).any()
+    exported = labels_table(open_stored(runs[True].path, models_dir), "mv")
+    kept = exported[exported["kept"]]
+    for voter in range(3):
+        learned = (kept["prompt"] + kept[f"own_{voter}"]).tolist()
+        assert learned == [row.removesuffix("$") for row in decode(separate[voter])]
+        assert exported[f"own_{voter}"].count() == len(kept)
+    assert "own_0" not in labels_table(open_stored(runs[False].path, models_dir), "mv")
+    card = labels_card(open_stored(runs[True].path), "mv", exported)
+    assert "| own_2 | the answer that voter 2 learned from |" in card
 
 
 def test_what_can_be_set_of_a_mixture():

@@ -33,6 +33,7 @@ class _Part(NamedTuple):
 
     problems: Problems  # all that were tried
     kept: np.ndarray  # (kept, width) uint8 tokens, prompt and label
+    own: np.ndarray  # (K, kept, width) uint8 tokens, of each voter; none of them where the labels are shared
 
 
 def _tried(config, number, length, wanted, count):
@@ -51,10 +52,11 @@ def _parts(config, labels, number) -> Iterator[_Part]:
     lengths, begin = sorted({length for length, _ in counts}), 0
     config = settings_of_round(config, number)
     wanted = max(1, config.num_samples // len(lengths))
+    own = labels.rows[None][:0] if labels.own is None else labels.own
     for length in lengths:
         end = begin + counts[length, "label_kept"]
         problems = _tried(config, number, length, wanted, counts[length, "label_raw"])
-        yield _Part(problems, labels.rows[begin:end])
+        yield _Part(problems, labels.rows[begin:end], own[:, begin:end])
         begin = end
 
 # %% ../../nbs/loop/24_export.ipynb #539fbd17
@@ -110,7 +112,12 @@ def _rows_of(machine, models, part, number):
     right = _if_known(is_right(labels, answers).tolist(), known)
     texts = [[text.removesuffix("$") for text in decode(tokens)] for tokens in (labels, answers)]
     columns = (decode(prompts), _if_known(texts[0], known), texts[1], right, found, [number] * len(prompts))
-    return pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True)))
+    table = pd.DataFrame(dict(zip(_COLUMNS, columns, strict=True)))
+    for voter, rows in enumerate(part.own):
+        own = np.full(len(table), None, dtype=object)
+        own[found] = [text.removesuffix("$") for text in decode(rows[:, prompts.shape[1] :])]
+        table[f"own_{voter}"] = own
+    return table
 
 # %% ../../nbs/loop/24_export.ipynb #87029322
 def labels_table(
@@ -120,7 +127,8 @@ def labels_table(
 ) -> pd.DataFrame:  # prompt, label, truth, right, kept, round; label and right None where they are not known
     """Every problem that an arm tried to label, in the order of labelling.
 
-    Labels that were not kept are known where the weights of the round before are there.
+    Labels that were not kept are known where the weights of the round before are there. Where voters learned
+    from answers of their own, there is a column for each (own_0 and so on), None where nothing was kept.
 
     Raises: ConfigError when there is no such arm or round, or a file is another run's; DamagedError naming
     labels that are missing or damaged; DeviceError.
@@ -169,7 +177,10 @@ tried, {kept:,} labels were kept and learned from.
 | right | whether the label is the true answer |
 | kept | whether the keep rule kept it |
 | round | the round of self-improvement |
-"""
+{own}"""
+
+
+_OWN = "| {} | the answer that voter {} learned from |\n"
 
 
 def labels_card(
@@ -179,7 +190,8 @@ def labels_card(
 ) -> str:  # Markdown with a head of YAML
     """What the data set is."""
     sizes = {"size": len(table), "kept": int(table["kept"].sum())}
-    return _CARD.format(run=run.store.run, arm=arm, task=run.config.task, **sizes)
+    own = "".join(_OWN.format(name, name.removeprefix("own_")) for name in table if name.startswith("own_"))
+    return _CARD.format(run=run.store.run, arm=arm, task=run.config.task, own=own, **sizes)
 
 # %% ../../nbs/loop/24_export.ipynb #afb4873f
 TEXT_SUFFIXES = (".tsv", ".txt")  # of a file; any other name is that of a folder

@@ -7,6 +7,7 @@ __all__ = ['read_config', 'StoredRun', 'open_stored', 'arm_rounds', 'rounds_with
 
 # %% ../../nbs/loop/22_stored.ipynb #d51e8def
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,7 @@ def open_stored(
     run: str | Path,  # its folder
     models_dir: str | Path | None = None,  # where its weights are; default: in its folder
     data_dir: str | Path | None = None,  # where its kept labels are; default: in its folder
+    device: str | None = None,  # where its models are to compute; default: where the run did
 ) -> StoredRun:  # nothing in it has been touched
     """Open a run to read what it has stored.
 
@@ -72,6 +74,7 @@ def open_stored(
     """
     path = Path(run)
     config = read_config(path)
+    config = config if device is None else replace(config, device=device)
     for place in (models_dir, data_dir):
         if place is not None and not Path(place).is_dir():
             raise ConfigError(f"{place}: no such folder; name the one that the run was made with")
