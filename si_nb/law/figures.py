@@ -235,15 +235,20 @@ def _interval_of(counts):
     return binomial_interval(counts["successes"].to_numpy(), counts["trials"].to_numpy())
 
 
+_RING = dict(marker="o", markersize=13, markerfacecolor="none", markeredgewidth=1.5, linestyle="none")
+
+
 def length_figure(
     table: pd.DataFrame,  # measurement table of one arm; seeds are pooled
 ) -> Picture:  # accuracy against length, a line per round
-    """How far does each round reach? Exact-match accuracy by length with 95% bands."""
+    """How far does each round reach? Accuracy by length with 95% bands, and a ring at the newest length."""
     rows = accuracy_by_length(table)
+    newest = trajectory(table).groupby("round")["length"].max() if rows["round"].max() else {}
     counts = rows.groupby(["round", "length"], as_index=False)[["successes", "trials"]].sum()
     rounds = counts["round"].unique()
     shown, first = _evenly(rounds, MOST_LINES), rows.iloc[0]
-    caption = f"{drawable(first['task'])}, arm {drawable(first['arm'])}; bands: 95%; {_counted(rows)} and run"
+    caption = f"{drawable(first['task'])}, arm {drawable(first['arm'])}; bands: 95%; rings: newest length; "
+    caption += f"{_counted(rows)} and run"
     if len(shown) < len(rounds):
         caption += f"; {len(shown)} of {len(rounds)} rounds drawn"
     with style():
@@ -255,6 +260,8 @@ def length_figure(
             axis.fill_between(part["length"], low, high, color=shade, alpha=0.2, linewidth=0)
             looks = dict(color=shade, marker=f"${r}$", markersize=7, linewidth=1)
             axis.plot(part["length"], rate, label=label, **looks)
+            at = part["length"] == newest.get(r)
+            axis.plot(part["length"][at], rate[at], color=shade, **_RING)
         axis.set(xlabel="length (digits)", ylabel="accuracy (share of exact answers)", ylim=(-0.03, 1.03))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
