@@ -99,6 +99,15 @@ def test_simulation_is_the_closed_form():
     assert np.allclose(np.log(found.horizon[0] / found.length[0]), expected)
 
 
+@pytest.mark.parametrize("digits", [2, 3])
+def test_several_lengths_a_round_cost_what_they_cost_in_turn(digits):
+    """With clean labels the margin loses the ratio of the newest lengths, however many a round takes in."""
+    found, rounds = walked({"si_method": "oracle", "lengths_per_round": digits}), np.arange(1, 41)
+    assert found.length[0].tolist() == (8 + digits * rounds).tolist()
+    expected = np.log(10.4 / 8) + np.exp(VALUES["log_gain"]) * rounds - np.log((8 + digits * rounds) / 8)
+    assert np.allclose(np.log(found.horizon[0] / found.length[0]), expected)
+
+
 @pytest.mark.parametrize("fading", [0.0, 0.4])
 @pytest.mark.parametrize("speed", [0.35, 0.5, 0.7, 0.9])
 def test_the_critical_surface_parts_what_lasts_from_what_dies(speed, fading):

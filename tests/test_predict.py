@@ -71,6 +71,20 @@ def test_a_setting_that_the_law_does_not_read_is_warned_of_where_it_is_unusual(c
     assert "warning: outside of what was measured: n_layer 5 (measured: 3)" in capsys.readouterr().out
 
 
+def test_two_lengths_a_round_are_forecast_and_warned_of(capsys):
+    """Two lengths in each round: lengths count double, lives are shorter, and nothing like it was seen."""
+    flags = (
+        "--task copy --original_digits 6 --n_embd 32 --n_head 2 --max_iters 2500 --batch_size 64 --si_iter 50"
+    )
+    weak = ["predict", *flags.split(), "--si_method", "none", "--num_samples", "250", "--lengths_per_round"]
+    one, two = (said(capsys, *weak, digits) for digits in "12")
+    assert {"setting": "lengths_per_round", "value": 2, "seen": [1], "distance": None} in two["outside"]
+    for found, digits in ((one, 1), (two, 2)):
+        ends = [(found["collapse_length"][end], found["collapse_round"][end]) for end in ("low", "value")]
+        assert [length - 6 for length, _ in ends] == [digits * number for _, number in ends]
+    assert two["collapse_round"]["value"] < one["collapse_round"]["value"]
+
+
 def test_measured_runs_are_alike_in_what_the_law_does_not_read():
     """Each setting is read by the law, refused, the same in all its runs, or said here to be no matter."""
     no_matter = {
@@ -86,7 +100,7 @@ def test_measured_runs_are_alike_in_what_the_law_does_not_read():
     no_matter |= {"eval_interval", "eval_samples", "device", "train_multiple_base"}  # measured, not changed
     no_matter |= {"accelerated_accuracy", "accelerated_items", "noise_round", "noise_kind"}  # parts of others
     named = {setting.name for setting in fields(RunConfig)}
-    assert named == {*MIDDLE, *ALIKE, *no_matter, "lengths_per_round"}
+    assert named == {*MIDDLE, *ALIKE, *no_matter}
     assert all(ALIKE[name] == LATER_SETTINGS[name] for name in set(ALIKE) & set(LATER_SETTINGS))
     for sweep in ("sweep", "long", "conditions"):
         runs = pd.read_csv(ROOT / "results" / sweep / "runs.csv")

@@ -54,6 +54,8 @@ ALIKE: dict[str, Any] = {  # settings that the law does not read, since all meas
     "length_rule": "possible",
     "accelerated": False,
     "noise_fraction": 0.0,
+    "lengths_per_round": 1,
+    "base_tasks": "",
 }
 
 # %% ../../nbs/law/04_conditions.ipynb #f882b9fc
@@ -66,17 +68,16 @@ def by_name(
 
 def complete(
     settings: Any,  # of a run: by name, or its configuration; those the law does not read are left out
-) -> dict:  # all of MIDDLE's
+) -> dict:  # all of MIDDLE's, and lengths_per_round
     """The settings that the law reads.
 
-    Raises: LawError, one line, for an unknown keep rule, an unknown loss_on, a number that is none, or
-    rounds of several lengths.
+    Raises: LawError, one line, for an unknown keep rule, an unknown loss_on, or a number that is none.
     """
     told = by_name(settings)
     found = {name: told.get(name, value) for name, value in MIDDLE.items()}
-    several = told.get("lengths_per_round", 1)
-    if isinstance(several, str) or several > 1:
-        raise LawError(f"lengths_per_round is {several!r}: the law knows rounds that take in one length")
+    digits = told.get("lengths_per_round", 1)
+    if isinstance(digits, (bool, str)) or digits < 1 or digits != int(digits):
+        raise LawError(f"lengths_per_round is {digits!r}; give a whole number from 1")
     if isinstance(found["si_method"], (list, tuple)) and len(found["si_method"]) == 1:
         found["si_method"] = found["si_method"][0]
     if not isinstance(found["si_method"], str) or found["si_method"] not in TRIES:
@@ -87,7 +88,7 @@ def complete(
             raise LawError(f"{name} is {found[name]!r}; give a number above 0")
     if found["loss_on"] not in ("all", "answer"):
         raise LawError(f"loss_on is {found['loss_on']!r}; choose all or answer")
-    return found
+    return {**found, "lengths_per_round": int(digits)}
 
 # %% ../../nbs/law/04_conditions.ipynb #3f07a13b
 def votes_needed(
@@ -139,9 +140,10 @@ Array = np.ndarray | float  # one number, or one for each of many runs
 # %% ../../nbs/law/04_conditions.ipynb #b809e8bf
 def price(
     length: Array,  # newest length n
-) -> Array:  # fall of ln(h / n) when n becomes n + 1
-    """The price of a digit."""
-    return np.log1p(1 / np.asarray(length, float))
+    digits: Array = 1,  # lengths that a round takes in
+) -> Array:  # fall of ln(h / n) when n becomes n + digits
+    """The price of a digit, or of several at once."""
+    return np.log1p(np.asarray(digits) / np.asarray(length, float))
 
 # %% ../../nbs/law/04_conditions.ipynb #a1b1602d
 def label_log_odds(
@@ -149,9 +151,11 @@ def label_log_odds(
     length: Array,  # n, newest
     horizon: Array,  # h
     steepness: Array,  # k
-) -> Array:  # of a voter's label at n + 1 being right
+    digits: Array = 1,  # lengths that the round takes in
+) -> Array:  # of a voter's label at n + 1 being right, or at the middle of several new lengths
     """How good the labels of the next round are."""
-    return steepness * np.log(horizon / (np.asarray(length) + 1)) + parameters["ahead"]
+    asked = np.asarray(length) + (np.asarray(digits) + 1) / 2
+    return steepness * np.log(horizon / asked) + parameters["ahead"]
 
 # %% ../../nbs/law/04_conditions.ipynb #b6ecac2e
 def wrong_share(
@@ -247,7 +251,7 @@ def flattening(
     rate = p["flattening"] + p["flattening_steepness"] * np.log(np.asarray(steepness) / 15)
     rate = rate - p["flattening_examples"] * _effort(settings)
     rate = rate + p["flattening_addition"] * _is(settings, "task", "reverse_addition")
-    return -price(length) * rate
+    return -price(length, settings.get("lengths_per_round", 1)) * rate
 
 # %% ../../nbs/law/04_conditions.ipynb #cdb26a38
 def critical_margin(

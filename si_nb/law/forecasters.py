@@ -584,7 +584,8 @@ def conditions_courses(
     share = -(-draws // len(runs))
     walks = [_walk_from(seen, run, law, share, generator) for run in runs]
     gains = np.concatenate([np.log(walk.horizon[:, 1] / walk.horizon[:, 0]) for walk in walks])
-    prices = np.concatenate([price(walk.length[:, 0]) for walk in walks])
+    digits = seen.settings.get("lengths_per_round", 1)
+    prices = np.concatenate([price(walk.length[:, 0], digits) for walk in walks])
     units = {"gain": "ln length per round", "price": "ln length per round"}
     parameters = describe_parameters(units, np.stack([gains, prices], -1))
     paths = [(run, walk.accuracy) for run, walk in zip(runs, walks, strict=True)]

@@ -189,7 +189,8 @@ def _flattening_residual(p, steps):
 
 # %% ../../nbs/law/05_learning.ipynb #8e219b95
 def _ahead_residual(p, steps):
-    expected = label_log_odds(p, steps["length"], steps["horizon"], steps["steepness"])
+    digits = steps.get("lengths_per_round", 1)
+    expected = label_log_odds(p, steps["length"], steps["horizon"], steps["steepness"], digits)
     return steps["label_log_odds"].to_numpy() - np.asarray(expected)
 
 # %% ../../nbs/law/05_learning.ipynb #4ba0ae1a
@@ -422,7 +423,8 @@ def effect_sizes(
     steps: pd.DataFrame,  # transitions
 ) -> dict:  # name of EFFECTS -> (rows,)
     """How much a run's own effect of one moves each measurement of its rounds."""
-    sizes = {"gain": expected_gain(values, steps), "flattening": -price(steps["length"])}
+    prices = price(steps["length"], steps.get("lengths_per_round", 1))
+    sizes = {"gain": expected_gain(values, steps), "flattening": -prices}
     sizes |= {"vote": steps["votes"] - 1.0, "reading": np.ones(len(steps))}
     return {name: np.asarray(size) for name, size in sizes.items()}
 

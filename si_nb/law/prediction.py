@@ -85,19 +85,19 @@ def walk(
     first: bool = True,  # whether the first of them is the run's first round
 ) -> Walk:  # after each of the rounds
     """The law, round by round."""
-    votes, path = votes_needed(settings), []
+    votes, path, digits = votes_needed(settings), [], settings.get("lengths_per_round", 1)
     length, h, k = state
     for number in range(rounds):
-        z = label_log_odds(parameters, length, h, k)
+        z = label_log_odds(parameters, length, h, k, digits)
         wrong = wrong_share(parameters, z, votes, effects["vote"] + scatter["vote"][number])
         passed = kept_share(parameters, z, votes, settings["voters"])
         labels = kept_labels(passed, settings)
         moved = gain(parameters, settings, length, k, labels, own_share(settings, votes) * wrong)
         moved = moved * np.maximum(1 + effects["gain"], 0) + scatter["gain"][number]
         moved = moved - settling(parameters, labels, first and number == 0)
-        flatter = flattening(parameters, settings, k, length) - price(length) * effects["flattening"]
+        flatter = flattening(parameters, settings, k, length) - price(length, digits) * effects["flattening"]
         flatter = flatter + scatter["flattening"][number]
-        length, h = length + 1, h * np.exp(np.clip(moved, -0.3, 0.5))
+        length, h = length + digits, h * np.exp(np.clip(moved, -0.3, 0.5))
         k = np.clip(k * np.exp(np.clip(flatter, -1, 1)), 0.5, 200)
         reading = parameters["reading"] + effects["reading"] + scatter["reading"][number]
         path.append(np.broadcast_arrays(float(length), h, k, wrong, labels, passed, reading))
@@ -183,7 +183,8 @@ def outside(
 ) -> list:  # dicts of setting, value, seen, distance (a factor; None for what is no number)
     """Settings beyond what the law has seen, named with their distance; also those that it does not read."""
     found, told = [], by_name(settings)
-    for name, value in complete(told).items():
+    plain = complete(told)
+    for name, value in ((name, plain[name]) for name in MIDDLE):
         seen, distance = law.seen[name], None
         if name in NUMBERS:
             distance = round(max(value / seen[1], seen[0] / value), 3)
@@ -213,7 +214,8 @@ def seen_of(
         first = f"it must be at least {every['round'].min()}, the first round in the table"
         raise LawError(f"until_round is {until_round}; {first}")
     numbers = {name: settings.get(name, MIDDLE.get(name, 0)) for name in dict.fromkeys([*BASE, *NUMBERS])}
-    run = pd.DataFrame([{"run_id": found["run_id"].iloc[0], **numbers}])
+    digits = settings.get("lengths_per_round", 1)
+    run = pd.DataFrame([{"run_id": found["run_id"].iloc[0], **numbers, "lengths_per_round": digits}])
     budget = error_budget(table[table["round"] <= origin]) if origin else None
     return found.iloc[-1], None if budget is None else transitions(found, budget, run)
 
@@ -284,10 +286,11 @@ def _interval(sample):
 # %% ../../nbs/law/06_prediction.ipynb #7e0fedf2
 def _said(law, told, rounds, before, origin):
     """What a sample of collapse rounds says of lasting and dying."""
+    lengths = before + complete(told)["lengths_per_round"] * rounds
     later = [r for r in LASTING if r > origin]
     return {
         "probability_lasting": {str(r): round(float((rounds > r).mean()), 4) for r in later},
-        "collapse_length": _interval(rounds + before),
+        "collapse_length": _interval(lengths),
         "collapse_round": _interval(rounds),
         "outside": outside(law, told),
         "rests_on": {name: getattr(law, name) for name in ("runs", "base_models", "rounds", "made")},
@@ -314,7 +317,7 @@ def predict(
     ahead = follow(law, settings, LONGEST, draws, generator, state, steps)
     below = state is not None and 2 * state["successes"] < state["trials"]
     rounds = collapse_rounds(ahead.accuracy, origin, below)
-    before = int(ahead.length[0, 0]) - 1 - origin  # newest length less round
+    before = int(ahead.length[0, 0]) - settings["lengths_per_round"] * (1 + origin)  # length before all rounds
     measured = table if table is None else table[table["round"] <= origin]
     at = None if critical_of is None else critical(settings, critical_of, law=law, seed=seed, table=measured)
     return {
@@ -473,9 +476,11 @@ def emulate(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # measurement table; run_id and settings as one row
     """A run as the law would have it, in counts.
 
-    Raises: LawError as `si_nb.law.conditions.complete` does.
+    Raises: LawError as `si_nb.law.conditions.complete` does, and for rounds of several lengths.
     """
     plain, generator = complete(settings), np.random.default_rng(seed)
+    if plain["lengths_per_round"] > 1:
+        raise LawError("lengths_per_round: only runs that take in one length a round are emulated")
     parameters = {name: np.array([value]) for name, value in law.values.items()}
     length, h, k = _begin(law, plain, parameters, None, 1, generator)
     effects = {name: law.spreads[f"run_{name}"] * generator.standard_normal(1) for name in EFFECTS}
