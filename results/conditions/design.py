@@ -4,19 +4,19 @@ Run as: python results/conditions/design.py
 
 A bundle is one set of base models and three runs from it. Its cell (task, base length, width), the strength
 of its base models and whether there is a vote among its runs are drawn; what is cheap and what lasts is drawn
-more often. Each bundle is then the best of ten: of forty random ones, those most likely to last. What a run
+more often. Each bundle is then the best of five: of forty random ones, those most likely to last. What a run
 tells of lasting is p (1 - p) times the square of its row in a linear model in the logarithms of the settings,
 where p is the chance of lasting twenty rounds that the law of conditions gives it at present (the information
 of a logistic model): runs that are sure to die or to last tell little. The determinant of the information
 matrix, divided by the square root of the bundle's expense, is largest (D-optimality, greedily). So every
 beginning of the grid is itself a balanced design. All random numbers come from one seed; the law was the one
-that rests on 279 runs.
+that rests on 308 runs.
 
-Bundles up to 40 were chosen by earlier versions of this file: the first ten without asking how likely a run
-is to last, all of them with the loss on all tokens. Few of their runs lasted. Those of which a run was
-carried out stay, and what they tell counts in the choice of the others (a design augmented). The new ones
-learn from the answers alone, which gives stronger base models for the same number of steps, and most start
-at 12 or 16 digits.
+Bundles up to 75 were chosen by earlier versions of this file: the first ten without asking how likely a run
+is to last, those up to 40 with the loss on all tokens, all of them with three layers. Few of their runs
+lasted. Those of which a run was carried out stay, and what they tell counts in the choice of the others (a
+design augmented). The new ones learn from the answers alone, and most have a fourth layer: in trials that
+gave stronger base models at less expense than more steps or more width.
 """
 
 import argparse
@@ -32,28 +32,30 @@ import pandas as pd
 from si_nb.law.prediction import predict
 from si_nb.loop.sweep import read_grid
 
-TASK_SHARES = {"copy": 0.42, "reverse": 0.48, "reverse_addition": 0.1}
-_LENGTHS, _WIDTHS = {6: 0.05, 8: 0.2, 12: 0.35, 16: 0.4}, {32: 0.45, 64: 0.45, 96: 0.1}  # with their shares
-BASE_LENGTHS = {"copy": _LENGTHS, "reverse": _LENGTHS, "reverse_addition": {5: 0.2, 7: 0.4, 10: 0.4}}
+TASK_SHARES = {"copy": 0.45, "reverse": 0.47, "reverse_addition": 0.08}
+_LENGTHS, _WIDTHS = {8: 0.3, 10: 0.35, 12: 0.35}, {48: 0.2, 64: 0.5, 96: 0.3}  # with their shares
+BASE_LENGTHS = {"copy": _LENGTHS, "reverse": _LENGTHS, "reverse_addition": {5: 0.4, 7: 0.6}}
 WIDTHS = {"copy": _WIDTHS, "reverse": _WIDTHS, "reverse_addition": {64: 0.6, 96: 0.4}}
 BASE_STEPS = {
-    "copy": (2_000, 4_000, 8_000),
-    "reverse": (2_000, 4_000, 8_000),
+    "copy": (4_000, 8_000, 16_000),
+    "reverse": (4_000, 8_000, 16_000),
     "reverse_addition": (3_000, 6_000, 12_000),
 }
-VOTE_SHARE = 0.55  # of the bundles: a vote needs several base models, the other arms need one
-BASE_STEP_SHARES = (0.2, 0.5, 0.3)  # of the three levels: weak bases die early and tell little
-LEARNING_RATES = {32: 3e-3, 64: 2e-3, 96: 1.5e-3}
-ROUND_STEPS = {25: 0.2, 100: 0.4, 400: 0.4}
-LABELS = {250: 0.25, 1_000: 0.5, 4_000: 0.25}
+MIDDLE_STEPS = {"copy": 4_000, "reverse": 4_000, "reverse_addition": 6_000}  # where features are zero
+VOTE_SHARE = 0.5  # of the bundles: a vote needs several base models, the other arms need one
+BASE_STEP_SHARES = (0.2, 0.45, 0.35)  # of the three levels: weak bases die early and tell little
+LAYERS = {3: 0.2, 4: 0.8}
+LEARNING_RATES = {32: 3e-3, 48: 2.5e-3, 64: 2e-3, 96: 1.5e-3}
+ROUND_STEPS = {50: 0.2, 100: 0.3, 200: 0.3, 400: 0.2}
+LABELS = {500: 0.25, 1_000: 0.35, 4_000: 0.4}
 VOTES = ((3, 0.6), (3, 1.0), (5, 0.6), (5, 0.8), (5, 1.0))  # three voters cannot tell 0.8 from 1.0
 ARM_SHARES = {"none": 0.3, "oracle": 0.2, "mv": 0.05, "mv_length": 0.45}
-MOST_STEP_LABELS = 400 * 1_000  # steps times labels of a round: the costliest corners are left out
-MOST_VOTED = {32: 400 * 1_000, 64: 100 * 1_000, 96: 100 * 1_000}  # the same where several vote, by width
+MOST_STEP_LABELS = 400 * 4_000  # steps times labels of a round: the costliest corners are left out
+MOST_VOTED = {48: 200 * 1_000, 64: 200 * 1_000, 96: 100 * 1_000}  # the same where several vote, by width
 SEEDS = tuple(range(6))
 ROUNDS = 22
 LASTING = 20  # rounds
-POOL = 10  # of the candidates, those most likely to last
+POOL = 5  # of the candidates, those most likely to last
 GRID = Path(__file__).with_name("grid.toml")
 
 
@@ -63,6 +65,7 @@ class Base:
 
     task: str
     original_digits: int
+    n_layer: int
     n_embd: int
     max_iters: int
     loss_on: str
@@ -98,7 +101,8 @@ def draw_run(width, generator):
 def features(base, run):
     """The row of a run in the linear model; settings as logarithms, near 0 in the middle of their range."""
     length, width = log(base.original_digits / 10, 2), log(base.n_embd / 64, 2)
-    strength = log(base.max_iters / BASE_STEPS[base.task][1], 4)
+    depth = base.n_layer - 3
+    strength = log(base.max_iters / MIDDLE_STEPS[base.task], 4)
     steps, labels = log(run.si_iter / 100, 4), log(run.num_samples / 1_000, 4)
     vote, oracle = run.si_method.startswith("mv"), run.si_method == "oracle"
     main = [
@@ -108,6 +112,7 @@ def features(base, run):
         base.task == "reverse_addition",
         length,
         width,
+        depth,
         strength,
         steps,
         labels,
@@ -118,6 +123,8 @@ def features(base, run):
     both = [
         length * width,
         length * strength,
+        depth * strength,
+        depth * vote,
         steps * labels,
         vote * ((run.vote_threshold - 0.8) * 5) ** 2,
         vote * steps,
@@ -137,7 +144,11 @@ def draw_bundle(cell, steps, vote, generator):
         fits = any(arm.startswith("mv") for arm in arms) == vote and sum(run.voters == 5 for run in runs) <= 1
         fits = fits and sum(run.si_method == "oracle" for run in runs) <= 1
         if fits and len(runs) == 3 and len(arms) > 1:
-            return Base(*cell, steps, "answer", int(generator.choice(SEEDS))), tuple(sorted(runs, key=repr))
+            task, length, width = cell
+            base = Base(
+                task, length, draw(LAYERS, generator), width, steps, "answer", int(generator.choice(SEEDS))
+            )
+            return base, tuple(sorted(runs, key=repr))
 
 
 def voters_of(run):
@@ -146,8 +157,8 @@ def voters_of(run):
 
 
 def expense(base, runs):
-    """About what a bundle costs, labels and measuring included, in steps of width 64 and ten digits."""
-    per_step = (0.4 + 0.6 * base.n_embd / 64) * (base.original_digits + 10) / 20
+    """About what a bundle costs, with labels and measuring, in steps of 3 layers of width 64 and ten digits."""
+    per_step = base.n_layer / 3 * (0.4 + 0.6 * base.n_embd / 64) * (base.original_digits + 10) / 20
     voters = [voters_of(run) for run in runs]
     rounds = sum(
         25 * k * (run.si_iter + run.num_samples / 20 + 150) for k, run in zip(voters, runs, strict=True)
@@ -158,7 +169,7 @@ def expense(base, runs):
 @cache
 def lasting(base, run):
     """The chance that a run lasts twenty rounds, by the law of conditions as it is fitted now."""
-    width = {"n_layer": 3, "batch_size": 64, "learning_rate": LEARNING_RATES[base.n_embd]}
+    width = {"batch_size": 64, "learning_rate": LEARNING_RATES[base.n_embd]}
     found = predict({**asdict(base), **asdict(run), **width}, draws=300)
     return found["probability_lasting"][str(LASTING)]
 
@@ -178,7 +189,7 @@ def information_of(base, runs):
 def choose(kept, bundles, candidates, seed):
     """Bundles to carry out after those kept, in order, up to a number of all."""
     generator, chosen = np.random.default_rng(seed), list(kept)
-    information = 0.02 * np.eye(len(features(Base("copy", 6, 32, 2_000, "all", 0), Run("none", 25, 250))))
+    information = 0.02 * np.eye(len(features(Base("copy", 6, 3, 32, 2_000, "all", 0), Run("none", 25, 250))))
     information += sum(information_of(base, runs) for base, runs in kept)
     while len(chosen) < bundles:
         task = draw(TASK_SHARES, generator)
@@ -215,7 +226,7 @@ def group_text(number, base, runs):
         yield (
             f'[[group]]\nname = "{number:02d}{letter}"\nseeds = [{base.seed}]\n'
             f'settings = {{ task = "{base.task}", original_digits = {base.original_digits}, '
-            f"n_embd = {base.n_embd}, n_head = {heads}, "
+            f"n_layer = {base.n_layer}, n_embd = {base.n_embd}, n_head = {heads}, "
             f'learning_rate = {learning_rate}, max_iters = {base.max_iters}, loss_on = "{base.loss_on}", '
             f'si_method = "{run.si_method}", si_iter = {run.si_iter}, num_samples = {run.num_samples}, '
             f"voters = {voters_of(run)}, vote_threshold = {run.vote_threshold}, si_rounds = {ROUNDS} }}\n"

@@ -23,6 +23,7 @@ MIDDLE: dict[str, Any] = {  # setting -> value where nothing is said
     "task": "copy",
     "si_method": "mv_length",
     "original_digits": 8,
+    "n_layer": 3,
     "n_embd": 64,
     "max_iters": 5_000,
     "si_iter": 100,
@@ -35,7 +36,6 @@ MIDDLE: dict[str, Any] = {  # setting -> value where nothing is said
 TRIES = {"none": 1, "length_filter": 2, "mv": 6, "mv_length": 6, "oracle": 6}  # problems tried for a label
 NUMBERS = [name for name, value in MIDDLE.items() if not isinstance(value, str)]
 ALIKE: dict[str, Any] = {  # settings that the law does not read, since all measured runs are alike in them
-    "n_layer": 3,
     "dropout": 0.0,
     "bias": False,
     "positional_encoding": "none",
@@ -117,6 +117,7 @@ PARAMETERS = {
     "examples": Parameter("alpha: exponent of examples trained on in a round", "1", 0.2, 0.3),
     "labels": Parameter("nu: exponent of labels kept in a round", "1", 0.1, 0.3),
     "width": Parameter("gamma: exponent of the model's width", "1", 0.0, 0.3),
+    "depth": Parameter("exponent of the model's layers", "1", 0.0, 0.3),
     "steepness": Parameter("delta: exponent of the steepness", "1", 0.3, 0.5),
     "length": Parameter("eta: how the gain falls with the length over the base length", "1", 0.0, 0.3),
     "reverse": Parameter("gain in string reversal against copying", "ln ratio", 0.0, 0.3),
@@ -223,6 +224,7 @@ def gain(
     """What a round of training adds to the logarithm of the horizon."""
     p, labels = parameters, np.maximum(np.asarray(labels, float), 1e-9)
     size = p["log_gain"] + p["examples"] * _effort(settings) + p["width"] * np.log(settings["n_embd"] / 64)
+    size = size + p["depth"] * np.log(settings["n_layer"] / 3)
     size = size + p["reverse"] * _is(settings, "task", "reverse")
     size = size + p["addition"] * _is(settings, "task", "reverse_addition")
     size = size + p["answer"] * _is(settings, "loss_on", "answer")

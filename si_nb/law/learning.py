@@ -42,7 +42,7 @@ from ..record.table import RUN, error_budget, read_settings, read_table, results
 # %% ../../nbs/law/05_learning.ipynb #51ce4070
 BASE = ["task", "original_digits", "n_layer", "n_embd", "max_iters", "base_samples", "batch_size"]
 BASE += ["learning_rate", "loss_on", "seed"]  # what a set of base models is known by
-CONDITION = ["task", "original_digits", "n_embd", "max_iters", "batch_size", "loss_on"]
+CONDITION = ["task", "original_digits", "n_layer", "n_embd", "max_iters", "batch_size", "loss_on"]
 
 
 def _named(rows, columns):
@@ -274,7 +274,7 @@ def fit_parameters(
     return {name: found[name] for name in PARAMETERS}
 
 # %% ../../nbs/law/05_learning.ipynb #4576517e
-_CURVE_TERMS = ("", "_steps", "_width", "_length", "_reverse", "_addition", "_answer")
+_CURVE_TERMS = ("", "_steps", "_width", "_depth", "_length", "_reverse", "_addition", "_answer")
 _CURVE_GUESSES = {"ratio": ("ln(h / n)", 0.26, 0.1), "steep": ("ln k", 2.9, 0.3)}
 
 # %% ../../nbs/law/05_learning.ipynb #0434b252
@@ -292,9 +292,9 @@ for _what, _known in _CURVE_GUESSES.items():
 # %% ../../nbs/law/05_learning.ipynb #35288f0d
 def curve_design(
     settings: Mapping,  # of a run, numbers or (B,)
-) -> np.ndarray:  # (B, 7) or (7,)
+) -> np.ndarray:  # (B, 8) or (8,)
     """What the coefficients of a base model's curve are multiplied with."""
-    middle = {"max_iters": 5_000, "n_embd": 64, "original_digits": 8}
+    middle = {"max_iters": 5_000, "n_embd": 64, "n_layer": 3, "original_digits": 8}
     logs = [np.log(settings[name] / value) for name, value in middle.items()]
     words = [("task", "reverse"), ("task", "reverse_addition"), ("loss_on", "answer")]
     kinds = [np.asarray(np.asarray(settings[name]) == value, float) for name, value in words]

@@ -317,7 +317,9 @@ def predict(
     ahead = follow(law, settings, LONGEST, draws, generator, state, steps)
     below = state is not None and 2 * state["successes"] < state["trials"]
     rounds = collapse_rounds(ahead.accuracy, origin, below)
-    before = int(ahead.length[0, 0]) - settings["lengths_per_round"] * (1 + origin)  # length before all rounds
+    before = int(ahead.length[0, 0]) - settings["lengths_per_round"] * (
+        1 + origin
+    )  # length before all rounds
     measured = table if table is None else table[table["round"] <= origin]
     at = None if critical_of is None else critical(settings, critical_of, law=law, seed=seed, table=measured)
     return {
@@ -495,5 +497,5 @@ def emulate(
     for number, before in enumerate(course[:-1]):
         kept = found.wrong[0, number], found.labels[0, number]
         rows += _label_rows(label, law, plain, number + 1, length + number + 1, before, *kept, generator)
-    unread = {"seed": seed, "n_layer": 3, "learning_rate": 0.0, "base_samples": 0, "sweep": "emulated"}
+    unread = {"seed": seed, "learning_rate": 0.0, "base_samples": 0, "sweep": "emulated"}
     return measurement_table(rows), pd.DataFrame([{**unread, **plain, "run_id": run_id, "si_rounds": rounds}])
