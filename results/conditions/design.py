@@ -157,7 +157,7 @@ def voters_of(run):
 
 
 def expense(base, runs):
-    """About what a bundle costs, with labels and measuring, in steps of 3 layers of width 64 and ten digits."""
+    """About what a bundle costs, labels and measuring too, in steps of 3 layers, width 64 and ten digits."""
     per_step = base.n_layer / 3 * (0.4 + 0.6 * base.n_embd / 64) * (base.original_digits + 10) / 20
     voters = [voters_of(run) for run in runs]
     rounds = sum(
