@@ -12,8 +12,9 @@ from conftest import ROOT
 from si_nb.cli import main
 from si_nb.law.conditions import ALIKE, MIDDLE
 from si_nb.law.forecasters import common_settings
+from si_nb.law.learning import load_law
 from si_nb.law.monitor import SustainabilityMonitor
-from si_nb.law.prediction import predict
+from si_nb.law.prediction import emulate, predict, run_effects, seen_of
 from si_nb.law.round_curves import LawError
 from si_nb.loop.settings import LATER_SETTINGS, RunConfig, make_config
 from si_nb.record.table import read_settings, read_table, trajectory
@@ -64,11 +65,12 @@ def test_a_setting_outside_of_what_was_measured_is_warned_of(capsys):
 def test_a_setting_that_the_law_does_not_read_is_warned_of_where_it_is_unusual(capsys):
     """Depth, optimiser and the like: nothing is said where they are as in the runs that were measured."""
     assert "n_layer" not in {row["setting"] for row in said(capsys, *SMALL, "--n_layer", "3")["outside"]}
-    deep = said(capsys, *SMALL, "--n_layer", "5", "--positional_encoding", "rotary")["outside"]
+    deep = said(capsys, *SMALL, "--n_layer", "6", "--positional_encoding", "rotary")["outside"]
     seen = {row["setting"]: row["seen"] for row in deep}
-    assert seen["n_layer"] == [3] and seen["positional_encoding"] == ["none"]
-    assert main([*SMALL, "--n_layer", "5"]) == 0
-    assert "warning: outside of what was measured: n_layer 5 (measured: 3)" in capsys.readouterr().out
+    assert seen["n_layer"] == [3, 4] and seen["positional_encoding"] == ["none"]
+    assert main([*SMALL, "--n_layer", "6"]) == 0
+    told = "warning: outside of what was measured: n_layer 6 (measured: 3 to 4; 1.5 times beyond)"
+    assert told in capsys.readouterr().out
 
 
 def test_two_lengths_a_round_are_forecast_and_warned_of(capsys):
@@ -83,6 +85,20 @@ def test_two_lengths_a_round_are_forecast_and_warned_of(capsys):
         ends = [(found["collapse_length"][end], found["collapse_round"][end]) for end in ("low", "value")]
         assert [length - 6 for length, _ in ends] == [digits * number for _, number in ends]
     assert two["collapse_round"]["value"] < one["collapse_round"]["value"]
+
+
+def test_a_branch_is_read_from_its_stored_round_on(capsys):
+    """Rounds made with other settings say nothing of how the run differs, and it begins after them."""
+    law, settings = load_law(), {"task": "copy", "si_method": "none", "original_digits": 10}
+    table, _ = emulate(law, settings, rounds=6, seed=3)
+    branch = {**settings, "branched": "after round 4"}
+    for known in (branch, {**settings, "origin": {"round": 4}}):
+        assert predict(known, table, 5, draws=200) == predict(branch, table, 5, draws=200)
+        with pytest.raises(LawError, match="at least 4, the last one made with other settings"):
+            predict(known, table, until_round=3)
+    whole, part = (seen_of(table, settings, 6, since)[1] for since in (0, 4))
+    assert part["round"].min() == 4 and whole["round"].min() == 0
+    assert run_effects(law, part)["gain"][1] > run_effects(law, whole)["gain"][1]  # less is known of it
 
 
 def test_measured_runs_are_alike_in_what_the_law_does_not_read():

@@ -51,6 +51,7 @@ from si_nb.law.round_curves import (
 from si_nb.record.table import (
     RUN,
     TableError,
+    branch_round,
     check_table,
     check_trajectory,
     error_budget,
@@ -564,7 +565,8 @@ def _walk_from(seen, run, law, draws, generator):
     first = run.iloc[0]
     settings = complete({**seen.settings, "task": first["task"], "si_method": first["arm"]})
     try:
-        state, steps = seen_of(seen.readings.of(run).table, settings, seen.origin)
+        since = branch_round(seen.settings)
+        state, steps = seen_of(seen.readings.of(run).table, settings, seen.origin, since)
     except (TableError, CurveError) as error:
         raise LawError(f"no state can be read: {error}") from None
     return follow(law, settings, _rounds_left(seen), draws, generator, state, steps)

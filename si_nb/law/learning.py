@@ -130,7 +130,8 @@ def transitions(
     rows[[f"next_{name}" for name in following]] = after[following]
     rows["gain"] = np.log(after["horizon"] / rows["horizon"])
     rows["flattening"] = np.log(after["steepness"] / rows["steepness"])
-    rows["labels"], rows["wrong"] = after["kept_all"], 1 - after["kept_right"] / after["kept_all"]
+    rows["labels"] = after["kept_all"] * rows.get("lengths_per_round", 1)  # counted at the newest length
+    rows["wrong"] = 1 - after["kept_right"] / after["kept_all"]
     rows["label_log_odds"] = count_log_odds(after["raw_right"], after["raw_all"])
     rows["share_log_odds"] = count_log_odds(after["passed"], after["tried"])
     asked = rows[["arm", "voters", "vote_threshold"]].rename(columns={"arm": "si_method"})

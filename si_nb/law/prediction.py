@@ -51,7 +51,7 @@ from si_nb.law.learning import (
 )
 from .round_curves import LawError, collapse_rounds
 from .states import states
-from ..record.table import RUN, check_table, error_budget, measurement_table
+from ..record.table import RUN, branch_round, check_table, error_budget, measurement_table
 
 # %% ../../nbs/law/06_prediction.ipynb #8cf5f1da
 LONGEST, LEVEL, LASTING = 60, 0.9, (5, 10, 20, 50)  # rounds followed; inside an interval; rounds asked about
@@ -199,6 +199,7 @@ def seen_of(
     table: pd.DataFrame,  # measurement table with one run
     settings: Mapping,  # of the run
     until_round: int | None = None,  # last round that is looked at; None: the last one there is
+    since: int = 0,  # last round that was made with other settings
 ) -> tuple:  # last state seen (a row), transitions seen or None
     """What a table says of a run so far.
 
@@ -209,14 +210,15 @@ def seen_of(
         raise LawError(f"the table holds {table.groupby(RUN).ngroups} runs; select one run_id and arm first")
     every = states(table)
     origin = every["round"].max() if until_round is None else until_round
-    found = every[every["round"] <= origin]
+    found = every[every["round"].between(since, origin)]
     if found.empty:
-        first = f"it must be at least {every['round'].min()}, the first round in the table"
-        raise LawError(f"until_round is {until_round}; {first}")
+        first = max(since, every["round"].min())
+        why = "the last one made with other settings" if since else "the first round in the table"
+        raise LawError(f"until_round is {until_round}; it must be at least {first}, {why}")
     numbers = {name: settings.get(name, MIDDLE.get(name, 0)) for name in dict.fromkeys([*BASE, *NUMBERS])}
     digits = settings.get("lengths_per_round", 1)
     run = pd.DataFrame([{"run_id": found["run_id"].iloc[0], **numbers, "lengths_per_round": digits}])
-    budget = error_budget(table[table["round"] <= origin]) if origin else None
+    budget = error_budget(table[table["round"] <= origin]) if origin > since else None
     return found.iloc[-1], None if budget is None else transitions(found, budget, run)
 
 # %% ../../nbs/law/06_prediction.ipynb #3ff39cd0
@@ -261,8 +263,8 @@ def critical(
 
     Raises: LawError for what is no number among the settings, and as `seen_of` does.
     """
-    law, settings = law or load_law(), complete(settings)
-    state, steps = (None, None) if table is None else seen_of(table, settings)
+    law, since, settings = law or load_law(), branch_round(by_name(settings)), complete(settings)
+    state, steps = (None, None) if table is None else seen_of(table, settings, since=since)
     if name not in NUMBERS:
         raise LawError(f"{name!r} has no critical value; choose one of {', '.join(NUMBERS)}")
     drawn = law.draw(parameter_draws, np.random.default_rng(seed)).items()
@@ -312,7 +314,8 @@ def predict(
     """
     told, settings = settings, complete(settings)
     law, generator = law or load_law(), np.random.default_rng(seed)
-    state, steps = (None, None) if table is None else seen_of(table, settings, until_round)
+    since = branch_round(by_name(told))
+    state, steps = (None, None) if table is None else seen_of(table, settings, until_round, since)
     origin = 0 if state is None else int(state["round"])
     ahead = follow(law, settings, LONGEST, draws, generator, state, steps)
     below = state is not None and 2 * state["successes"] < state["trials"]
@@ -321,7 +324,7 @@ def predict(
         1 + origin
     )  # length before all rounds
     measured = table if table is None else table[table["round"] <= origin]
-    at = None if critical_of is None else critical(settings, critical_of, law=law, seed=seed, table=measured)
+    at = None if critical_of is None else critical(told, critical_of, law=law, seed=seed, table=measured)
     return {
         **_said(law, told, rounds, before, origin),
         "critical": at,
@@ -429,7 +432,7 @@ def advise(
     for name in CHANGEABLE:
         if name == "vote_threshold" and votes_needed(plain) < 2:
             continue
-        found = critical(plain, name, rounds, law, seed, parameter_draws=20, table=table)
+        found = critical(settings, name, rounds, law, seed, parameter_draws=20, table=table)
         if found["value"] is not None:
             factor = found["value"] / plain[name]
             rows.append({"setting": name, "now": plain[name], "needed": found["value"], "factor": factor})

@@ -6,8 +6,8 @@
 __all__ = ['COLUMNS', 'KEY', 'RUN', 'MINIMAL', 'CURVE', 'SUPPOSED_TRIALS', 'QUANTITIES', 'LONGEST_NAME', 'LONGEST_LINE',
            'LARGEST', 'RULES', 'MOST_FILES', 'TRAJECTORY', 'printable', 'file_name', 'OneLineError', 'TableError',
            'as_frame', 'check_table', 'measurement_table', 'append_rows', 'read_table', 'results_folder',
-           'read_settings', 'binomial_interval', 'is_number', 'accuracy_by_length', 'trajectory', 'check_trajectory',
-           'error_budget']
+           'branch_round', 'read_settings', 'binomial_interval', 'is_number', 'accuracy_by_length', 'trajectory',
+           'check_trajectory', 'error_budget']
 
 # %% ../../nbs/record/01_table.ipynb #9ef68246
 import csv
@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from io import StringIO
 from numbers import Real
 from pathlib import Path
@@ -433,13 +434,26 @@ def _of_a_sweep(file):
     return rows.drop(columns=list(_NO_SETTINGS), errors="ignore")
 
 # %% ../../nbs/record/01_table.ipynb #648d88d6
+_BRANCHED = "after round "  # and the last round taken over
+
+
 def _other_past(given):
     """How a run's past differs from what its settings say: other base models, a branch of another run."""
     training, origin = (given.get("base_models") or {}).get("training", {}), given.get("origin") or {}
     differs = [name for name, value in training.items() if name != "seed" and value != given.get(name)]
     other = ", ".join(f"{name} {training[name]}" for name in differs)
-    past = {"base_models": other, "branched": f"after round {origin.get('round')}" if origin else ""}
+    past = {"base_models": other, "branched": f"{_BRANCHED}{origin.get('round')}" if origin else ""}
     return {name: words for name, words in past.items() if words}
+
+
+def branch_round(
+    settings: Mapping,  # of a run: from read_settings, or its configuration by name
+) -> int:  # 0 where it took none
+    """The last round that a run took over from another one."""
+    told, origin = settings.get("branched"), settings.get("origin")
+    if isinstance(told, str) and told:
+        return int(told.removeprefix(_BRANCHED))
+    return origin["round"] if isinstance(origin, Mapping) else 0
 
 
 def _of_a_run(file, table):
