@@ -662,3 +662,37 @@ def test_limits_of_containers_count(groups, limit, tmp_path):
     assert available_memory(tmp_path) == 1_024_000
     (tmp_path / limit).write_text("5000\n")
     assert available_memory(tmp_path) == 5_000
+
+
+def test_the_four_commands_of_the_seed_project_share_a_folder(tmp_path, monkeypatch, capsys):
+    """As its README writes them, in its order, made small: base models of other settings lie side by side,
+    rounds are made from those of the first command, and a name for a mirror that is off is not ignored in
+    silence.
+    """
+    monkeypatch.chdir(tmp_path)
+    small = (
+        "--task copy --base_samples 300 --num_samples 30 --eval_samples 20 --n_layer 1 --n_head 2 --n_embd 32"
+    )
+    small += " --batch_size 16 --device cpu"
+    shared = ["run", *small.split(), "--data_dir", "drive/data", "--models_dir", "drive/models", "--bias"]
+    commands = {
+        "full_experiment": "--max_iters 50 --si_rounds 3 --si_iter 15",
+        "base_model_training": "--max_iters 50 --skip_si",
+        "self_improvement_only": "--skip_base_model_train --si_rounds 3 --si_iter 15",
+        "test_run": "--max_iters 10 --si_rounds 1 --si_iter 10",
+    }
+    said = {}
+    for name, flags in commands.items():
+        assert main([*shared, *flags.split(), "--wandb_name", name]) == 0, name
+        said[name] = capsys.readouterr()
+        assert said[name].err.startswith("wandb_name not used: wandb is off")
+    runs = [path.parent for path in sorted(tmp_path.glob("runs/*/config.json"))]
+    facts = [json.loads((run / "config.json").read_text()) for run in runs]
+    assert len(list(tmp_path.glob("drive/models/*-base-*"))) == 2  # of 50 steps, which three share, and of 10
+    later = next(each for each in facts if each["max_iters"] == 10_000)
+    assert later["base_models"]["training"]["max_iters"] == 50  # what is recorded is what was trained
+    tables = [
+        read_table(run) for run in runs if json.loads((run / "config.json").read_text())["si_rounds"] == 3
+    ]
+    accuracy = [table.query("quantity == 'accuracy'")["successes"].tolist() for table in tables]
+    assert len(accuracy) == 2 and accuracy[0] == accuracy[1]  # the same rounds from the same base models

@@ -35,6 +35,7 @@ SWEEPS = ("sweep", "long", "copy", "reverse_addition", "quick", "conditions")
 ORIGINS, AHEAD, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), (5, 10, 20), 6, 400, 60
 SETTINGS = (
     "original_digits",
+    "n_layer",
     "n_embd",
     "max_iters",
     "si_iter",

@@ -370,7 +370,9 @@ _SEED_TRAINING = {
     "si_stable": 1_000,
     "gradient_clip": 1e38,
 }
-_LEE_TRAINING = {"beta2": 0.98, "weight_decay": 0.01, "loss_on": "answer", "vote_iter_growth": 0}
+_LEE_TRAINING = {"beta2": 0.98, "weight_decay": 0.01, "learning_rate_floor": 0.01, "loss_on": "answer"}
+_LEE_TRAINING |= {"vote_iter_growth": 0}
+_LEE_RESUMED = {"si_iter": 3_000, "si_stable": 2_000, "carry_optimizer": True}
 _LEE_VOTE = {"voters": 5, "vote_threshold": 0.8}
 _PUBLISHED: dict[str, dict[str, Any]] = {
     "seed": {
@@ -389,6 +391,8 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "base_samples": 5_000_000,
         "block_size": 232,
         "max_iters": 2_000,
+        "decay": 500,
+        "warmup": 200,
         "num_samples": 20_000,
         "si_iter": 500,
     },
@@ -399,31 +403,33 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "base_samples": 10_000_000,
         "block_size": 367,
         "si_iter": 1_000,
+        "si_stable": 500,
     },
     "lee-forward": {
         **_LEE_TRAINING,
-        "task": "forward_addition",
+        **_LEE_RESUMED,
+        "task": "forward_addition_unpadded",
         "si_method": ("length_filter",),
         "length_rule": "near_longest",
-        "si_rounds": 60,
+        "si_rounds": 59,
         "block_size": 229,
-        "si_iter": 3_000,
     },
 }
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d111
-_LEE_MAZE = {"base_samples": 5_000_000, "si_iter": 5_000, "si_method": ("none", "mv")}
+_LEE_MAZE = {"base_samples": 5_000_000, "si_iter": 5_000, "si_stable": 4_000, "si_method": ("none", "mv")}
 _PUBLISHED |= {
     "lee-multiplication": {
         **_LEE_TRAINING,
+        **_LEE_RESUMED,
         **_LEE_VOTE,
         "task": "multiplication_by_pairs",
+        "learning_rate": 5e-5,
         "original_digits": 25,
         "si_rounds": 38,
         "lengths_per_round": 2,
         "base_samples": 5_000_000,
         "num_samples": 100_000,
-        "si_iter": 3_000,
         "si_method": ("mv_length",),
         "length_rule": "near_longest",
         "block_size": 344,
@@ -436,6 +442,8 @@ _PUBLISHED |= {
         "original_digits": 9,
         "si_rounds": 18,
         "max_iters": 25_000,
+        "decay": 3_500,
+        "warmup": 2_500,
         "block_size": 124,
     },
 }

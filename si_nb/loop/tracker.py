@@ -129,17 +129,15 @@ def check_tracker(
     project: str | None = None,  # Weights & Biases project, if one is named
     name: str | None = None,  # Weights & Biases run name, if one is given
 ) -> None:
-    """Refuse what cannot be meant, before anything is written.
+    """Refuse what cannot be meant, before anything is written, and say what is not used.
 
-    Raises: ConfigError for an unknown mode, and for a name or a project without one.
+    Raises: ConfigError for an unknown mode.
     """
     if mode not in ("off", "offline", "online"):
         raise ConfigError(f"wandb is {mode!r}: choose off, offline or online")
-    for setting, value in {"wandb_project": project, "wandb_name": name}.items():
-        if mode == "off" and value is not None:
-            raise ConfigError(
-                f"{setting} is {value!r} but wandb is off: add wandb (--wandb) offline or online"
-            )
+    given = [label for label, value in {"wandb_project": project, "wandb_name": name}.items() if value]
+    if mode == "off" and given:
+        print(f"{' and '.join(given)} not used: wandb is off (--wandb offline or online)", file=sys.stderr)
 
 # %% ../../nbs/loop/14_tracker.ipynb #875a1df9
 def allowed_mode(
@@ -197,7 +195,7 @@ def open_tracker(
 
     Raises: ConfigError as check_tracker does.
     """
-    check_tracker(mode, project, name)
+    check_tracker(mode)
     if (mode := allowed_mode(mode)) == "off":
         return Mirror()
     try:
