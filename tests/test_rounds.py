@@ -48,6 +48,7 @@ from si_nb.loop.voting import KEEP_RULES, KeepRule
 from si_nb.loop.workers import Interrupted, side_by_side
 from si_nb.model.generate import generate
 from si_nb.model.trainer import DivergedError, TrainConfig, learning_rate_at
+from si_nb.problems.noise import NOISE_KINDS
 from si_nb.problems.tasks import SPLITS, TASKS, is_right, make_problems, problem_class
 from si_nb.problems.tokenizer import decode
 from si_nb.record.storage import write_sealed
@@ -534,7 +535,7 @@ def without_noise(folder, tmp_path_factory):
     )
 
 
-@pytest.mark.parametrize("kind", ["uniform", "moved", "dropped"])
+@pytest.mark.parametrize("kind", NOISE_KINDS)
 def test_injected_noise_starts_in_its_round(kind, folder, without_noise, tmp_path):
     """Noise in round 2 leaves round 1 as it was; in round 2 it changes the given fraction of labels,
     no prompt and no raw count.

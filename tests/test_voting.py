@@ -132,7 +132,7 @@ def test_counts_against_the_truth(answers, data):
     st.lists(st.text(alphabet="0123456789", min_size=1, max_size=8), min_size=1, max_size=8), st.booleans()
 )
 def test_damage_does_what_its_name_says(texts, ended):
-    """Moved raises the last three digits by one, dropped leaves them out, uniform changes digits only;
+    """Moved raises the last three digits by one, dropped leaves them out, both do both, uniform changes digits;
     unended labels stay whole.
     """
     labels = encode([text + "$" * ended for text in texts])
@@ -144,6 +144,8 @@ def test_damage_does_what_its_name_says(texts, ended):
         shorter = text[:-3] if len(text) > 3 else text[:1]
         assert damaged["moved"][position] == (raised + "$" if ended else text)
         assert damaged["dropped"][position] == (shorter + "$" if ended else text)
+        both = shorter[:-3] + "".join(str((int(digit) + 1) % 10) for digit in shorter[-3:])
+        assert damaged["dropped_and_moved"][position] == (both + "$" if ended else text)
         uniform = damaged["uniform"][position]
         assert (
             len(uniform) == len(text) + ended

@@ -43,7 +43,16 @@ def _dropped(labels, rng, symbols):
     return np.where(length[:, None] >= 0, shorter, labels)
 
 
-NOISE_KINDS = {"uniform": _uniform, "moved": _moved, "dropped": _dropped}
+def _dropped_and_moved(labels, rng, symbols):
+    return _moved(_dropped(labels, rng, symbols), rng, symbols)
+
+
+NOISE_KINDS = {
+    "uniform": _uniform,
+    "moved": _moved,
+    "dropped": _dropped,
+    "dropped_and_moved": _dropped_and_moved,
+}
 
 # %% ../../nbs/problems/02_noise.ipynb #1e0b9843
 def damage_labels(
