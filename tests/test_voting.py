@@ -132,7 +132,7 @@ def test_counts_against_the_truth(answers, data):
     st.lists(st.text(alphabet="0123456789", min_size=1, max_size=8), min_size=1, max_size=8), st.booleans()
 )
 def test_damage_does_what_its_name_says(texts, ended):
-    """Moved raises the last three digits by one, dropped leaves them out, both do both, uniform changes digits;
+    """Moved raises the last three digits by one, dropped leaves them out, uniform changes digits only;
     unended labels stay whole.
     """
     labels = encode([text + "$" * ended for text in texts])
