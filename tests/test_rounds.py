@@ -4,7 +4,7 @@ import json
 import shutil
 import signal
 import threading
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 
 import numpy as np
@@ -1030,6 +1030,9 @@ def test_every_part_of_the_recipe_reaches_training():
     fixed = TrainConfig(14, 0, 14, 64, 5e-3)
     assert round_training(small(), "mv_length", 2) == fixed
     assert round_training(small(**RECIPE), "mv_length", 2).decay == 14 - 4
+    slower = small(si_learning_rate=1e-5)
+    assert round_training(slower, "mv_length", 2) == replace(fixed, learning_rate=1e-5)
+    assert base_training(slower) == base_training(small()) and base_key(slower) == base_key(small())
 
 
 def test_the_optimizer_is_carried_on(cooked):

@@ -56,6 +56,7 @@ ALIKE: dict[str, Any] = {  # settings that the law does not read, since all meas
     "noise_fraction": 0.0,
     "lengths_per_round": 1,
     "base_tasks": "",
+    "si_learning_rate": 0.0,
 }
 
 # %% ../../nbs/law/04_conditions.ipynb #f882b9fc

@@ -245,6 +245,7 @@ class RunConfig(RecipeSettings):
     accelerated_accuracy: float = _setting(0.99, "accelerated: accuracy that is high", above=0, most=1)
     accelerated_items: int = _setting(2_048, "accelerated: problems to tell it by", least=1, most=10**9)
     base_tasks: str = _setting("", "further tasks in the base data, joined by +")
+    si_learning_rate: float = _setting(0.0, "largest rate of a round; 0: that of base training", least=0, most=1e38)
 
     def __post_init__(self):
         _check(self)
@@ -418,6 +419,7 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d111
 _LEE_MAZE = {"base_samples": 5_000_000, "si_iter": 5_000, "si_stable": 4_000, "si_method": ("none", "mv")}
+_LEE_MAZE |= {"si_learning_rate": 2e-4}
 _PUBLISHED |= {
     "lee-multiplication": {
         **_LEE_TRAINING,
@@ -468,7 +470,9 @@ _OTHERWISE: dict[str, dict[str, Any]] = {
 def _smaller(name):
     """A published setting with a twentieth of its examples, labels and parameters."""
     full = RunConfig(**_PUBLISHED[name])
-    sizes = {"n_layer": 4, "n_head": 3, "n_embd": 96, "batch_size": 64, "learning_rate": 2e-3}
+    sizes = {"n_layer": 4, "n_head": 3, "n_embd": 96, "batch_size": 64}
+    faster = 2e-3 / full.learning_rate
+    rates = {name: getattr(full, name) * faster for name in ("learning_rate", "si_learning_rate")}
     counts = {
         "base_samples": full.base_samples // 20,
         "num_samples": full.num_samples // 20,
@@ -480,7 +484,7 @@ def _smaller(name):
         "si_stable": full.si_stable // 10,
     }
     rounds = {"si_rounds": min(10, full.si_rounds), "voters": min(3, full.voters)}
-    return {**_PUBLISHED[name], **sizes, **counts, **steps, **rounds, **_OTHERWISE.get(name, {})}
+    return {**_PUBLISHED[name], **sizes, **rates, **counts, **steps, **rounds, **_OTHERWISE.get(name, {})}
 
 
 for _name, _preset in _PUBLISHED.items():

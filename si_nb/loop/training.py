@@ -50,7 +50,8 @@ def round_training(
 ) -> TrainConfig:  # all decay but for its stable part
     """Steps and schedule of one round."""
     steps = config.si_iter + config.vote_iter_growth * (round_number - 1) * KEEP_RULES[method].vote
-    return TrainConfig(steps, 0, steps - config.si_stable, **_recipe(config))
+    recipe = _recipe(config) | {"learning_rate": config.si_learning_rate or config.learning_rate}
+    return TrainConfig(steps, 0, steps - config.si_stable, **recipe)
 
 # %% ../../nbs/loop/10_training.ipynb #5f6a2bf3
 def training_steps(
