@@ -23,11 +23,20 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+import numpy as np
 import pandas as pd
 
 from .law.round_curves import LawError
 from .record.storage import DamagedError, LockedError, StorageError
-from .record.table import LONGEST_LINE, TableError, printable, read_settings, read_table
+from si_nb.record.table import (
+    LONGEST_LINE,
+    TableError,
+    file_name,
+    printable,
+    read_settings,
+    read_table,
+    trajectory,
+)
 from .registry import PluginError, load_plugin
 
 # %% ../nbs/cli.ipynb #7ff80e8c
@@ -499,13 +508,47 @@ def _draw(table, report, out, threshold):
     """Save the figures of a table and name them."""
     from si_nb.law.figures import save_figures
 
-    _name_figures(save_figures(table, report, out, threshold))
+    _name_figures([*save_figures(table, report, out, threshold), *_save_pairs(table, out)])
 
 
 def _name_figures(paths):
     """Name the first figure, and say how many more there are."""
     more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
     print(f"figures: {printable(paths[0], LONGEST_LINE)}{more}")
+
+# %% ../nbs/cli.ipynb #96bf38e2
+_MOST_MAPS = 4  # rounds
+
+
+def _pairs_of(rows, task):
+    """Accuracy of one arm by both lengths, for some of its rounds."""
+    accuracy = rows[rows["quantity"] == "accuracy"].groupby(["round", "length"], as_index=False)
+    counts = accuracy[["successes", "trials"]].sum()
+    rounds = np.unique(np.linspace(0, counts["round"].max(), _MOST_MAPS).round().astype(int))
+    counts = counts[counts["round"].isin(rounds)].merge(
+        trajectory(rows).groupby("round", as_index=False)["length"].max().rename(columns={"length": "newest"})
+    )
+    first, second = zip(*map(task.operand_lengths, counts["length"]), strict=True)
+    learned = counts["length"] <= counts["newest"]
+    return counts.assign(
+        first=first, second=second, accuracy=counts["successes"] / counts["trials"], trained=learned
+    )
+
+
+def _save_pairs(table, folder):
+    """Maps over pairs of lengths, where a task has them; the files written."""
+    from si_nb.law.comparisons import pairs_figure
+    from si_nb.problems.tasks import TASKS
+    from si_nb.record.storage import write_whole
+
+    saved = []
+    for (name, arm), rows in table.groupby(["task", "arm"]):
+        task = TASKS.get(name)
+        if task is not None and task.curriculum and task.operands == 2:
+            place = Path(folder) / f"{file_name('pairs', arm)}.png"
+            write_whole(place, pairs_figure(_pairs_of(rows, task)).png())
+            saved.append(place)
+    return saved
 
 # %% ../nbs/cli.ipynb #96bf38eb
 def _page_place(folder, out):
@@ -582,7 +625,9 @@ def _judge(folder, until_round, threshold):
     except LawError as error:
         report = {"arms": {}}
         lines.append(f"no law: {error}")
-    return _Judged(lines, report, save_figures(table, report, folder.path / "figures", threshold))
+    place = folder.path / "figures"
+    pictures = [*save_figures(table, report, place, threshold), *_save_pairs(table, place)]
+    return _Judged(lines, report, pictures)
 
 # %% ../nbs/cli.ipynb #bd63a5c9
 def _report_run(judged, laws):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from test_rounds import config_of
 
-from si_nb.cli import main
+from si_nb.cli import _pairs_of, main
 from si_nb.loop.cost import plan
 from si_nb.loop.rounds import run_experiment
 from si_nb.loop.settings import base_key, stored_config
@@ -175,6 +175,11 @@ def test_pairs_of_lengths_from_the_command_line(tmp_path, capsys):
     labelled = read_table(run).query("quantity == 'label_raw'").groupby("round")["length"].unique()
     pairs = [[TASKS["multiplication_by_pairs"].operand_lengths(place) for place in r] for r in labelled]
     assert pairs == [[(1, 3), (3, 1)], [(2, 3), (3, 2)]]
+    assert (tmp_path / "run" / "figures" / "pairs_length_filter.png").exists()
+    assert set(read_table(run).query("quantity == 'accuracy'")["length"]) == {*range(1, 14)}
+    cells = _pairs_of(read_table(run), TASKS["multiplication_by_pairs"])
+    trained = cells[cells["trained"]].groupby("round")[["first", "second"]].apply(lambda c: len(c))
+    assert trained.to_dict() == {0: 4, 1: 6, 2: 8} and cells["accuracy"].between(0, 1).all()
 
 
 def test_base_data_of_several_tasks(tmp_path, capsys):

@@ -245,7 +245,9 @@ class RunConfig(RecipeSettings):
     accelerated_accuracy: float = _setting(0.99, "accelerated: accuracy that is high", above=0, most=1)
     accelerated_items: int = _setting(2_048, "accelerated: problems to tell it by", least=1, most=10**9)
     base_tasks: str = _setting("", "further tasks in the base data, joined by +")
-    si_learning_rate: float = _setting(0.0, "largest rate of a round; 0: that of base training", least=0, most=1e38)
+    si_learning_rate: float = _setting(
+        0.0, "largest rate of a round; 0: that of base training", least=0, most=1e38
+    )
 
     def __post_init__(self):
         _check(self)
@@ -321,9 +323,10 @@ def evaluation_lengths(
     config: RunConfig,  # the experiment
     newest: int = 0,  # longest length labelled so far, which the accelerated schedule takes ahead of plan
 ) -> range:  # digits per operand
-    """From two below the base lengths to five beyond the last round, as far as the block allows."""
-    longest = min(max(config.last_length, newest) + 5, longest_length(config))
-    return range(max(TASKS[config.task].shortest, config.original_digits - 2), longest + 1)
+    """From two below the base lengths, in a curriculum from the first, to five beyond the last round."""
+    task, longest = TASKS[config.task], min(max(config.last_length, newest) + 5, longest_length(config))
+    first = task.shortest if task.curriculum else max(task.shortest, config.original_digits - 2)
+    return range(first, longest + 1)
 
 
 def round_lengths(
