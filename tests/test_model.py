@@ -90,6 +90,25 @@ def test_packing_changes_nothing(encoding):
     assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))
 
 
+@pytest.mark.parametrize("encoding", POSITIONAL_ENCODINGS)
+def test_tokens_that_are_not_wanted_change_nothing(encoding):
+    """Logits of some tokens are those that they have among all, packed, padded or with a cache; so are the
+    gradients of a loss on them.
+    """
+    model, tokens = new_model(positional_encoding=encoding), new_tokens(4, 12)
+    whole, wanted = model(tokens), torch.tensor([3, 10, 11, 40])
+    packing = Packing(torch.arange(48), 4, 12)
+    some = model(tokens, packing=packing, wanted=wanted)
+    assert some.shape == (4, 14) and torch.allclose(some, whole.flatten(0, 1)[wanted], atol=1e-6)
+    losses = (whole.flatten(0, 1)[wanted].square().mean(), some.square().mean())
+    gradients = [torch.autograd.grad(loss, list(model.parameters())) for loss in losses]
+    assert all(torch.allclose(a, b, atol=1e-7) for a, b in zip(*gradients, strict=True))
+    with torch.no_grad():
+        cache = KeyValueCache(model.config, 4, 12, CPU, torch.float32)
+        assert torch.allclose(model(tokens, cache, wanted=7), whole[:, 7:], atol=1e-6) and cache.filled == 12
+        assert torch.allclose(model(tokens, wanted=11), whole[:, 11:], atol=1e-6)
+
+
 def test_no_position_is_stored_by_default():
     """NoPE: nothing in the model depends on the block size, and a longer block gives the same logits."""
     short, long, tokens = new_model(), new_model(block_size=500), new_tokens()

@@ -42,7 +42,9 @@ def _decode(model, prompts, max_new_tokens):
     ended = torch.zeros(len(prompts), dtype=torch.bool, device=tokens.device)
     decoded: list[torch.Tensor] = []
     while len(decoded) < max_new_tokens and not ended.all():
-        following = model(tokens, cache)[:, -1].argmax(dim=-1).masked_fill(ended, PAD)
+        following = (
+            model(tokens, cache, wanted=tokens.shape[1] - 1)[:, 0].argmax(dim=-1).masked_fill(ended, PAD)
+        )
         ended |= following == END
         decoded.append(following)
         tokens = following[:, None]
@@ -93,7 +95,7 @@ def _read(model, prompts, answers, cache=None):
     tokens = torch.as_tensor(
         np.concatenate([prompts, answers], axis=1), device=model.head.weight.device
     ).long()
-    return _choose(model(tokens, cache)[:, prompts.shape[1] - 1 :])
+    return _choose(model(tokens, cache, wanted=prompts.shape[1] - 1))
 
 # %% ../../nbs/model/02_generate.ipynb #b541289c
 def _verify(model, prompts, answers):

@@ -258,6 +258,13 @@ class AdamW:
             )
 
 # %% ../../nbs/model/03_trainer.ipynb #cff448c4
+def _asked_for(targets, config):
+    """Places of the tokens that count; None where all do, or where finding them would wait for a device."""
+    if config.loss_on == "all" or targets.device.type != "cpu":
+        return None
+    return (targets != PAD).nonzero()[:, 0]
+
+
 def _step(model, tokens, packing, config, optimizer, scaler, rate):
     """One optimiser step; the loss and the gradient norm before it, still on the device."""
     optimizer.learning_rate = rate
@@ -265,8 +272,10 @@ def _step(model, tokens, packing, config, optimizer, scaler, rate):
     counted = torch.stack([(targets != PAD).sum() for *_, targets in parts]).sum()
     loss = torch.zeros((), device=tokens.device)
     for part, own, targets in parts:
+        wanted = _asked_for(targets, config)
         with autocast(tokens.device):
-            share = token_loss(model(part[:, :-1], packing=own), targets, counted)
+            logits = model(part[:, :-1], packing=own, wanted=wanted)
+            share = token_loss(logits, targets if wanted is None else targets[wanted], counted)
         scaler.scale(share).backward()
         loss += share.detach()
     scaler.unscale_(optimizer)
