@@ -492,30 +492,6 @@ def law_command(
         print_report(report, laws=args.laws)
         print("more: the same command with --laws; pictures: si_nb figures; one page: si_nb report")
 
-# %% ../nbs/cli.ipynb #f2e92b7b
-def figures_command(
-    args: argparse.Namespace,  # paths, until_round, threshold, out
-) -> None:
-    """Draw the figures of tables."""
-    from si_nb.law.report import law_report
-
-    table, settings = read_table(*args.paths), read_settings(*args.paths)
-    report = law_report(table, args.until_round, args.threshold, settings=settings, kinds=_kinds())
-    _draw(table, report, Path(args.out), args.threshold)
-
-# %% ../nbs/cli.ipynb #e4d53821
-def _draw(table, report, out, threshold):
-    """Save the figures of a table and name them."""
-    from si_nb.law.figures import save_figures
-
-    _name_figures([*save_figures(table, report, out, threshold), *_save_pairs(table, out)])
-
-
-def _name_figures(paths):
-    """Name the first figure, and say how many more there are."""
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    print(f"figures: {printable(paths[0], LONGEST_LINE)}{more}")
-
 # %% ../nbs/cli.ipynb #96bf38e2
 _MOST_MAPS = 4  # rounds
 
@@ -549,6 +525,30 @@ def _save_pairs(table, folder):
             write_whole(place, pairs_figure(_pairs_of(rows, task)).png())
             saved.append(place)
     return saved
+
+# %% ../nbs/cli.ipynb #f2e92b7b
+def figures_command(
+    args: argparse.Namespace,  # paths, until_round, threshold, out
+) -> None:
+    """Draw the figures of tables."""
+    from si_nb.law.report import law_report
+
+    table, settings = read_table(*args.paths), read_settings(*args.paths)
+    report = law_report(table, args.until_round, args.threshold, settings=settings, kinds=_kinds())
+    _draw(table, report, Path(args.out), args.threshold)
+
+# %% ../nbs/cli.ipynb #e4d53821
+def _draw(table, report, out, threshold):
+    """Save the figures of a table and name them."""
+    from si_nb.law.figures import save_figures
+
+    _name_figures([*save_figures(table, report, out, threshold), *_save_pairs(table, out)])
+
+
+def _name_figures(paths):
+    """Name the first figure, and say how many more there are."""
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    print(f"figures: {printable(paths[0], LONGEST_LINE)}{more}")
 
 # %% ../nbs/cli.ipynb #96bf38eb
 def _page_place(folder, out):
