@@ -24,7 +24,7 @@ def _as_far_as_all(
     runs = rows.groupby(RUN).ngroups
     return rows[rows.groupby("round")["round"].transform("size") == runs]
 
-
+# %% ../../nbs/law/13_comparisons.ipynb #c0a13ea2
 def _spread(axis, rows, value, index, label, at="round"):
     """A line through the means of several runs, in a band from the lowest to the highest."""
     found, looks = rows.groupby(at)[value].agg(["mean", "min", "max"]), look(index)
@@ -40,7 +40,7 @@ def _seeds_of(series):
     counts = series.drop_duplicates(RUN).groupby("arm").size()
     return f"{tasks}; runs: {', '.join(f'{drawable(arm)} {count}' for arm, count in counts.items())}"
 
-
+# %% ../../nbs/law/13_comparisons.ipynb #c0a13ea4
 def _set_rounds(axis, ylabel):
     axis.set(xlabel="round", ylabel=ylabel)
     axis.xaxis.get_major_locator().set_params(integer=True)
@@ -110,7 +110,7 @@ def _pair_panel(axis, cells, title):
     axis.grid(False)
     return drawn
 
-
+# %% ../../nbs/law/13_comparisons.ipynb #c0a13ea5
 def pairs_figure(
     cells: pd.DataFrame,  # round, first, second (lengths), accuracy, and perhaps trained (bool)
 ) -> Picture:  # a panel per round

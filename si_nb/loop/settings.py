@@ -148,7 +148,7 @@ def _check_fit(config):
             f"up to length {last} of round {config.si_rounds}"
         )
 
-
+# %% ../../nbs/loop/01_settings.ipynb #b2a2fc05
 def _check_base_tasks(config):
     """Tasks in the base data must be told apart by how they ask, and have problems of the base lengths."""
     if unknown := [name for name in config.base_tasks.split("+") if name and name not in TASKS]:
@@ -400,6 +400,10 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
         "num_samples": 20_000,
         "si_iter": 500,
     },
+}
+
+# %% ../../nbs/loop/01_settings.ipynb #4be7d120
+_PUBLISHED |= {
     "lee-reverse-addition": {
         **_LEE_TRAINING,
         "original_digits": 16,
@@ -421,8 +425,6 @@ _PUBLISHED: dict[str, dict[str, Any]] = {
 }
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d111
-_LEE_MAZE = {"base_samples": 5_000_000, "si_iter": 5_000, "si_stable": 4_000, "si_method": ("none", "mv")}
-_LEE_MAZE |= {"si_learning_rate": 2e-4}
 _PUBLISHED |= {
     "lee-multiplication": {
         **_LEE_TRAINING,
@@ -439,6 +441,12 @@ _PUBLISHED |= {
         "length_rule": "near_longest",
         "block_size": 344,
     },
+}
+
+# %% ../../nbs/loop/01_settings.ipynb #4be7d121
+_LEE_MAZE = {"base_samples": 5_000_000, "si_iter": 5_000, "si_stable": 4_000, "si_method": ("none", "mv")}
+_LEE_MAZE |= {"si_learning_rate": 2e-4}
+_PUBLISHED |= {
     "lee-maze": {
         **_LEE_TRAINING,
         **_LEE_VOTE,
@@ -469,7 +477,7 @@ _OTHERWISE: dict[str, dict[str, Any]] = {
     "lee-maze-nodes": {"task": "maze_by_nodes", "original_digits": 8, "vote_threshold": 1.0},
 }
 
-
+# %% ../../nbs/loop/01_settings.ipynb #4be7d122
 def _smaller(name):
     """A published setting with a twentieth of its examples, labels and parameters."""
     full = RunConfig(**_PUBLISHED[name])
@@ -489,7 +497,7 @@ def _smaller(name):
     rounds = {"si_rounds": min(10, full.si_rounds), "voters": min(3, full.voters)}
     return {**_PUBLISHED[name], **sizes, **rates, **counts, **steps, **rounds, **_OTHERWISE.get(name, {})}
 
-
+# %% ../../nbs/loop/01_settings.ipynb #4be7d124
 for _name, _preset in _PUBLISHED.items():
     PRESETS |= {_name: _preset, f"{_name}-small": _smaller(_name)}
 

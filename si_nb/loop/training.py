@@ -69,7 +69,7 @@ def training_steps(
         )
     return steps
 
-# %% ../../nbs/loop/10_training.ipynb #026b8ada
+# %% ../../nbs/loop/10_training.ipynb #026b8ad1
 def base_rows(
     config: RunConfig,  # the experiment
     count: int,  # rows
@@ -83,14 +83,14 @@ def base_rows(
     ]
     return np.concatenate(same_width(parts))
 
-
+# %% ../../nbs/loop/10_training.ipynb #026b8ad3
 def make_base(
     config: RunConfig,  # the experiment
 ) -> np.ndarray:  # base data, (base_samples, width) uint8 tokens
     """The base data of the experiment, the same each time it is made."""
     return base_rows(config, config.base_samples, derive_rng(config.seed, "base data"))
 
-
+# %% ../../nbs/loop/10_training.ipynb #026b8ada
 def mix(
     config: RunConfig,  # the experiment
     base: np.ndarray,  # base data

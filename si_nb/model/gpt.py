@@ -169,19 +169,12 @@ class Attention(nn.Module):
         wanted: Wanted = None,  # tokens for which it is asked
     ) -> torch.Tensor:  # shape of x, of the tokens wanted
         """What every token gathers from itself and the tokens before it."""
-        heads = (
-            _padded(self.queries_keys_values(x), packing)
-            .unflatten(-1, (3, self.n_head, -1))
-            .permute(2, 0, 3, 1, 4)
-        )
+        projected = _padded(self.queries_keys_values(x), packing)
+        heads = projected.unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4)
+        dropout, start = self.dropout * self.training, 0 if cache is None else cache.filled
         if self.turn is not None:
-            start = 0 if cache is None else cache.filled
             heads = torch.cat([self.turn(heads[:2], start), heads[2:]])
-        y = (
-            _attend(heads, self.dropout * self.training)
-            if cache is None
-            else _look_back(heads, cache, self.layer)
-        )
+        y = _attend(heads, dropout) if cache is None else _look_back(heads, cache, self.layer)
         return self.projection(_only(_packed(y.transpose(1, 2).flatten(2), packing), wanted))
 
 # %% ../../nbs/model/01_gpt.ipynb #656e3341
