@@ -24,9 +24,10 @@ def _data_memory(config, workers):
     task, arms = TASKS[config.task], len(config.si_method)
     own = sum(arm_voters(config, arm) for arm in config.si_method if KEEP_RULES[arm].vote) * config.own_labels
     widths = [task.widest(config.length_after(number)) for number in range(config.si_rounds + 1)]
+    base = max(each.widest(config.original_digits) for each in config.tasks)
     together = min(workers, sum(arm_voters(config, arm) for arm in config.si_method))
     return {
-        "base_samples": config.base_samples * widths[0],
+        "base_samples": config.base_samples * base,
         "num_samples": config.num_samples * (arms + own) * sum(widths[1:]),
         "eval_samples": config.eval_samples * 32 * widths[-1] * together,
         "batch_size": config.batch_size * 16 * widths[-1] * together,
