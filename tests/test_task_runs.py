@@ -192,7 +192,7 @@ def test_base_data_of_several_tasks(tmp_path, capsys):
     marks = [row[: row.index("=")].count("+") for row in decode(make_base(config))]
     assert marks[:200] == [0] * 200 and set(marks[200:400]) == {3, 4, 5} and marks[400:] == [1] * 200
     assert config.model.vocab_size == 40 and config.base_lengths == 6 + 3 + 6
-    alone = replace(config, base_tasks="")
+    alone = replace(config, base_tasks="none")
     assert base_key(alone) != base_key(config) and (make_base(alone)[:, :1] < 10).all()
     assert set(read_table(run)["task"]) == {"copy"} and main(["check", run]) == 0
     capsys.readouterr()
@@ -206,7 +206,9 @@ def test_base_data_of_several_tasks(tmp_path, capsys):
         ("copy", "ask in the same way"),
         ("division", "is unknown: choose"),
         ("multiplication", "that fit block_size"),
-        ("maze_by_hops+", None),
+        ("maze_by_hops+", "'' is unknown"),
+        ("", "'' is unknown"),
+        ("maze_by_hops", None),
     ],
 )
 def test_base_tasks_that_cannot_be(tmp_path, capsys, others, reason):

@@ -55,7 +55,7 @@ ALIKE: dict[str, Any] = {  # settings that the law does not read, since all meas
     "accelerated": False,
     "noise_fraction": 0.0,
     "lengths_per_round": 1,
-    "base_tasks": "",
+    "base_tasks": "none",
     "si_learning_rate": 0.0,
 }
 

@@ -149,10 +149,15 @@ def _check_fit(config):
         )
 
 # %% ../../nbs/loop/01_settings.ipynb #b2a2fc05
+def _further(config):
+    """Names of the tasks that are only in the base data."""
+    return [] if config.base_tasks == "none" else config.base_tasks.split("+")
+
+
 def _check_base_tasks(config):
     """Tasks in the base data must be told apart by how they ask, and have problems of the base lengths."""
-    if unknown := [name for name in config.base_tasks.split("+") if name and name not in TASKS]:
-        raise ConfigError(f"base_tasks: {shown(unknown[0])} is unknown: choose {', '.join(TASKS)}")
+    if unknown := [name for name in _further(config) if name not in TASKS]:
+        raise ConfigError(f"base_tasks: {shown(unknown[0])} is unknown: choose none, {', '.join(TASKS)}")
     asked: dict[tuple, str] = {}
     for task in config.tasks:
         form = (task.operands, task.symbols.start)
@@ -244,7 +249,7 @@ class RunConfig(RecipeSettings):
     lengths_per_round: int = _setting(1, "new lengths that a round takes in", least=1, most=100)
     accelerated_accuracy: float = _setting(0.99, "accelerated: accuracy that is high", above=0, most=1)
     accelerated_items: int = _setting(2_048, "accelerated: problems to tell it by", least=1, most=10**9)
-    base_tasks: str = _setting("", "further tasks in the base data, joined by +")
+    base_tasks: str = _setting("none", "further tasks in the base data, joined by +, or none")
     si_learning_rate: float = _setting(
         0.0, "largest rate of a round; 0: that of base training", least=0, most=1e38
     )
@@ -263,7 +268,7 @@ class RunConfig(RecipeSettings):
     @property
     def tasks(self) -> tuple[Task, ...]:
         """The task itself, and then those that are only in the base data."""
-        return tuple(TASKS[name] for name in (self.task, *self.base_tasks.split("+")) if name)
+        return tuple(TASKS[name] for name in (self.task, *_further(self)))
 
     @property
     def last_length(self) -> int:
@@ -470,11 +475,12 @@ _PUBLISHED["lee-maze-nodes"] = {
 }
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d105
+_SMALL_MAZE = {"max_iters": 2_000, "si_iter": 100, "si_stable": 80, "vote_threshold": 1.0}
 _OTHERWISE: dict[str, dict[str, Any]] = {
     "lee-copy": {"max_iters": 4_000, "si_iter": 200},
     "lee-multiplication": {"original_digits": 9, "si_rounds": 6, "vote_threshold": 1.0},
-    "lee-maze": {"task": "maze_by_hops", "original_digits": 4, "si_rounds": 6, "vote_threshold": 1.0},
-    "lee-maze-nodes": {"task": "maze_by_nodes", "original_digits": 8, "vote_threshold": 1.0},
+    "lee-maze": {**_SMALL_MAZE, "task": "maze_by_hops", "original_digits": 4, "si_rounds": 6},
+    "lee-maze-nodes": {**_SMALL_MAZE, "task": "maze_by_nodes", "original_digits": 8},
 }
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d122
