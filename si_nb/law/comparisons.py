@@ -18,11 +18,12 @@ from ..record.table import RUN, binomial_interval, printable, trajectory
 
 # %% ../../nbs/law/13_comparisons.ipynb #c0a13e08
 def _as_far_as_all(
-    rows,  # a row per run and round
+    rows,  # a row per run and round, or length
+    at="round",
 ):
-    """The rounds that every run of a group came to."""
+    """The rounds, or lengths, that every run of a group came to."""
     runs = rows.groupby(RUN).ngroups
-    return rows[rows.groupby("round")["round"].transform("size") == runs]
+    return rows[rows.groupby(at)[at].transform("size") == runs]
 
 # %% ../../nbs/law/13_comparisons.ipynb #c0a13ea2
 def _spread(axis, rows, value, index, label, at="round"):
@@ -202,8 +203,8 @@ def reach_figure(
         caption = f"runs: {runs}; reached: accuracy at least {threshold:g}; as far as all runs come"
         figure, (axis,) = canvas("How many rounds does it take to reach a length?", caption)
         for index, (name, rows) in enumerate(found.items()):
-            everywhere = rows.groupby("length")["round"].transform("size") == rows.groupby(RUN).ngroups
-            _spread(axis, rows[everywhere], "round", index, drawable(name), at="length")
+            shared = _as_far_as_all(rows, at="length")
+            _spread(axis, shared, "round", index, drawable(name), at="length")
         axis.set(xlabel="length (digits)", ylabel="round")
         axis.legend()
     return figure
