@@ -478,13 +478,24 @@ def _kinds():
     return {name: rule.kind for name, rule in KEEP_RULES.items()}
 
 
+def _with_size(settings):
+    """Settings of one run, or of many in a frame, with how the sizes of their problems grow with length."""
+    from si_nb.problems.tasks import TASKS
+
+    if isinstance(settings, dict):
+        return {**settings, "size_exponent": TASKS[settings["task"]].size_exponent}
+    powers = {name: TASKS[name].size_exponent for name in TASKS}
+    known = settings is not None and "task" in settings
+    return settings.assign(size_exponent=settings["task"].map(powers).fillna(1.0)) if known else settings
+
+
 def law_command(
     args: argparse.Namespace,  # paths, until_round, threshold, law, laws, json
 ) -> None:
     """Fit laws to tables and print the verdict."""
     from si_nb.law.report import law_report, print_report
 
-    table, settings = read_table(*args.paths), read_settings(*args.paths)
+    table, settings = read_table(*args.paths), _with_size(read_settings(*args.paths))
     report = law_report(table, args.until_round, args.threshold, args.law, settings=settings, kinds=_kinds())
     if args.json:
         print(json.dumps(report, indent=1))
@@ -533,7 +544,7 @@ def figures_command(
     """Draw the figures of tables."""
     from si_nb.law.report import law_report
 
-    table, settings = read_table(*args.paths), read_settings(*args.paths)
+    table, settings = read_table(*args.paths), _with_size(read_settings(*args.paths))
     report = law_report(table, args.until_round, args.threshold, settings=settings, kinds=_kinds())
     _draw(table, report, Path(args.out), args.threshold)
 
@@ -579,7 +590,8 @@ def report_command(
     rounds = int(table["round"].max())
     until_round = forecast_origin(rounds) if args.until_round is None else args.until_round
     try:
-        report = law_report(table, until_round, args.threshold, settings=settings, kinds=_kinds())
+        sized = _with_size(settings)
+        report = law_report(table, until_round, args.threshold, settings=sized, kinds=_kinds())
     except LawError as error:
         report, note = {"arms": {}}, str(error)
     pictures, title = draw_page_figures(table, report, args.threshold), Path(args.folder).resolve().name
@@ -614,7 +626,7 @@ def _judge(folder, until_round, threshold):
     from si_nb.law.figures import save_figures
     from si_nb.law.report import law_report
 
-    table, settings = read_table(folder.measurements), read_settings(folder.measurements)
+    table, settings = read_table(folder.measurements), _with_size(read_settings(folder.measurements))
     rounds = table.groupby("arm")["round"].max()
     lines = [f"{printable(arm)}: stopped before its first round" for arm in rounds.index[rounds == 0]]
     table = table[table["arm"].map(rounds) > 0]
@@ -709,7 +721,7 @@ def _conclusion(judged):
 # %% ../nbs/cli.ipynb #3c9c6267
 def _asked_along(args, settings):
     """What the loop asks between rounds and at the end; and what judges the run, None if it has no rounds."""
-    rounds = settings["si_rounds"]
+    rounds, settings = settings["si_rounds"], _with_size(settings)
     until_round = forecast_origin(rounds) if args.until_round is None else args.until_round
     judge = functools.cache(lambda folder: _judge(folder, until_round, args.threshold)) if rounds else None
     asked = {
@@ -924,7 +936,7 @@ def predict_command(
     settings, found, law = _predicted_settings(args), {}, load_law()
     table = None if args.from_base is None else read_table(args.from_base)
     for arm in settings["si_method"]:
-        of_arm, rows = {**settings, "si_method": arm}, _table_of(table, arm)
+        of_arm, rows = {**_with_size(settings), "si_method": arm}, _table_of(table, arm)
         found[arm] = predict(of_arm, rows, None if rows is None else args.until_round, args.critical, law)
     best = max(found, key=lambda arm: sum(found[arm]["probability_lasting"].values()))
     if args.json:

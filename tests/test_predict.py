@@ -87,6 +87,17 @@ def test_two_lengths_a_round_are_forecast_and_warned_of(capsys):
     assert two["collapse_round"]["value"] < one["collapse_round"]["value"]
 
 
+def test_the_size_of_products_grows_with_the_root_of_a_place(capsys):
+    """A task's own price of a length comes to the law through the command line, here half of a digit's."""
+    settings = {"task": "multiplication_by_pairs", "original_digits": 25, "n_embd": 64, "n_head": 4}
+    words = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    words += ["--si_method", "none", "--si_rounds", "3", "--block_size", "200"]
+    found = said(capsys, "predict", *words)["probability_lasting"]
+    told = {**asdict(make_config(**settings, si_method=("none",), si_rounds=3, block_size=200))}
+    half, whole = (predict({**told, "size_exponent": power})["probability_lasting"] for power in (0.5, 1.0))
+    assert found == half != whole and half["20"] > whole["20"]
+
+
 def test_a_branch_is_read_from_its_stored_round_on(capsys):
     """Rounds made with other settings say nothing of how the run differs, and it begins after them."""
     law, settings = load_law(), {"task": "copy", "si_method": "none", "original_digits": 10}
@@ -112,6 +123,8 @@ def test_measured_runs_are_alike_in_what_the_law_does_not_read():
         "warmup",
         "learning_rate",
         "si_rounds",
+        "norm_epsilon",
+        "rotary_base",  # there is no rotary encoding among them
     }
     no_matter |= {"eval_interval", "eval_samples", "device", "train_multiple_base"}  # measured, not changed
     no_matter |= {"accelerated_accuracy", "accelerated_items", "noise_round", "noise_kind"}  # parts of others

@@ -125,6 +125,17 @@ def solved(name, *operands):
     return decode(answers[:, : used[0]])[0]
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_the_exponent_of_size_is_how_digits_grow(name):
+    """From length 40 to 160 the digits of a prompt grow as the length to the power that the task states."""
+    task = TASKS[name]
+    if task.longest is None:
+        digits = [np.mean([sum(task.operand_lengths(n + i)) for i in range(-9, 10)]) for n in (40, 160)]
+        assert abs(np.log(digits[1] / digits[0]) / np.log(4) - task.size_exponent) < 0.05
+    else:
+        assert task.size_exponent == 1  # hops or nodes
+
+
 @given(NUMBERS, NUMBERS)
 def test_forward_sums_are_those_of_integers(left, right):
     """Any two numbers: both forms are the integer sum, and they differ in the zero in front alone."""

@@ -167,7 +167,7 @@ def make_llama(
     sizes = LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.n_embd,
-        intermediate_size=int(8 / 3 * config.n_embd),
+        intermediate_size=config.inner,
         num_hidden_layers=config.n_layer,
         num_attention_heads=config.n_head,
         max_position_embeddings=config.block_size,

@@ -57,6 +57,9 @@ ALIKE: dict[str, Any] = {  # settings that the law does not read, since all meas
     "lengths_per_round": 1,
     "base_tasks": "none",
     "si_learning_rate": 0.0,
+    "pretrained": "none",
+    "normalization": "layer",
+    "inner_width": 0,
 }
 
 # %% ../../nbs/law/04_conditions.ipynb #f882b9fc
@@ -69,13 +72,13 @@ def by_name(
 
 def complete(
     settings: Any,  # of a run: by name, or its configuration; those the law does not read are left out
-) -> dict:  # all of MIDDLE's, and lengths_per_round
+) -> dict:  # all of MIDDLE's, lengths_per_round and size_exponent
     """The settings that the law reads.
 
     Raises: LawError, one line, for an unknown keep rule, an unknown loss_on, or a number that is none.
     """
     told = by_name(settings)
-    found = {name: told.get(name, value) for name, value in MIDDLE.items()}
+    found = {name: told.get(name, value) for name, value in {**MIDDLE, "size_exponent": 1.0}.items()}
     digits = told.get("lengths_per_round", 1)
     if isinstance(digits, (bool, str)) or digits < 1 or digits != int(digits):
         raise LawError(f"lengths_per_round is {digits!r}; give a whole number from 1")
@@ -84,7 +87,7 @@ def complete(
     if not isinstance(found["si_method"], str) or found["si_method"] not in TRIES:
         known = f"the law knows one keep rule at a time, out of {', '.join(TRIES)}"
         raise LawError(f"si_method {found['si_method']!r}: {known}")
-    for name in NUMBERS:
+    for name in (*NUMBERS, "size_exponent"):
         if isinstance(found[name], (bool, str)) or not np.isfinite(found[name]) or found[name] <= 0:
             raise LawError(f"{name} is {found[name]!r}; give a number above 0")
     if found["loss_on"] not in ("all", "answer"):
@@ -143,9 +146,10 @@ Array = np.ndarray | float  # one number, or one for each of many runs
 def price(
     length: Array,  # newest length n
     digits: Array = 1,  # lengths that a round takes in
-) -> Array:  # fall of ln(h / n) when n becomes n + digits
+    exponent: Array = 1.0,  # power of the length that size is
+) -> Array:  # fall of ln(h / n), in size, when n becomes n + digits
     """The price of a digit, or of several at once."""
-    return np.log1p(np.asarray(digits) / np.asarray(length, float))
+    return exponent * np.log1p(np.asarray(digits) / np.asarray(length, float))
 
 # %% ../../nbs/law/04_conditions.ipynb #a1b1602d
 def label_log_odds(
@@ -254,7 +258,8 @@ def flattening(
     rate = p["flattening"] + p["flattening_steepness"] * np.log(np.asarray(steepness) / 15)
     rate = rate - p["flattening_examples"] * _effort(settings)
     rate = rate + p["flattening_addition"] * _is(settings, "task", "reverse_addition")
-    return -price(length, settings.get("lengths_per_round", 1)) * rate
+    digits, exponent = settings.get("lengths_per_round", 1), settings.get("size_exponent", 1.0)
+    return -price(length, digits, exponent) * rate
 
 # %% ../../nbs/law/04_conditions.ipynb #cdb26a38
 def critical_margin(

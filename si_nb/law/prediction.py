@@ -74,6 +74,11 @@ class Walk:
         """At the newest length."""
         return expit(self.steepness * np.log(self.horizon / self.length) + self.reading)
 
+# %% ../../nbs/law/06_prediction.ipynb #3698ecb7
+def _in_size(settings):
+    """Settings with the base length as a number of digits, where a length is none."""
+    return {**settings, "original_digits": settings["original_digits"] ** settings.get("size_exponent", 1.0)}
+
 # %% ../../nbs/law/06_prediction.ipynb #3698ecb6
 def walk(
     parameters: Mapping,  # name -> value or (B,)
@@ -86,18 +91,21 @@ def walk(
 ) -> Walk:  # after each of the rounds
     """The law, round by round."""
     votes, path, digits = votes_needed(settings), [], settings.get("lengths_per_round", 1)
+    power, sized = settings.get("size_exponent", 1.0), _in_size(settings)
     length, h, k = state
     for number in range(rounds):
         z = label_log_odds(parameters, length, h, k, digits)
         wrong = wrong_share(parameters, z, votes, effects["vote"] + scatter["vote"][number])
         passed = kept_share(parameters, z, votes, settings["voters"])
         labels = kept_labels(passed, settings)
-        moved = gain(parameters, settings, length, k, labels, own_share(settings, votes) * wrong)
+        own = own_share(settings, votes) * wrong
+        moved = gain(parameters, sized, length**power, k / power, labels, own)
         moved = moved * np.maximum(1 + effects["gain"], 0) + scatter["gain"][number]
         moved = moved - settling(parameters, labels, first and number == 0)
-        flatter = flattening(parameters, settings, k, length) - price(length, digits) * effects["flattening"]
+        flatter = flattening(parameters, settings, k / power, length)
+        flatter = flatter - price(length, digits, power) * effects["flattening"]
         flatter = flatter + scatter["flattening"][number]
-        length, h = length + digits, h * np.exp(np.clip(moved, -0.3, 0.5))
+        length, h = length + digits, h * np.exp(np.clip(moved, -0.3, 0.5) / power)
         k = np.clip(k * np.exp(np.clip(flatter, -1, 1)), 0.5, 200)
         reading = parameters["reading"] + effects["reading"] + scatter["reading"][number]
         path.append(np.broadcast_arrays(float(length), h, k, wrong, labels, passed, reading))
@@ -134,10 +142,10 @@ def _begin(law, settings, parameters, state, size, generator):
         errors = chance * np.minimum([[state["log_horizon_error"]], [state["log_steepness_error"]]], 0.3)
         length, h, k = int(state["length"]), state["horizon"], state["steepness"]
         return length, h * np.exp(errors[0]), k * np.exp(errors[1])
-    ratio, steep = curve_of(parameters, settings)
+    ratio, steep = curve_of(parameters, _in_size(settings))
     errors = chance * [[law.spreads["base_ratio"]], [law.spreads["base_steepness"]]]
-    length = int(settings["original_digits"])
-    return length, length * np.exp(ratio + errors[0]), np.exp(steep + errors[1])
+    length, power = int(settings["original_digits"]), settings["size_exponent"]
+    return length, length * np.exp((ratio + errors[0]) / power), np.exp(steep + errors[1]) * power
 
 # %% ../../nbs/law/06_prediction.ipynb #01783b9e
 def round_scatter(
@@ -218,7 +226,8 @@ def seen_of(
     numbers = {name: settings.get(name, MIDDLE.get(name, 0)) for name in dict.fromkeys([*BASE, *NUMBERS])}
     digits = settings.get("lengths_per_round", 1)
     run = pd.DataFrame([{"run_id": found["run_id"].iloc[0], **numbers, "lengths_per_round": digits}])
-    budget = error_budget(table[table["round"] <= origin]) if origin > since else None
+    in_digits = settings.get("size_exponent", 1.0) == 1  # the law's terms for what a run gained so far
+    budget = error_budget(table[table["round"] <= origin]) if origin > since and in_digits else None
     return found.iloc[-1], None if budget is None else transitions(found, budget, run)
 
 # %% ../../nbs/law/06_prediction.ipynb #3ff39cd0

@@ -25,9 +25,11 @@ from .store import Store, forget_checkpoints, load_moments, load_voter, save_vot
 from .voting import KEEP_RULES
 from .workers import Machine, Stopped, for_voters
 from ..model.gpt import GPT
+from ..model.pretrained import take_over
 from ..model.trainer import AdamW, DivergedError, Mixture, TrainConfig, train
 from ..problems.tasks import make_base_data
 from ..problems.tokenizer import same_width
+from ..record.table import LONGEST_LINE, printable
 
 # %% ../../nbs/loop/10_training.ipynb #e918da21
 def _recipe(config):
@@ -259,6 +261,17 @@ def train_voter(
     return optimizer.moments()
 
 # %% ../../nbs/loop/10_training.ipynb #ae47676e
+def _new_model(config, generator):
+    """A model that nothing was trained on yet, unless it is to begin with another one's weights."""
+    model = GPT(config.model, generator)
+    if config.pretrained != "none":
+        try:
+            take_over(model, config.pretrained)
+        except ValueError as error:
+            raise ConfigError(printable(f"pretrained: {error}", LONGEST_LINE)) from None
+    return model
+
+
 def train_base_models(
     machine: Machine,  # where to compute
     store: Store,  # where they are stored
@@ -274,7 +287,7 @@ def train_base_models(
 
         def job(voter):
             weights = torch.Generator().manual_seed(derive_seed(config.seed, "weights", voter))
-            model = GPT(config.model, weights).to(machine.device)
+            model = _new_model(config, weights).to(machine.device)
             training = base_training(config)
             train_voter(machine, store, watch, model, mixture, training, "base models", "base", voter)
             store.check()

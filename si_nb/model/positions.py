@@ -17,12 +17,10 @@ if TYPE_CHECKING:  # names of encodings are read where there is no torch
     import torch
 
 # %% ../../nbs/model/00_positions.ipynb #7a10c0da
-_SLOWEST = 10_000  # times the first pair turns faster than the last would
-
-
 def rotate(
     heads: "torch.Tensor",  # (..., length, head width), an even width: queries or keys
     start: int,  # position of the first of them
+    base: float = 10_000.0,  # times the first pair turns faster than the last would
 ) -> "torch.Tensor":  # the same shape and type
     """Queries or keys, turned by where they stand."""
     import torch
@@ -30,7 +28,7 @@ def rotate(
     length, half = heads.shape[-2], heads.shape[-1] // 2
     positions = torch.arange(start, start + length, device=heads.device, dtype=torch.float32)
     pairs = torch.arange(half, device=heads.device, dtype=torch.float32)
-    angles = torch.outer(positions, _SLOWEST ** (-pairs / half))
+    angles = torch.outer(positions, base ** (-pairs / half))
     cosine, sine = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
     left, right = heads.chunk(2, dim=-1)
     return torch.cat([left * cosine - right * sine, left * sine + right * cosine], dim=-1)
@@ -42,7 +40,7 @@ class PositionalEncoding:
 
     name: str  # key in POSITIONAL_ENCODINGS
     learned: bool = False  # whether a vector for each position is learned and added to the embedding
-    turn: Callable | None = None  # (queries or keys, position of the first) -> the same, turned
+    turn: Callable | None = None  # (queries or keys, position of the first, base) -> the same, turned
 
     def refusal(
         self,

@@ -63,6 +63,7 @@ class Description:
     shortest: int = 1  # length
     longest: int | None = None  # length; None: as long as there is room
     curriculum: Callable | None = None  # length -> digits of each operand; None: as many as the length
+    size_exponent: float = 1.0  # digits of a problem grow as this power of its length, above 0
 
     @property
     def vocab_size(self) -> int:
@@ -381,6 +382,7 @@ TASKS = Registry(
         steps_of_product,
         leading=-1,
         curriculum=pair_of_lengths,
+        size_exponent=0.5,
     ),
     maze_by_hops("maze_by_hops", nodes=12, names=26),
     maze_by_nodes("maze_by_nodes", hops=3, names=26),
