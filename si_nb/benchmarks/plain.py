@@ -122,7 +122,7 @@ def plain_base_data(
     source: random.Random,  # where lengths and digits come from
 ) -> list[str]:  # training examples
     """Training examples of mixed lengths, one after another."""
-    lengths = task.base_lengths(max_length)
+    lengths = task.base_groups(max_length)
     return [plain_line(task, source.choice(lengths), source) for _ in range(count)]
 
 # %% ../../nbs/benchmarks/00_plain.ipynb #3fcb0509

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['NORMALIZATIONS', 'LATER_SETTINGS', 'PRESETS', 'TRAINING_SETTINGS', 'MODEL_SETTINGS', 'SAME_PROBLEMS',
            'BASE_TRAINING_SETTINGS', 'BASE_SETTINGS', 'ConfigError', 'shown', 'FirstSettings', 'RecipeSettings',
-           'RunConfig', 'with_later_settings', 'arm_voters', 'longest_length', 'evaluation_lengths', 'round_lengths',
-           'make_config', 'Origin', 'BranchConfig', 'settings_of_round', 'identity', 'every_setting', 'stored_config',
-           'run_name', 'base_key', 'base_name']
+           'LaterSettings', 'RunConfig', 'with_later_settings', 'arm_voters', 'longest_length', 'evaluation_lengths',
+           'round_lengths', 'make_config', 'Origin', 'BranchConfig', 'settings_of_round', 'identity', 'every_setting',
+           'stored_config', 'run_name', 'base_key', 'base_name']
 
 # %% ../../nbs/loop/01_settings.ipynb #00847920
 import hashlib
@@ -28,8 +28,6 @@ from ..record.table import LONGEST_LINE, printable
 # %% ../../nbs/loop/01_settings.ipynb #01f119c9
 if TYPE_CHECKING:  # settings are read where there is no torch
     from si_nb.model.gpt import ModelConfig
-
-NORMALIZATIONS = ("layer", "root_mean_square")  # keys of `si_nb.model.gpt.NORMALIZATIONS`
 
 # %% ../../nbs/loop/01_settings.ipynb #221a5179
 class ConfigError(ValueError):
@@ -244,13 +242,13 @@ class RecipeSettings(FirstSettings):
     )
     length_rule: str = _setting("possible", "what a length filter lets pass: " + ", ".join(LENGTH_RULES))
 
-# %% ../../nbs/loop/01_settings.ipynb #6c41a0b6
-@dataclass(frozen=True)
-class RunConfig(RecipeSettings):
-    """Everything that defines an experiment.
+# %% ../../nbs/loop/01_settings.ipynb #6c41a0d1
+NORMALIZATIONS = ("layer", "root_mean_square")  # keys of `si_nb.model.gpt.NORMALIZATIONS`
 
-    Raises: ConfigError naming the setting and what it may be.
-    """
+
+@dataclass(frozen=True)
+class LaterSettings(RecipeSettings):
+    """Other schedules, mixtures of tasks, and models that were pretrained elsewhere."""
 
     lengths_per_round: int = _setting(1, "new lengths that a round takes in", least=1, most=100)
     accelerated_accuracy: float = _setting(0.99, "accelerated: accuracy that is high", above=0, most=1)
@@ -266,6 +264,14 @@ class RunConfig(RecipeSettings):
         0, "width inside the feed-forward part; 0: 8/3 of n_embd", least=0, most=1_000_000
     )
     rotary_base: float = _setting(10_000.0, "base of the rotary encoding", least=1, most=1e12)
+
+# %% ../../nbs/loop/01_settings.ipynb #6c41a0b6
+@dataclass(frozen=True)
+class RunConfig(LaterSettings):
+    """Everything that defines an experiment.
+
+    Raises: ConfigError naming the setting and what it may be.
+    """
 
     def __post_init__(self):
         _check(self)
@@ -529,14 +535,14 @@ def _taken_over(settings, given):
     try:
         sizes = pretrained_settings(folder)
     except ValueError as error:
-        raise ConfigError(printable(f"pretrained: {error}", LONGEST_LINE)) from None
+        raise ConfigError(printable(f"pretrained: {error}", 390)) from None
     for name in (name for name in sizes if given.get(name, sizes[name]) != sizes[name]):
         raise ConfigError(
             f"{name} is {shown(given[name])}, but {shown(folder)} has {shown(sizes[name])}; leave it out"
         )
     return {**settings, **sizes}
 
-
+# %% ../../nbs/loop/01_settings.ipynb #a18f3a40
 def make_config(
     preset: str | None = None,  # key of PRESETS, or None for the defaults
     **settings,  # fields of RunConfig that differ from the preset
@@ -691,6 +697,8 @@ MODEL_SETTINGS = (
     "inner_width",
     "rotary_base",
 )
+
+# %% ../../nbs/loop/01_settings.ipynb #2e837e13
 SAME_PROBLEMS = ("task", "original_digits", "base_tasks")
 BASE_TRAINING_SETTINGS = (
     *SAME_PROBLEMS,

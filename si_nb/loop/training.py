@@ -29,7 +29,7 @@ from ..model.pretrained import take_over
 from ..model.trainer import AdamW, DivergedError, Mixture, TrainConfig, train
 from ..problems.tasks import make_base_data
 from ..problems.tokenizer import same_width
-from ..record.table import LONGEST_LINE, printable
+from ..record.table import printable
 
 # %% ../../nbs/loop/10_training.ipynb #e918da21
 def _recipe(config):
@@ -260,7 +260,7 @@ def train_voter(
         raise ConfigError(f"{what}, training {name}: {problem}; {remedy}") from None
     return optimizer.moments()
 
-# %% ../../nbs/loop/10_training.ipynb #ae47676e
+# %% ../../nbs/loop/10_training.ipynb #ae476770
 def _new_model(config, generator):
     """A model that nothing was trained on yet, unless it is to begin with another one's weights."""
     model = GPT(config.model, generator)
@@ -268,10 +268,10 @@ def _new_model(config, generator):
         try:
             take_over(model, config.pretrained)
         except ValueError as error:
-            raise ConfigError(printable(f"pretrained: {error}", LONGEST_LINE)) from None
+            raise ConfigError(printable(f"pretrained: {error}", 390)) from None
     return model
 
-
+# %% ../../nbs/loop/10_training.ipynb #ae47676e
 def train_base_models(
     machine: Machine,  # where to compute
     store: Store,  # where they are stored

@@ -16,20 +16,6 @@ from torch import nn
 
 from .positions import POSITIONAL_ENCODINGS, PositionalEncoding
 
-# %% ../../nbs/model/01_gpt.ipynb #696acfa2
-def _layer_norm(config):
-    return nn.LayerNorm(config.n_embd, eps=config.norm_epsilon, bias=config.bias)
-
-
-def _root_mean_square_norm(config):
-    return nn.RMSNorm(config.n_embd, eps=config.norm_epsilon)
-
-
-NORMALIZATIONS = {
-    "layer": _layer_norm,
-    "root_mean_square": _root_mean_square_norm,
-}  # name -> config -> module
-
 # %% ../../nbs/model/01_gpt.ipynb #696acfa5
 @dataclass(frozen=True)
 class ModelConfig:
@@ -80,6 +66,20 @@ class ModelConfig:
     def inner(self) -> int:
         """Width inside the feed-forward part."""
         return self.inner_width or int(8 / 3 * self.n_embd)
+
+# %% ../../nbs/model/01_gpt.ipynb #696acfa2
+def _layer_norm(config):
+    return nn.LayerNorm(config.n_embd, eps=config.norm_epsilon, bias=config.bias)
+
+
+def _root_mean_square_norm(config):
+    return nn.RMSNorm(config.n_embd, eps=config.norm_epsilon)
+
+
+NORMALIZATIONS = {
+    "layer": _layer_norm,
+    "root_mean_square": _root_mean_square_norm,
+}  # name -> config -> module
 
 # %% ../../nbs/model/01_gpt.ipynb #d7c600e5
 class KeyValueCache:

@@ -60,7 +60,7 @@ _NAMES = {  # setting -> what it is called there
     "norm_epsilon": "rms_norm_eps",
 }
 
-
+# %% ../../nbs/model/04_pretrained.ipynb #4c1f7dd1
 def pretrained_settings(
     folder: str | Path,  # with config.json, tokenizer.json and *.safetensors
 ) -> dict[str, Any]:  # settings of the model that takes its weights over
@@ -88,7 +88,7 @@ def _vocabulary(folder):
         vocabulary = {pair[0]: place for place, pair in enumerate(vocabulary)}
     return {**vocabulary, **{added["content"]: added["id"] for added in facts.get("added_tokens") or []}}
 
-
+# %% ../../nbs/model/04_pretrained.ipynb #4c1f7dd2
 def symbol_tokens(
     folder: str | Path,  # of the model
     vocab_size: int,  # how many of our symbols are wanted
@@ -132,7 +132,7 @@ def _rows(tensor, tokens):
     rows = tensor[torch.tensor([0 if token is None else token for token in tokens])]
     return rows * torch.tensor([[token is not None] for token in tokens])
 
-
+# %% ../../nbs/model/04_pretrained.ipynb #4c1f7dd3
 def _block(saved, layer, heads, width):
     """The weights of one block under our names."""
     import torch

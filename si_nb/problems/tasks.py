@@ -77,7 +77,7 @@ class Description:
         """What a length says of the operands."""
         return self.curriculum(length) if self.curriculum else (length,) * self.operands
 
-    def base_lengths(
+    def base_groups(
         self,
         longest: int,  # length in the base data
     ) -> list[tuple[int, ...]]:  # digits of each operand, equally often
@@ -499,7 +499,7 @@ def make_base_data(
     rng: np.random.Generator,  # source of lengths and digits
 ) -> np.ndarray:  # (count, task.widest(max_length)) uint8 tokens, filled with PAD on the right
     """Training examples of mixed lengths, prompt and answer together."""
-    groups = task.base_lengths(max_length)
+    groups = task.base_groups(max_length)
     sizes = rng.multinomial(count, np.full(len(groups), 1 / len(groups)))
     tokens = np.full((count, task.widest(max_length)), PAD, dtype=np.uint8)
     start = 0
