@@ -707,9 +707,10 @@ BASE_TRAINING_SETTINGS = (
     "max_iters",
     "decay",
     "warmup",
+    "pretrained",
     *TRAINING_SETTINGS,
 )
-BASE_SETTINGS = (*BASE_TRAINING_SETTINGS, *MODEL_SETTINGS, "pretrained")
+BASE_SETTINGS = (*BASE_TRAINING_SETTINGS, *MODEL_SETTINGS)
 
 # %% ../../nbs/loop/01_settings.ipynb #428c37ad
 def base_key(
