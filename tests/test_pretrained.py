@@ -141,18 +141,32 @@ CANNOT = [
     ({"rope_scaling": {"rope_type": "llama3", "factor": 8}}, "rescales positions"),
     ({"hidden_act": "gelu"}, "activation is 'gelu'"),
     ({"head_dim": 16}, "a width of their own"),
-    ({"num_hidden_layers": "two"}, "n_layer is 'two'"),
+    ({"num_hidden_layers": "two"}, "does not say its num_hidden_layers, a number"),
+    ({"hidden_size": None}, "does not say its hidden_size"),
+    ({"num_attention_heads": 0}, "n_head is 0"),
+    ({"rope_scaling": "linear"}, "rescales positions"),
 ]
 
 
 @pytest.mark.parametrize("changes, told", CANNOT)
 def test_what_cannot_be_taken_over_is_refused(tmp_path, changes, told):
     """One line with the reason, before anything is made."""
-    make_llama(tmp_path, **{name: value for name, value in changes.items() if name != "num_hidden_layers"})
     (tmp_path / "config.json").write_text(json.dumps({**FACTS, **changes}))
     with pytest.raises(ConfigError, match=told) as refusal:
         make_config(pretrained=str(tmp_path))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [{}, {"model": []}, {"model": {"vocab": 5}}, {"model": {"vocab": [5]}}, {"model": {"vocab": {"0": "x"}}}],
+)
+def test_a_damaged_vocabulary_is_refused(llama, tmp_path, written):
+    """One line, whatever the file holds."""
+    (tmp_path / "config.json").write_text((llama / "config.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match="holds no vocabulary|has no '0' of its own"):
+        symbol_tokens(tmp_path, len(SYMBOLS))
 
 
 def test_damaged_folders_are_refused(llama, tmp_path):

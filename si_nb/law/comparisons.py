@@ -160,7 +160,7 @@ def dose_figure(
     """What does noise do? Accuracy some rounds after labels were damaged, against the share of them."""
     rows = rows.assign(accuracy=rows["successes"] / rows["trials"])
     rounds = rows["noise_round"].unique()
-    caption = f"{len(rows)} runs, n = {int(rows['trials'].min()):,} each; bands: lowest to highest seed"
+    caption = f"n = {int(rows['trials'].min()):,} problems each; bands: lowest to highest seed"
     with style():
         size = (3.2 * len(rounds) + 1.6, 3.6)
         figure, axes = canvas("What does noise do?", caption, columns=len(rounds), size=size, sharey=True)

@@ -38,13 +38,13 @@ def _read_json(path):
 
 # %% ../../nbs/model/04_pretrained.ipynb #4c1f7d0e
 def _refusal(facts):
-    """Why a model cannot be taken over; empty when it can."""
+    """Why a Llama cannot be taken over; empty when it can."""
     width, heads = facts.get("hidden_size"), facts.get("num_attention_heads")
     rotary = facts.get("rope_scaling") or facts.get("rope_parameters") or {}
+    scaling = rotary.get("rope_type", rotary.get("type", "default")) if isinstance(rotary, dict) else rotary
     reasons = {
-        f"it is of type {facts.get('model_type')!r}": facts.get("model_type") != "llama",
         "it has biases": facts.get("attention_bias") or facts.get("mlp_bias"),
-        "it rescales positions": rotary.get("rope_type", rotary.get("type", "default")) != "default",
+        "it rescales positions": scaling != "default",
         f"its activation is {facts.get('hidden_act')!r}": facts.get("hidden_act", "silu") != "silu",
         "its heads have a width of their own": width
         and facts.get("head_dim") not in (None, width // (heads or 1)),
@@ -69,10 +69,14 @@ def pretrained_settings(
     Raises: ValueError, one line, when there is no such model or it cannot be taken over.
     """
     facts = _read_json(Path(folder) / "config.json")
+    if (kind := facts.get("model_type")) != "llama":
+        raise ValueError(f"{folder} cannot be taken over: it is of type {kind!r}, not llama")
+    if absent := [name for name in _NAMES.values() if not isinstance(facts.get(name), (int, float))]:
+        raise ValueError(
+            f"{folder}: config.json does not say its {absent[0]}, a number; save the model again"
+        )
     if reason := _refusal(facts):
         raise ValueError(f"{folder} cannot be taken over: {reason}; a Llama without such things can")
-    if absent := [name for name in _NAMES.values() if name not in facts]:
-        raise ValueError(f"{folder}: config.json does not say its {absent[0]}; save the model again")
     rotary = {"rope_theta": 10_000.0, **facts, **(facts.get("rope_parameters") or {})}
     alike = {"positional_encoding": "rotary", "normalization": "root_mean_square", "bias": False}
     return (
@@ -83,10 +87,14 @@ def pretrained_settings(
 def _vocabulary(folder):
     """Token by word."""
     facts = _read_json(folder / "tokenizer.json")
-    vocabulary = (facts.get("model") or {}).get("vocab") or {}
-    if isinstance(vocabulary, list):  # pairs of a word and its score
-        vocabulary = {pair[0]: place for place, pair in enumerate(vocabulary)}
-    return {**vocabulary, **{added["content"]: added["id"] for added in facts.get("added_tokens") or []}}
+    try:
+        vocabulary = facts["model"]["vocab"]
+        if isinstance(vocabulary, list):  # pairs of a word and its score
+            vocabulary = {pair[0]: place for place, pair in enumerate(vocabulary)}
+        added = {each["content"]: each["id"] for each in facts.get("added_tokens") or []}
+        return {**vocabulary, **added}
+    except (KeyError, IndexError, TypeError):
+        raise ValueError(f"{folder}: tokenizer.json holds no vocabulary; save the model again") from None
 
 # %% ../../nbs/model/04_pretrained.ipynb #4c1f7dd2
 def symbol_tokens(
@@ -99,10 +107,13 @@ def symbol_tokens(
     """
     facts, vocabulary = _read_json(Path(folder) / "config.json"), _vocabulary(Path(folder))
     end, tokens = facts.get("eos_token_id"), []
-    own = {SYMBOLS[END]: end[0] if isinstance(end, list) else end, SYMBOLS[PAD]: facts.get("pad_token_id")}
+    own = {
+        SYMBOLS[END]: end[0] if isinstance(end, list) and end else end,
+        SYMBOLS[PAD]: facts.get("pad_token_id"),
+    }
     for symbol in (SYMBOLS + NODES)[:vocab_size]:
         tokens.append(own[symbol] if symbol in own else vocabulary.get(symbol))
-        if tokens[-1] is None and symbol != SYMBOLS[PAD]:
+        if type(tokens[-1]) is not int and (tokens[-1] is not None or symbol != SYMBOLS[PAD]):
             raise ValueError(f"{folder}: its vocabulary has no {symbol!r} of its own; choose another model")
     return tokens
 
