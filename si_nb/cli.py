@@ -933,10 +933,10 @@ def predict_command(
     from si_nb.law.learning import load_law
     from si_nb.law.prediction import describe_prediction, predict
 
-    settings, found, law = _predicted_settings(args), {}, load_law()
+    settings, found, law = _with_size(_predicted_settings(args)), {}, load_law()
     table = None if args.from_base is None else read_table(args.from_base)
     for arm in settings["si_method"]:
-        of_arm, rows = {**_with_size(settings), "si_method": arm}, _table_of(table, arm)
+        of_arm, rows = {**settings, "si_method": arm}, _table_of(table, arm)
         found[arm] = predict(of_arm, rows, None if rows is None else args.until_round, args.critical, law)
     best = max(found, key=lambda arm: sum(found[arm]["probability_lasting"].values()))
     if args.json:

@@ -52,7 +52,7 @@ def _model_memory(config, device, workers):
     kept = device.type == "cpu" and not config.dropout
     scores = config.n_layer * config.n_head * tokens * max(tokens, _TOKENS_OF_A_PART) * kept
     learned = POSITIONAL_ENCODINGS[config.positional_encoding].learned
-    block = 4 * config.n_embd**2 + 3 * config.n_embd * (config.inner_width or 8 / 3 * config.n_embd)
+    block = 4 * config.n_embd**2 + 3 * config.n_embd * config.model.inner
     weights = config.n_layer * block + config.block_size * config.n_embd * learned
     needed = Counter(
         {_foremost(config, "n_embd", "n_layer", "voters"): 4 * weights * (models + 3 * together)}

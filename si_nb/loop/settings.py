@@ -6,15 +6,16 @@
 __all__ = ['NORMALIZATIONS', 'LATER_SETTINGS', 'PRESETS', 'TRAINING_SETTINGS', 'MODEL_SETTINGS', 'SAME_PROBLEMS',
            'BASE_TRAINING_SETTINGS', 'BASE_SETTINGS', 'ConfigError', 'shown', 'FirstSettings', 'RecipeSettings',
            'LaterSettings', 'RunConfig', 'with_later_settings', 'arm_voters', 'longest_length', 'evaluation_lengths',
-           'round_lengths', 'make_config', 'Origin', 'BranchConfig', 'settings_of_round', 'identity', 'every_setting',
-           'stored_config', 'run_name', 'base_key', 'base_name']
+           'round_lengths', 'pretrained_refusals', 'make_config', 'Origin', 'BranchConfig', 'settings_of_round',
+           'identity', 'every_setting', 'stored_config', 'run_name', 'base_key', 'base_name']
 
 # %% ../../nbs/loop/01_settings.ipynb #00847920
 import hashlib
 import json
 import operator
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -526,16 +527,23 @@ def _smaller(name):
 for _name, _preset in _PUBLISHED.items():
     PRESETS |= {_name: _preset, f"{_name}-small": _smaller(_name)}
 
+# %% ../../nbs/loop/01_settings.ipynb #a18f3a3d
+@contextmanager
+def pretrained_refusals() -> Iterator[None]:
+    """What is wrong with a pretrained model, as a mistake in a setting."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(printable(f"pretrained: {error}", 390)) from None
+
 # %% ../../nbs/loop/01_settings.ipynb #a18f3a3f
 def _taken_over(settings, given):
     """Settings with the sizes of the pretrained model that they name; those given must agree with it."""
     folder = settings.get("pretrained", "none")
     if not isinstance(folder, str) or folder.strip() in ("", "none"):
         return settings
-    try:
+    with pretrained_refusals():
         sizes = pretrained_settings(folder)
-    except ValueError as error:
-        raise ConfigError(printable(f"pretrained: {error}", 390)) from None
     for name in (name for name in sizes if given.get(name, sizes[name]) != sizes[name]):
         raise ConfigError(
             f"{name} is {shown(given[name])}, but {shown(folder)} has {shown(sizes[name])}; leave it out"

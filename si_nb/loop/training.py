@@ -20,7 +20,13 @@ from .checkpoints import checkpoints, if_whole, load_checkpoint, save_checkpoint
 from .evaluate import derive_rng, derive_seed
 from .folder import clear_place
 from .memory import ran_out_of_memory
-from .settings import TRAINING_SETTINGS, ConfigError, RunConfig, arm_voters
+from si_nb.loop.settings import (
+    TRAINING_SETTINGS,
+    ConfigError,
+    RunConfig,
+    arm_voters,
+    pretrained_refusals,
+)
 from .store import Store, forget_checkpoints, load_moments, load_voter, save_voter
 from .voting import KEEP_RULES
 from .workers import Machine, Stopped, for_voters
@@ -29,7 +35,6 @@ from ..model.pretrained import take_over
 from ..model.trainer import AdamW, DivergedError, Mixture, TrainConfig, train
 from ..problems.tasks import make_base_data
 from ..problems.tokenizer import same_width
-from ..record.table import printable
 
 # %% ../../nbs/loop/10_training.ipynb #e918da21
 def _recipe(config):
@@ -265,10 +270,8 @@ def _new_model(config, generator):
     """A model that nothing was trained on yet, unless it is to begin with another one's weights."""
     model = GPT(config.model, generator)
     if config.pretrained != "none":
-        try:
+        with pretrained_refusals():
             take_over(model, config.pretrained)
-        except ValueError as error:
-            raise ConfigError(printable(f"pretrained: {error}", 390)) from None
     return model
 
 # %% ../../nbs/loop/10_training.ipynb #ae47676e
