@@ -215,9 +215,7 @@ def test_true_drafts_settle_right_answers(trained, monkeypatch):
     monkeypatch.setattr(
         si_nb.model.generate,
         "_decode_on",
-        lambda model, cache, answers, *rest: (
-            decoded.append(len(answers)) or decode_on(model, cache, answers, *rest)
-        ),
+        lambda model, prompts, *rest: decoded.append(len(prompts)) or decode_on(model, prompts, *rest),
     )
     answers = generate(model, problems.prompts, problems.answers.shape[1] + 1, 1024, problems.answers)
     right = int(is_right(answers, problems.answers).sum())
@@ -246,11 +244,11 @@ def test_useless_drafts_are_given_up(trained, monkeypatch):
     """After a batch of drafts that settled little, the rest is decoded plainly."""
     task, model = trained
     problems, drafted = problems_of(task, 3), []
-    decode_drafted = si_nb.model.generate._decode_drafted
+    settle = si_nb.model.generate._settle
     monkeypatch.setattr(
         si_nb.model.generate,
-        "_decode_drafted",
-        lambda model, prompts, *rest: drafted.append(len(prompts)) or decode_drafted(model, prompts, *rest),
+        "_settle",
+        lambda model, prompts, *rest: drafted.append(len(prompts)) or settle(model, prompts, *rest),
     )
     useless = np.zeros_like(problems.answers)
     answers = generate(model, problems.prompts, 6, 100, useless)

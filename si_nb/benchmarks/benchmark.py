@@ -177,7 +177,8 @@ def make_llama(
         tie_word_embeddings=False,
         attn_implementation="sdpa",
     )
-    return LlamaForCausalLM(sizes).to(device)
+    llama: torch.nn.Module = LlamaForCausalLM(sizes)
+    return llama.to(device)
 
 # %% ../../nbs/benchmarks/01_benchmark.ipynb #4f2e683b
 def llama_train(

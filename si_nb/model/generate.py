@@ -51,7 +51,7 @@ def _decode(model, prompts, max_new_tokens):
     return torch.stack(decoded, dim=1).cpu().numpy().astype(np.uint8)
 
 # %% ../../nbs/model/02_generate.ipynb #b96997a7
-_WORTHWHILE = 0.85  # share of tokens that drafts must settle to save time on a CPU
+_WORTHWHILE = 0.7  # share of answers that drafts must settle whole to save time on a CPU
 
 
 @torch.inference_mode()
@@ -65,15 +65,19 @@ def generate(
 ) -> np.ndarray:  # (N, max_new_tokens) uint8 tokens, PAD after the end mark
     """Greedy answers to equally long prompts."""
     answers = np.full((len(prompts), max_new_tokens), PAD, dtype=np.uint8)
-    unsure, settled = np.zeros(len(prompts), dtype=bool), 1.0
-    for part in _parts(model, len(prompts), prompts.shape[1] + max_new_tokens, batch_size):
+    unsure, left = np.zeros(len(prompts), dtype=bool), np.full(len(prompts), max_new_tokens)
+    width, settled = prompts.shape[1] + max_new_tokens, 1.0
+    for part in _parts(model, len(prompts), width, batch_size):
         if drafts is None or settled < _WORTHWHILE:
             decoded = _decode(model, prompts[part], max_new_tokens)
         else:
-            decoded, unsure[part], settled = _decode_drafted(
-                model, prompts[part], drafts[part], max_new_tokens
-            )
+            decoded, left[part], unsure[part] = _settle(model, prompts[part], drafts[part], max_new_tokens)
+            settled = (left[part] == max_new_tokens).mean()
         answers[part, : decoded.shape[1]] = decoded
+    order = left.argsort(kind="stable")[: np.count_nonzero(left < max_new_tokens)]
+    for part in _parts(model, len(order), width, batch_size):
+        rows = order[part]
+        answers[rows], unsure[rows] = _decode_on(model, prompts[rows], answers[rows], left[rows])
     if unsure.any():
         answers[unsure] = generate(model, prompts[unsure], max_new_tokens, batch_size)
     return answers
@@ -132,44 +136,42 @@ def _follow(drafts, chosen):
     stops = (chosen != drafts) | (chosen == END) | (columns == columns[-1])
     return stops.int().argmax(dim=1)
 
-# %% ../../nbs/model/02_generate.ipynb #f46f834c
-def _decode_on(model, cache, answers, stop, prompt_width):
-    """Complete answers that are known up to their rising stops, in place; which of them met a near-tie."""
-    begun = torch.bincount(stop, minlength=answers.shape[1]).cumsum(0).tolist()
-    ended, unsure = torch.zeros_like(stop, dtype=torch.bool), torch.zeros_like(stop, dtype=torch.bool)
-    for place in range(int(stop[0]), answers.shape[1] - 1):
-        rows = slice(begun[place])
-        cache.filled = prompt_width + place
-        following, close = _choose(model(answers[rows, place][:, None], cache)[:, -1])
-        following = following.masked_fill(ended[rows], PAD)
-        unsure[rows] |= close & ~ended[rows]
-        ended[rows] |= following == END
-        answers[rows, place + 1] = following
-        if ended.all():
-            break
-    return answers, unsure
-
 # %% ../../nbs/model/02_generate.ipynb #f29d6fc8
-def _decode_drafted(model, prompts, drafts, max_new_tokens):
-    """Greedy tokens of one batch, which answers met a near-tie, and the share of tokens settled by drafts."""
+def _settle(model, prompts, drafts, max_new_tokens):
+    """Greedy tokens of one batch as far as drafts settle them, where each answer is left, and near-ties.
+
+    What is complete, or has met a near-tie, is left at max_new_tokens: nothing is decoded from there.
+    """
     fed = min(int(((drafts != END) & (drafts != PAD)).any(axis=0).sum()), max_new_tokens - 1)
-    cache = _make_cache(model, len(prompts), prompts.shape[1] + max_new_tokens - 1)
-    chosen, close = _read(model, prompts, drafts[:, :fed], cache)
+    chosen, close = _read(model, prompts, drafts[:, :fed])
     width = fed + 1  # choices made: one after the prompt, one after each token fed
     padded = np.full((len(drafts), width), PAD, dtype=np.uint8)
     padded[:, : min(width, drafts.shape[1])] = drafts[:, :width]
     stop = _follow(torch.as_tensor(padded, device=chosen.device), chosen)
     behind = torch.arange(width, device=stop.device) > stop[:, None]
     unsure = (close & ~behind).any(dim=1)
-    answers = chosen.new_full((len(prompts), max_new_tokens), PAD)
-    answers[:, :width] = chosen.masked_fill(behind, PAD)
     still_open = ~unsure & (stop < max_new_tokens - 1) & (chosen.gather(1, stop[:, None])[:, 0] != END)
-    order = torch.where(still_open, stop, max_new_tokens).argsort(stable=True)[: int(still_open.sum())]
-    if len(order):
-        cache.keep(order)
-        answers[order], unsure[order] = _decode_on(
-            model, cache, answers[order], stop[order], prompts.shape[1]
-        )
-    answers = answers.cpu().numpy().astype(np.uint8)
-    settled = (int(stop.sum()) + len(stop)) / max(1, int(np.count_nonzero(answers != PAD)))
-    return answers, unsure.cpu().numpy(), settled
+    left = torch.where(still_open, stop, max_new_tokens)
+    answers = chosen.masked_fill(behind, PAD).cpu().numpy().astype(np.uint8)
+    return answers, left.cpu().numpy(), unsure.cpu().numpy()
+
+# %% ../../nbs/model/02_generate.ipynb #f46f834c
+def _decode_on(model, prompts, answers, left):
+    """Complete answers, sorted by the place where they were left; which of them met a near-tie."""
+    cache = _make_cache(model, len(prompts), prompts.shape[1] + answers.shape[1] - 1)
+    _read(model, prompts, answers[:, : left[-1]], cache)
+    begun = np.bincount(left, minlength=answers.shape[1]).cumsum().tolist()
+    tokens = torch.as_tensor(answers, device=model.head.weight.device).long()
+    ended = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+    unsure = ended.clone()
+    for place in range(left[0], tokens.shape[1] - 1):
+        rows = slice(begun[place])
+        cache.filled = prompts.shape[1] + place
+        following, close = _choose(model(tokens[rows, place][:, None], cache)[:, -1])
+        following = following.masked_fill(ended[rows], PAD)
+        unsure[rows] |= close & ~ended[rows]
+        ended[rows] |= following == END
+        tokens[rows, place + 1] = following
+        if ended.all():
+            break
+    return tokens.cpu().numpy().astype(np.uint8), unsure.cpu().numpy()

@@ -107,13 +107,6 @@ class KeyValueCache:
         self.stored[:, layer, :rows, :, self.filled : end] = keys_values
         return self.stored[:, layer, :rows, :, :end]
 
-    def keep(
-        self,
-        rows: torch.Tensor,  # (kept,) int64 sequences, in their new order
-    ) -> None:
-        """Forget all other sequences."""
-        self.stored = self.stored.index_select(2, rows)
-
 # %% ../../nbs/model/01_gpt.ipynb #33ebff70
 class Packing(NamedTuple):
     """Where the real tokens of a padded batch are."""
