@@ -265,9 +265,14 @@ class Stage(NamedTuple):
     problems: int  # per worker, labelled or evaluated at a time
 
 
-def _problems(stage, wanted):
-    """How many problems to rehearse with, out of so many."""
-    return min(wanted, stage.problems * stage.machine.workers)
+_PASS_TOKENS = {"cpu": 4_096}  # of long problems there are fewer
+
+
+def _problems(stage, wanted, length):
+    """How many problems of a length to rehearse with, out of so many."""
+    pass_tokens = _PASS_TOKENS.get(stage.machine.device.type, math.inf)
+    each = min(stage.problems, pass_tokens // TASKS[stage.machine.config.task].width(length) + 1)
+    return min(wanted, each * stage.machine.workers)
 
 
 def _abreast(stage, job, count):
@@ -277,16 +282,21 @@ def _abreast(stage, job, count):
     synchronize(machine.device)
 
 # %% ../../nbs/loop/12_cost.ipynb #865dcae4
+_STEP_TOKENS = {"cpu": 6_000}  # of one job: a few parts; where steps are not worked off in parts, all
+
+
 def training_pieces(
     stage: Stage,  # models and base data
     row: PlanRow,  # of the plan
-) -> tuple[Callable[[int], object], int]:  # does steps, and how many jobs do them at the same time
+) -> tuple[Callable[[int], object], float]:  # does steps, and how many of the run's each call comes to
     """Training steps of one round, on a mixture as large as the run's, at a rate that changes nothing."""
     config, device = stage.machine.config, stage.machine.device
     kept = [training_rows(config, number, config.num_samples) for number in range(1, row.round + 1)]
     alone = Mixture([stage.base], [1], device)
     mixture = mix(config, stage.base, kept, device) if kept else alone
-    training = replace(base_training(config), warmup=0, decay=0, learning_rate=1e-9)
+    share = min(1, _STEP_TOKENS.get(device.type, math.inf) / row.tokens)
+    batch = math.ceil(share * config.batch_size)
+    training = replace(base_training(config), batch_size=batch, warmup=0, decay=0, learning_rate=1e-9)
 
     def steps(count):
         some = replace(training, steps=count)
@@ -296,7 +306,7 @@ def training_pieces(
 
         _abreast(stage, job, row.side_by_side)
 
-    return steps, row.side_by_side
+    return steps, row.side_by_side * batch / config.batch_size
 
 # %% ../../nbs/loop/12_cost.ipynb #fa6b5930
 def label_pieces(
@@ -305,15 +315,16 @@ def label_pieces(
 ) -> tuple[Callable[[int], object], int]:  # labels problems, and how many answers a call gives
     """Labels of one round, all kept."""
     config = stage.machine.config
-    lengths, wanted = _lengths(config, row.round), _problems(stage, config.num_samples)
+    lengths = _lengths(config, row.round)
     length = lengths[len(lengths) // 2]
-    voters = dict(enumerate(stage.models[: row.jobs]))
+    wanted = _problems(stage, config.num_samples, length)
+    voters = dict(enumerate(stage.models[: min(row.jobs, stage.machine.workers)]))
 
     def label(count):
         for _ in range(count):
             make_labels(stage.machine, "none", voters, row.round, length, wanted)
 
-    return label, wanted * row.jobs
+    return label, wanted * len(voters)
 
 
 def measuring_pieces(
@@ -326,10 +337,8 @@ def measuring_pieces(
     def distance(length):
         return abs(forward_flops(config.model, task.width(length) - 1) - row.flops)
 
-    length, items = (
-        min(evaluation_lengths(config), key=distance),
-        _problems(stage, config.eval_samples),
-    )
+    length = min(evaluation_lengths(config), key=distance)
+    items = _problems(stage, config.eval_samples, length)
     job = partial(count_right, task=task, items=items, seed=config.seed)
 
     def evaluate(count):
@@ -380,6 +389,7 @@ def reckon(
     return work
 
 # %% ../../nbs/loop/12_cost.ipynb #6873bdf6
+_EXAMPLES = 500_000  # of the base data that a rehearsal makes; the rest are the same again
 _resource = importlib.import_module("resource") if importlib.util.find_spec("resource") else None
 
 
@@ -396,8 +406,9 @@ def rehearse(
 ) -> dict:  # seconds of each row's piece; bytes of memory, None where unknown, and of the CUDA device's
     """Do a few pieces of everything that a run does, in the sizes that it will come to."""
     machine, start = make_machine(config), time.perf_counter()
-    base, device = make_base(config), machine.device
-    making = (time.perf_counter() - start) / len(base)
+    made = make_base(replace(config, base_samples=min(config.base_samples, _EXAMPLES)))
+    making = (time.perf_counter() - start) / len(made)
+    base, device = np.resize(made, (config.base_samples, made.shape[1])), machine.device
     seconds = reckon(machine, base, patience)["seconds"].fillna(making)
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
     return {"seconds": seconds.tolist(), "memory": peak_memory(), "device_memory": on_device}
