@@ -371,14 +371,14 @@ class Bench:
         """Time jobs in turns on this device."""
         return time_in_turns(jobs, self.repeats, self.device)
 
-    @cached_property
+    @property
     def flops_per_second(self) -> float:
-        """Measured rate of a large matrix product in the precision of training."""
+        """Rate of a large matrix product in the precision of training, as it is now."""
         return cost.matmul_rate(self.device, choose_precision(self.device))
 
-    @cached_property
+    @property
     def bytes_per_second(self) -> float:
-        """Measured rate of a large copy, read and written bytes."""
+        """Rate of a large copy, read and written bytes, as it is now."""
         return cost.copy_rate(self.device)
 
     @cached_property
