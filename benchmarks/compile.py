@@ -34,11 +34,8 @@ def compare(preset):
     """Time training steps with and without it."""
     torch.set_num_threads(1)
     config, device = make_config(preset), choose_device()
-    plain, models = (
-        [GPT(config.model, torch.Generator().manual_seed(0)) for _ in range(VOTERS)] for _ in "ab"
-    )
-    compiled = [torch.compile(model.to(device), dynamic=True) for model in models]
-    plain = [model.to(device) for model in plain]
+    plain = make_voters(config.model, device)
+    compiled = [torch.compile(model, dynamic=True) for model in make_voters(config.model, device)]
     training = TrainConfig(STEPS, 0, 0, config.batch_size, config.learning_rate, loss_on=config.loss_on)
     for late in (False, True):
         mixture, start = make_pool(config, late, device).mixture, time.perf_counter()
@@ -62,6 +59,11 @@ def compare(preset):
         where = f"{preset}, {'last round' if late else 'base'}"
         print(f"{where}: first {VOTERS} x {STEPS} steps {first:.1f} s; then {compared(alone)}; {pays}")
         print(f"{where}, {VOTERS} voters in threads: {compared(together)}", flush=True)
+
+
+def make_voters(sizes, device):
+    """Models that all begin alike."""
+    return [GPT(sizes, torch.Generator().manual_seed(0)).to(device) for _ in range(VOTERS)]
 
 
 def milliseconds(jobs, device):

@@ -265,7 +265,7 @@ class Stage(NamedTuple):
     problems: int  # per worker, labelled or evaluated at a time
 
 
-_PASS_TOKENS = {"cpu": 4_096}  # of long problems there are fewer
+_PASS_TOKENS = {"cpu": 4_096}  # of a worker's problems: a CPU reads no more of them at a time
 
 
 def _problems(stage, wanted, length):

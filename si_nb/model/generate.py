@@ -72,7 +72,7 @@ def generate(
             decoded = _decode(model, prompts[part], max_new_tokens)
         else:
             decoded, left[part], unsure[part] = _settle(model, prompts[part], drafts[part], max_new_tokens)
-            settled = (left[part] == max_new_tokens).mean()
+            settled = ((left[part] == max_new_tokens) & ~unsure[part]).mean()
         answers[part, : decoded.shape[1]] = decoded
     order = left.argsort(kind="stable")[: np.count_nonzero(left < max_new_tokens)]
     for part in _parts(model, len(order), width, batch_size):
