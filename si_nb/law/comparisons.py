@@ -205,6 +205,6 @@ def reach_figure(
         for index, (name, rows) in enumerate(found.items()):
             shared = _as_far_as_all(rows, at="length")
             _spread(axis, shared, "round", index, drawable(name), at="length")
-        axis.set(xlabel="length (digits)", ylabel="round")
+        axis.set(xlabel="length", ylabel="round")
         axis.legend()
     return figure

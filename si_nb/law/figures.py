@@ -190,7 +190,7 @@ def _map_panel(axis, arm, part, collapses):
     cells, runs = _cells(axis, part), dict(list(horizons(part).groupby(RUN)))
     for number, (key, run) in enumerate(runs.items()):
         _walk(axis, run, collapses.get(key), number == 0, len(runs) > 3)
-    axis.set(title=_fate(arm, runs, collapses, part["round"].max()), xlabel="length (digits)", ylabel="round")
+    axis.set(title=_fate(arm, runs, collapses, part["round"].max()), xlabel="length", ylabel="round")
     axis.grid(False)
     axis.tick_params(labelbottom=True, labelleft=True)
     for side in (axis.xaxis, axis.yaxis):
@@ -262,7 +262,7 @@ def length_figure(
             axis.plot(part["length"], rate, label=label, **looks)
             at = part["length"] == newest.get(r)
             axis.plot(part["length"][at], rate[at], color=shade, **_RING)
-        axis.set(xlabel="length (digits)", ylabel="accuracy (share of exact answers)", ylim=(-0.03, 1.03))
+        axis.set(xlabel="length", ylabel="accuracy (share of exact answers)", ylim=(-0.03, 1.03))
         axis.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
         axis.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
