@@ -1,7 +1,12 @@
 """Score forecasts of lives: the law of conditions and its rivals, all on runs whose condition none of them
 has seen.
 
-Run as: python results/conditions/score.py (needs lifelines and scikit-learn beside si_nb; some minutes)
+Run as: python results/conditions/score.py [--held_out]
+(needs lifelines and scikit-learn beside si_nb; some minutes)
+
+With --held_out the forecasters learn from all those runs, the law is the one in results/conditions.json as it
+was committed before the runs of results/held_out were made, and those are what is forecast. A run that takes
+in several lengths a round is scored at the length it is at. The table is results/held_out/scores.csv.
 
 A condition is a task with a base length, width, base steps, batch and what the loss is on. Conditions are
 dealt into folds; everything that learns does so on the other folds. Origins are fixed rounds among runs
@@ -24,12 +29,12 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from si_nb.law.conditions import complete
 from si_nb.law.forecasters import collapse_round, forecast
 from si_nb.law.horizon import course, fit_population, margins
-from si_nb.law.learning import BASE, CONDITION, fit_law, read_runs, transitions
+from si_nb.law.learning import BASE, CONDITION, fit_law, load_law, read_runs, transitions
 from si_nb.law.prediction import follow
 from si_nb.law.round_curves import LawError, collapse_rounds
 from si_nb.law.states import states
 from si_nb.loop.voting import KEEP_RULES
-from si_nb.record.table import error_budget, trajectory
+from si_nb.record.table import error_budget, results_folder, trajectory
 
 SWEEPS = ("sweep", "long", "copy", "reverse_addition", "quick", "conditions")
 ORIGINS, AHEAD, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), (5, 10, 20), 6, 400, 60
@@ -80,8 +85,8 @@ CATEGORIES = {"kind": {"unvoted", "voted", "oracle"}, "task": {"copy", "reverse"
 class Everything:
     """All tables once, and what each forecaster learns from some of the runs."""
 
-    def __init__(self):
-        self.table, self.runs = read_runs(*[name for name in SWEEPS])
+    def __init__(self, names, most_lengths):
+        self.table, self.runs = read_runs(*names, lengths=(1, most_lengths))
         self.states = states(self.table)
         self.steps = transitions(self.states, error_budget(self.table), self.runs)
         self.margins, self.series = margins(self.table), trajectory(self.table)
@@ -97,13 +102,14 @@ class Everything:
             fate[name] = fate[columns].astype(str).agg(" ".join, axis=1)
         self.fate = fate.dropna(subset=["ratio"]).reset_index(drop=True)
 
-    def learn(self, known):
-        """What is taught by the runs whose names are known."""
+    def learn(self, known, law=None):
+        """What is taught by the runs whose names are known; the law too, unless it is given."""
         here = {
             name: getattr(self, name)[getattr(self, name)["run_id"].isin(known)].reset_index(drop=True)
             for name in ("states", "steps", "runs", "margins", "fate")
         }
-        learned = dict(here, law=fit_law(here["states"], here["steps"], here["runs"], 20))
+        law = law or fit_law(here["states"], here["steps"], here["runs"], 20)
+        learned = dict(here, law=law)
         learned["population"] = fit_population(here["margins"].assign(kind=here["margins"]["arm"].map(KINDS)))
         alive = here["margins"][here["margins"]["margin"] > 0].dropna(subset=["speed"])
         by_run = alive.groupby("run_id")["speed"].agg(["mean", "std", "size"])
@@ -150,7 +156,7 @@ def forecasts(every, learned, run, origin, generator):
     margin = every.margins[(every.margins["run_id"] == run["run_id"]) & (every.margins["round"] <= origin)]
     state, settings = (
         states.iloc[-1],
-        complete({**run[[*SETTINGS, "task", "loss_on"]], "si_method": run["arm"]}),
+        complete({**run[[*SETTINGS, "task", "loss_on", "lengths_per_round"]], "si_method": run["arm"]}),
     )
     below, found = 2 * state["successes"] < state["trials"], {}
 
@@ -171,7 +177,8 @@ def forecasts(every, learned, run, origin, generator):
         + between * generator.standard_normal((DRAWS, 1))
         + within * generator.standard_normal((DRAWS, FARTHEST))
     )
-    found["constant speed"] = ends(0.5 + np.sign(margin["margin"].iloc[-1] + np.cumsum(own - 1, 1)) / 4)
+    own = own - run["lengths_per_round"]
+    found["constant speed"] = ends(0.5 + np.sign(margin["margin"].iloc[-1] + np.cumsum(own, 1)) / 4)
     same = learned["fate"][(learned["fate"]["kind"] == run["kind"]) & (learned["fate"]["at_least"] > origin)]
     found["median of the living"] = sample_of(
         kaplan_meier(same["at_least"].to_numpy() - origin, ~same["censored"].to_numpy()), generator
@@ -214,7 +221,7 @@ def forecasts(every, learned, run, origin, generator):
 
 def scored(run, origin, sample, generator):
     """One row of scores: nothing in it depends on how long the run was watched beyond what was planned."""
-    n0, planned = run["original_digits"], run["si_rounds"]
+    n0, planned, digits = run["original_digits"], run["si_rounds"], run["lengths_per_round"]
     rounds = sample + origin
     row = {"median": np.quantile(rounds, 0.5, method="inverted_cdf")}
     for level in (50, 90):
@@ -230,9 +237,10 @@ def scored(run, origin, sample, generator):
         row[f"alive_{ahead}"] = float(run["at_least"] > origin + ahead) if known else np.nan
     grid = np.arange(origin + 1, planned + 1)  # the score is an integral over ln length up to the planned end
     below, happened = (rounds[:, None] <= grid).mean(0), (grid >= run["at_least"]) & (not run["censored"])
-    row["crps"] = float((np.log((n0 + grid + 1) / (n0 + grid)) * (below - happened) ** 2).sum())
+    longer = np.log((n0 + digits * (grid + 1)) / (n0 + digits * grid))
+    row["crps"] = float((longer * (below - happened) ** 2).sum())
     off = max(run["at_least"] - row["median"], 0) if run["censored"] else abs(row["median"] - run["at_least"])
-    return {**row, "error": off, "close": off <= 2 or off <= 0.1 * (n0 + run["at_least"])}
+    return {**row, "error": off, "close": off <= 2 or digits * off <= 0.1 * (n0 + digits * run["at_least"])}
 
 
 def deal(fate, generator):
@@ -241,31 +249,48 @@ def deal(fate, generator):
     return fate["condition"].map({name: number % FOLDS for number, name in enumerate(names)})
 
 
+def score(every, learned, runs, generator):
+    """Rows of scores of some runs, by what was learned from others."""
+    rows = []
+    for _, run in runs.iterrows():
+        reached = every.states.loc[every.states["run_id"] == run["run_id"], "round"]
+        for origin in (o for o in ORIGINS if o < min(run["at_least"], reached.max())):
+            for name, sample in forecasts(every, learned, run, origin, generator).items():
+                place = {"run_id": run["run_id"], "origin": origin, "forecaster": name}
+                rows.append({**place, **scored(run, origin, sample, generator)})
+    return rows
+
+
+def score_folds(generator):
+    """Every run by what was learned from the other folds."""
+    every, rows = Everything(SWEEPS, 1), []
+    fold = deal(every.fate, generator)
+    for number in range(FOLDS):
+        learned = every.learn(set(every.fate["run_id"][fold != number]))
+        rows += score(every, learned, every.fate[fold == number], generator)
+        print(f"fold {number + 1} of {FOLDS}", flush=True)
+    return rows
+
+
+def score_held_out(generator):
+    """The held-out runs by what was learned from all others."""
+    every = Everything([*SWEEPS, "held_out"], 2)
+    held_out = every.fate["run_id"].isin(every.runs.query("sweep == 'held_out'")["run_id"])
+    learned = every.learn(set(every.fate["run_id"][~held_out]), load_law())
+    return score(every, learned, every.fate[held_out], generator)
+
+
 def main():
     """Score everything and write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "scores.csv")
+    parser.add_argument("--held_out", action="store_true", help="score the held-out runs instead")
+    parser.add_argument("--out", type=Path, help="default: scores.csv beside the runs that are scored")
     args = parser.parse_args()
-    every, generator, rows = Everything(), np.random.default_rng(0), []
-    fold = deal(every.fate, generator)
-    for number in range(FOLDS):
-        learned = every.learn(set(every.fate["run_id"][fold != number]))
-        for _, run in every.fate[fold == number].iterrows():
-            reached = every.states.loc[every.states["run_id"] == run["run_id"], "round"]
-            for origin in (o for o in ORIGINS if o < min(run["at_least"], reached.max())):
-                for name, sample in forecasts(every, learned, run, origin, generator).items():
-                    rows.append(
-                        {
-                            "run_id": run["run_id"],
-                            "origin": origin,
-                            "forecaster": name,
-                            **scored(run, origin, sample, generator),
-                        }
-                    )
-        print(f"fold {number + 1} of {FOLDS}", flush=True)
-    pd.DataFrame(rows).round(4).to_csv(args.out, index=False, lineterminator="\n")
+    rows = (score_held_out if args.held_out else score_folds)(np.random.default_rng(0))
+    out = args.out or results_folder() / ("held_out" if args.held_out else "conditions") / "scores.csv"
+    pd.DataFrame(rows).round(4).to_csv(out, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

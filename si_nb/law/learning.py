@@ -89,22 +89,24 @@ def _read_folder(folder):
     numbers = sorted({*NUMBERS, *BASE, "si_rounds", "noise_fraction"} - {"task", "loss_on"})
     settings[numbers] = settings[numbers].apply(pd.to_numeric)
     known = settings["run_id"].isin(table["run_id"].unique()) & (settings["noise_fraction"] == 0)
-    if "lengths_per_round" in settings:  # files of earlier runs have no such column
-        known &= pd.to_numeric(settings["lengths_per_round"]).fillna(1) == 1
+    several = pd.to_numeric(settings.get("lengths_per_round", pd.Series(1, settings.index)))  # earlier runs: none
+    settings["lengths_per_round"] = several.fillna(1).astype(int)
     return table, settings[known]
 
 # %% ../../nbs/law/05_learning.ipynb #4df1494c
 def read_runs(
     *names: str,  # folders in results/: sweeps with runs.csv, or folders of runs with config.json
+    lengths: tuple[int, int] = (1, 1),  # fewest and most new lengths in each of a run's rounds
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # measurement table; run_id and settings of each run
-    """Tables and settings of several experiments, without damaged labels and with one new length per round.
+    """Tables and settings of several experiments, without damaged labels.
 
     Raises: TableError and OSError as reading does, LawError where settings are not known.
     """
-    columns = ["run_id", "sweep", "si_rounds", *dict.fromkeys([*BASE, *NUMBERS])]
+    columns = ["run_id", "sweep", "si_rounds", "lengths_per_round", *dict.fromkeys([*BASE, *NUMBERS])]
     tables, runs = [], []
     for name in names:
         table, rows = _read_folder(results_folder() / name)
+        rows = rows[rows["lengths_per_round"].between(*lengths)]
         tables.append(table[table["run_id"].isin(rows["run_id"])])
         runs.append(rows.assign(sweep=name)[columns])
     return pd.concat(tables, ignore_index=True), pd.concat(runs, ignore_index=True)
