@@ -292,7 +292,7 @@ def test_bad_questions_are_refused_in_one_line(folder, tmp_path, capsys):
         (("evaluate", tmp_path), "no run is here"),
         (("evaluate", run, "--arm", "oracle"), "choose none, mv_length"),
         (("evaluate", run, "--round", 9), "rounds 0 to 4"),
-        (("evaluate", run, "--lengths", "3-99"), "room for 1 to"),
+        (("evaluate", run, "--lengths", "3-99"), "room for lengths 1 to"),
         (("evaluate", run, "--lengths", "9-3"), "goes down"),
         (("evaluate", run, "--samples", "0"), "out of range"),
         (("evaluate", run, "--weights", run / "config.json"), "damaged file of tensors"),

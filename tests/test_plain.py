@@ -182,7 +182,8 @@ def test_lines_are_right_and_of_the_same_distribution(name):
     for line in lines:
         prompt, answer = line.split("=")
         operands = prompt.split("+")
-        assert PLAIN_ANSWERS[name](*operands) + "$" == answer and 1 <= len(operands[-1]) <= longest
+        assert PLAIN_ANSWERS[name](*operands) + "$" == answer
+        assert isinstance(task, MazeTask) or 1 <= len(operands[-1]) <= longest
         assert task.leading is None or all(
             len(operand) == 1 or operand[task.leading] != "0" for operand in operands
         )

@@ -146,17 +146,17 @@ def test_mazes_from_the_command_line(tmp_path, capsys):
     assert main(["evaluate", run, "--lengths", "4,12", "--samples", "20", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["length"] for row in rows] == [4, 12] and all(row["edit_distance"] > 0 for row in rows)
-    assert main(["generate", run, "ad+bc+ab+cd=", "ad+ea+bc+ab+cd+fb="]) == 0
+    assert main(["generate", run, "ad+bac+ab+dc+cbd=", "ad+ea+abe+bac+cbd+dc="]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[2] for line in lines if "+" in line] == ["abcd", "abcd"]
     assert main(["labels", run, "--arm", "none", "--out", str(tmp_path / "labels.tsv")]) == 0
     capsys.readouterr()
-    for wrong in ("123=", "ad+bc=", "ad+ab+bd+ac+cd="):
+    for wrong in ("123=", "ad+bc=", "ad+abc+bad+cad+dbc="):
         assert main(["generate", run, wrong]) == 2
         said = capsys.readouterr()
         assert said.err.count("\n") == 1 and "maze_by_nodes is asked" in said.err and not said.out
     assert main(["evaluate", run, "--lengths", "3"]) == 2
-    assert "room for 4 to 26" in capsys.readouterr().err
+    assert "room for lengths 4 to 23" in capsys.readouterr().err
 
 
 def test_pairs_of_lengths_from_the_command_line(tmp_path, capsys):
@@ -190,7 +190,7 @@ def test_base_data_of_several_tasks(tmp_path, capsys):
     assert main(["run", *flags.split(), *others, "--run_dir", run]) == 0
     config = stored_config(json.loads((tmp_path / "run" / "config.json").read_text()))
     marks = [row[: row.index("=")].count("+") for row in decode(make_base(config))]
-    assert marks[:200] == [0] * 200 and set(marks[200:400]) == {3, 4, 5} and marks[400:] == [1] * 200
+    assert marks[:200] == [0] * 200 and set(marks[200:400]) == {4, 5, 6} and marks[400:] == [1] * 200
     assert config.model.vocab_size == 40 and config.base_lengths == 6 + 3 + 6
     alone = replace(config, base_tasks="none")
     assert base_key(alone) != base_key(config) and (make_base(alone)[:, :1] < 10).all()

@@ -47,12 +47,12 @@ def _plain_product(left, right):
     return "+".join(str(step).zfill(width)[::-1] for step, width in zip(steps, widths, strict=True))
 
 
-def _plain_path(question, *edges):
+def _plain_path(question, *told):
     start, goal = question
-    paths, seen = [start], {start}
+    neighbours, paths, seen = {node: others for node, *others in told}, [start], {start}
     for path in paths:  # grows while it is read: breadth first
-        for one, other in (pair for edge in edges for pair in (edge, edge[::-1])):
-            if one == path[-1] and other not in seen:
+        for other in neighbours[path[-1]]:
+            if other not in seen:
                 seen.add(other)
                 paths.append(path + other)
     return next(path for path in paths if path[-1] == goal)
@@ -76,15 +76,17 @@ def plain_maze(
     task: MazeTask,  # what to compute
     length: int,  # hops or nodes
     source: random.Random,  # where graphs and letters come from
-) -> list[str]:  # start and goal, then the edges, in pairs of letters
+) -> list[str]:  # start and goal, then each node with its neighbours, in letters
     """A random tree around a path, told in random order."""
     hops, nodes = task.hops or length, task.nodes or length
     letters = source.sample(NODES[: task.vocab_size - len(SYMBOLS)], nodes)
-    edges = []
+    neighbours: dict[str, list[str]] = {letter: [] for letter in letters}
     for node in range(1, nodes):
         earlier = node - 1 if node <= hops else source.randrange(node)
-        edges.append("".join(source.sample([letters[node], letters[earlier]], 2)))
-    return [letters[0] + letters[hops], *source.sample(edges, len(edges))]
+        neighbours[letters[node]].append(letters[earlier])
+        neighbours[letters[earlier]].append(letters[node])
+    told = [node + "".join(source.sample(others, len(others))) for node, others in neighbours.items()]
+    return [letters[0] + letters[hops], *source.sample(told, len(told))]
 
 # %% ../../nbs/benchmarks/00_plain.ipynb #48646d53
 _SHARED_DIGITS = 3  # prompts with at most this many digits are never held out

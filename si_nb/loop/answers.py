@@ -96,7 +96,7 @@ def _check_lengths(run, lengths):
         return list(evaluation_lengths(run.config))
     shortest, longest = TASKS[run.config.task].shortest, longest_length(run.config)
     if not lengths or min(lengths) < shortest or max(lengths) > longest:
-        room = f"a block of {run.config.block_size} tokens has room for {shortest} to {longest} digits"
+        room = f"a block of {run.config.block_size} tokens has room for lengths {shortest} to {longest}"
         raise ConfigError(f"lengths {shown(list(lengths))}: {room}")
     return sorted(set(lengths))
 

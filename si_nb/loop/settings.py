@@ -482,7 +482,7 @@ _PUBLISHED |= {
         "max_iters": 25_000,
         "decay": 3_500,
         "warmup": 2_500,
-        "block_size": 124,
+        "block_size": 150,
     },
 }
 _PUBLISHED["lee-maze-nodes"] = {
@@ -491,7 +491,7 @@ _PUBLISHED["lee-maze-nodes"] = {
     "original_digits": 30,
     "si_rounds": 17,
     "max_iters": 12_000,
-    "block_size": 168,
+    "block_size": 200,
 }
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d105

@@ -40,20 +40,24 @@ def tell_mazes(
     edges: np.ndarray,  # (N, nodes - 1, 2) uint8 nodes, from draw_trees
     names: np.ndarray,  # (N, nodes) uint8 tokens
     hops: int,  # the path leads from node 0 to node `hops`
-    rng: np.random.Generator,  # chooses order and direction of the edges
-) -> np.ndarray:  # (N, 3 * nodes) uint8 tokens, such as ad+bc+ab+cd=
-    """Prompts that ask for the path from node 0 to node `hops`."""
-    count, number = edges.shape[:2]
-    pairs, rows = np.empty_like(edges), np.arange(count)
-    for edge, end in np.ndindex(number, 2):  # not all at once: indices take eight times the memory
-        pairs[:, edge, end] = names[rows, edges[:, edge, end]]
-    back = rng.integers(0, 2, (count, number, 1), dtype=np.bool_)
-    pairs = np.where(back, pairs[:, :, ::-1], pairs)
-    whole = pairs.view(np.uint16)[:, :, 0]  # a pair as one number, so that it stays together
-    told = rng.permuted(whole, axis=1).view(np.uint8).reshape(pairs.shape)
-    prompts = np.full((count, number + 1, 3), PLUS, dtype=np.uint8)
-    prompts[:, 0, :2], prompts[:, 1:, :2], prompts[:, -1, 2] = names[:, [0, hops]], told, EQUALS
-    return prompts.reshape(count, -1)
+    rng: np.random.Generator,  # chooses the order of the nodes and of each one's neighbours
+) -> np.ndarray:  # (N, 4 * nodes + 1) uint8 tokens, such as ad+bac+ab+dc+cbd=
+    """Prompts that ask for the path from node 0 to node `hops`.
+
+    Every token is the low byte of a number by which it is sorted: the place of its node, then mark, node or
+    neighbour, then chance.
+    """
+    count, nodes = names.shape
+    place = rng.permuted(np.tile(np.arange(nodes, dtype=np.uint32) << 26, (count, 1)), axis=1)
+    node, ends, rows = place | names, np.empty(edges.shape, dtype=np.uint32), np.arange(count)
+    for edge, end in np.ndindex(nodes - 1, 2):  # not all at once: indices take twice the memory
+        ends[:, edge, end] = node[rows, edges[:, edge, end]]
+    chance = rng.integers(0, 1 << 16, ends.shape, dtype=np.uint32) << 8
+    neighbours = (ends & ~np.uint32(0xFF)) | 2 << 24 | chance | (ends[:, :, ::-1] & 0xFF)
+    told = np.concatenate([place | PLUS, node | 1 << 24, neighbours.reshape(count, -1)], axis=1)
+    told.sort(axis=1)
+    end = np.full((count, 1), EQUALS, dtype=np.uint8)
+    return np.concatenate([names[:, [0, hops]], told.astype(np.uint8), end], axis=1)
 
 # %% ../../nbs/problems/03_maze.ipynb #5e0a1c19
 def _distances(pairs):

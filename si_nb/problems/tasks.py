@@ -299,8 +299,8 @@ class MazeTask(Task):
         self,
         length: int,  # hops or nodes
     ) -> int:  # tokens in a prompt of that length
-        """Width of a prompt: start and goal, then one pair of nodes for each edge, each with its mark."""
-        return 3 * (self.nodes or length)
+        """Width of a prompt: start and goal, each node with its mark, each edge twice, and the end mark."""
+        return 4 * (self.nodes or length) + 1
 
     def draw(
         self,
@@ -317,7 +317,7 @@ class MazeTask(Task):
 
     def read(
         self,
-        text: str,  # such as ad+bc+ab+cd=
+        text: str,  # such as ad+bac+ab+dc+cbd=
     ) -> Problems:  # one problem
         """A maze that somebody wrote, and its path; it may have any size, and circles.
 
@@ -326,16 +326,28 @@ class MazeTask(Task):
         return _read_maze(self, text)
 
 # %% ../../nbs/problems/01_tasks.ipynb #5e0a2c03
+def _told_twice(told):
+    """Edges of nodes told with their neighbours; none where an edge is not told once from each end."""
+    ends = [node + other for node, *others in told for other in others]
+    twice = sorted(ends) == sorted(set(ends)) == sorted(end[::-1] for end in ends)
+    edges = [end for end in ends if end[0] < end[1]]
+    return edges if twice and len(ends) == 2 * len(edges) and len({*"".join(ends)}) == len(told) else []
+
+
 def _read_maze(task, text):
     """One maze in writing, and its path."""
     letter = f"[{(SYMBOLS + NODES)[task.symbols.start : task.symbols.stop]}]"
-    if not re.fullmatch(rf"({letter}{{2}}\+)+{letter}{{2}}=", text):
-        raise ValueError(f"{task.name} is asked as in ad+bc+ab+cd=, start and goal first and then the edges")
-    prompts = encode([text], task.vocab_size)
-    path, used = shortest_paths(prompts.reshape(1, -1, 3)[:, :, :2])
+    question, *told = text.removesuffix("=").split("+")
+    edges = _told_twice(told) if re.fullmatch(rf"{letter}{{2}}(\+{letter}{{2,}})+=", text) else []
+    if not edges or not {*question} <= {*"".join(edges)}:
+        asked = f"{task.name} is asked as in ad+bac+ab+dc+cbd="
+        raise ValueError(f"{asked}: start and goal, then each node once with all its neighbours")
+    path, used = shortest_paths(encode([question, *edges], task.vocab_size)[None])
     if not used[0]:
         raise ValueError(f"{task.name} is asked for the one shortest path, and here is none or more than one")
-    return Problems(prompts, np.append(path[0, : used[0]], [END]).astype(np.uint8)[None])
+    return Problems(
+        encode([text], task.vocab_size), np.append(path[0, : used[0]], [END]).astype(np.uint8)[None]
+    )
 
 # %% ../../nbs/problems/01_tasks.ipynb #5e0a2c04
 def maze_by_hops(
