@@ -502,7 +502,7 @@ _OTHERWISE: dict[str, dict[str, Any]] = {
     "lee-forward": {"original_digits": 6, "max_iters": 12_000, "si_learning_rate": 5e-4},
     "lee-multiplication": {"original_digits": 9, "si_rounds": 6, "vote_threshold": 1.0},
     "lee-maze": {**_SMALL_MAZE, "task": "maze_by_hops", "original_digits": 4, "si_rounds": 6},
-    "lee-maze-nodes": {**_SMALL_MAZE, "task": "maze_by_nodes", "original_digits": 8, "max_iters": 5_000},
+    "lee-maze-nodes": {**_SMALL_MAZE, "task": "maze_by_nodes", "original_digits": 8, "max_iters": 2_500},
 }
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d122

@@ -36,28 +36,39 @@ def name_nodes(
     return rng.permuted(every, axis=1, out=every)[:, :nodes]
 
 # %% ../../nbs/problems/03_maze.ipynb #5e0a1c14
-def tell_mazes(
-    edges: np.ndarray,  # (N, nodes - 1, 2) uint8 nodes, from draw_trees
-    names: np.ndarray,  # (N, nodes) uint8 tokens
-    hops: int,  # the path leads from node 0 to node `hops`
-    rng: np.random.Generator,  # chooses the order of the nodes and of each one's neighbours
-) -> np.ndarray:  # (N, 4 * nodes + 1) uint8 tokens, such as ad+bac+ab+dc+cbd=
-    """Prompts that ask for the path from node 0 to node `hops`.
+_TOLD_AT_ONCE = 3_000  # mazes; a token takes 16 times its size while it is being sorted
+
+
+def _told(edges, names, rng):
+    """(N, 4 * nodes - 2) uint8: the nodes and their neighbours, in random order.
 
     Every token is the low byte of a number by which it is sorted: the place of its node, then mark, node or
     neighbour, then chance.
     """
     count, nodes = names.shape
     place = rng.permuted(np.tile(np.arange(nodes, dtype=np.uint32) << 26, (count, 1)), axis=1)
-    node, ends, rows = place | names, np.empty(edges.shape, dtype=np.uint32), np.arange(count)
-    for edge, end in np.ndindex(nodes - 1, 2):  # not all at once: indices take twice the memory
-        ends[:, edge, end] = node[rows, edges[:, edge, end]]
+    node = place | names
+    ends = node[np.arange(count)[:, None, None], edges]
     chance = rng.integers(0, 1 << 16, ends.shape, dtype=np.uint32) << 8
     neighbours = (ends & ~np.uint32(0xFF)) | 2 << 24 | chance | (ends[:, :, ::-1] & 0xFF)
     told = np.concatenate([place | PLUS, node | 1 << 24, neighbours.reshape(count, -1)], axis=1)
-    told.sort(axis=1)
-    end = np.full((count, 1), EQUALS, dtype=np.uint8)
-    return np.concatenate([names[:, [0, hops]], told.astype(np.uint8), end], axis=1)
+    return np.sort(told, axis=1).astype(np.uint8)
+
+
+def tell_mazes(
+    edges: np.ndarray,  # (N, nodes - 1, 2) uint8 nodes, from draw_trees
+    names: np.ndarray,  # (N, nodes) uint8 tokens
+    hops: int,  # the path leads from node 0 to node `hops`
+    rng: np.random.Generator,  # chooses the order of the nodes and of each one's neighbours
+) -> np.ndarray:  # (N, 4 * nodes + 1) uint8 tokens, such as ad+bac+ab+dc+cbd=
+    """Prompts that ask for the path from node 0 to node `hops`."""
+    count, nodes = names.shape
+    prompts = np.full((count, 4 * nodes + 1), EQUALS, dtype=np.uint8)
+    prompts[:, :2] = names[:, [0, hops]]
+    for first in range(0, count, _TOLD_AT_ONCE):
+        part = slice(first, first + _TOLD_AT_ONCE)
+        prompts[part, 2:-1] = _told(edges[part], names[part], rng)
+    return prompts
 
 # %% ../../nbs/problems/03_maze.ipynb #5e0a1c19
 def _distances(pairs):
