@@ -275,7 +275,7 @@ def score_folds(generator):
 def score_held_out(generator):
     """The held-out runs by what was learned from all others."""
     every = Everything([*SWEEPS, "held_out"], 2)
-    held_out = every.fate["run_id"].isin(every.runs.query("sweep == 'held_out'")["run_id"])
+    held_out = every.fate["sweep"] == "held_out"
     learned = every.learn(set(every.fate["run_id"][~held_out]), load_law())
     return score(every, learned, every.fate[held_out], generator)
 

@@ -89,10 +89,10 @@ def _read_folder(folder):
     numbers = sorted({*NUMBERS, *BASE, "si_rounds", "noise_fraction"} - {"task", "loss_on"})
     settings[numbers] = settings[numbers].apply(pd.to_numeric)
     known = settings["run_id"].isin(table["run_id"].unique()) & (settings["noise_fraction"] == 0)
-    several = pd.to_numeric(
-        settings.get("lengths_per_round", pd.Series(1, settings.index))
-    )  # earlier runs: none
-    settings["lengths_per_round"] = several.fillna(1).astype(int)
+    several = settings.get(
+        "lengths_per_round", pd.Series(1, settings.index)
+    )  # earlier runs have no such column
+    settings["lengths_per_round"] = pd.to_numeric(several).fillna(1).astype(int)
     return table, settings[known]
 
 # %% ../../nbs/law/05_learning.ipynb #4df1494c

@@ -36,7 +36,7 @@ def name_nodes(
     return rng.permuted(every, axis=1, out=every)[:, :nodes]
 
 # %% ../../nbs/problems/03_maze.ipynb #5e0a1c14
-_TOLD_AT_ONCE = 3_000  # mazes; a token takes 16 times its size while it is being sorted
+_TOLD_AT_ONCE = 3_000  # mazes; while it is being sorted a token takes many times its size
 
 
 def _told(edges, names, rng):

@@ -329,9 +329,9 @@ class MazeTask(Task):
 def _told_twice(told):
     """Edges of nodes told with their neighbours; none where an edge is not told once from each end."""
     ends = [node + other for node, *others in told for other in others]
-    twice = sorted(ends) == sorted(set(ends)) == sorted(end[::-1] for end in ends)
     edges = [end for end in ends if end[0] < end[1]]
-    return edges if twice and len(ends) == 2 * len(edges) and len({*"".join(ends)}) == len(told) else []
+    twice = sorted(ends) == sorted({*edges, *(edge[::-1] for edge in edges)})
+    return edges if twice and len({*"".join(ends)}) == len(told) else []
 
 
 def _read_maze(task, text):
