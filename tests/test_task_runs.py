@@ -1,6 +1,7 @@
 """Every task in the loop: what filters keep, what noise leaves alone, and whole runs."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,8 @@ from test_rounds import config_of
 from si_nb.cli import _pairs_of, main
 from si_nb.loop.cost import plan
 from si_nb.loop.rounds import run_experiment
-from si_nb.loop.settings import base_key, stored_config
+from si_nb.loop.settings import ConfigError, base_key, base_name, run_name, stored_config
+from si_nb.loop.stored import read_config
 from si_nb.loop.training import make_base
 from si_nb.loop.voting import KEEP_RULES, propose
 from si_nb.problems.noise import NOISE_KINDS, damage_labels
@@ -20,6 +22,7 @@ from si_nb.record.table import read_table
 
 MEASURED = ("copy", "reverse", "reverse_addition")  # whose runs other tests make
 OTHERS = [name for name in TASKS if name not in MEASURED]
+MAZES = [name for name in TASKS if "maze" in name]
 LENGTH, RULES = 4, ("none", "length_filter", "mv_length")
 
 
@@ -120,6 +123,39 @@ def test_a_run_is_whole_and_stays_so(finished, capsys):
     assert main(["check", str(folder.path)]) == 0, capsys.readouterr()
     before = folder.measurements.read_bytes()
     assert run_experiment(config, folder.path, progress=False).measurements.read_bytes() == before
+
+
+def test_nothing_of_an_older_form_is_taken_up(tmp_path, monkeypatch, capsys):
+    """A task that writes otherwise than before goes on with no run and no base model of that time."""
+    config = config_of(
+        si_method=("none",), si_rounds=1, max_iters=20, base_samples=600, si_iter=4, num_samples=24
+    )
+    folders = [(tmp_path / "old", tmp_path / "models"), (tmp_path / "new", tmp_path / "models")]
+    old = run_experiment(config, *folders[0], progress=False)
+    before, names = old.measurements.read_bytes(), (run_name(config), base_name(config))
+    monkeypatch.setitem(TASKS, config.task, replace(TASKS[config.task], form=2))
+    assert run_name(config) != names[0] and base_name(config) != names[1]
+    with pytest.raises(ConfigError, match=r"forms \(was {}, now {'copy': 2}\); choose another run_dir"):
+        run_experiment(config, *folders[0], progress=False)
+    with pytest.raises(ConfigError, match="problems of copy had another form"):
+        read_config(old.path)
+    assert old.measurements.read_bytes() == before
+    shutil.copytree(old.models, old.models.with_name(base_name(config)))  # as one who renames a folder
+    new = run_experiment(config, *folders[1], progress=False)
+    assert (
+        "does not say its forms, as files of earlier versions do not; made again" in capsys.readouterr().err
+    )
+    assert read_config(new.path) == config
+    assert main(["check", str(new.path), "--models_dir", str(folders[1][1])]) == 1
+    found = capsys.readouterr().out.splitlines()
+    assert (
+        len(found) == 2 and f"{old.models.name}/voter_0.safetensors: problems of copy had another" in found[0]
+    )
+
+
+def test_mazes_have_their_second_form():
+    """They were told as a list of edges before; the other tasks write as they always did, so names stay."""
+    assert {name: task.form for name, task in TASKS.items() if task.form != 1} == dict.fromkeys(MAZES, 2)
 
 
 def test_forward_addition_from_the_command_line(tmp_path, capsys):

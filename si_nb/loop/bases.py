@@ -26,6 +26,7 @@ from si_nb.loop.settings import (
     ConfigError,
     RunConfig,
     every_setting,
+    later_forms,
     with_later_settings,
 )
 from ..model.gpt import GPT
@@ -54,7 +55,7 @@ class BaseModels(NamedTuple):
 # %% ../../nbs/loop/08_bases.ipynb #0e900e6d
 def _about_base(config, names=BASE_TRAINING_SETTINGS):
     """What the file of a base model says about its training."""
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name) for name in names} | later_forms(config)
 
 
 def _base_place(folder, voter):

@@ -30,6 +30,7 @@ from si_nb.loop.settings import (
     ConfigError,
     RunConfig,
     base_name,
+    later_forms,
     run_name,
     stored_config,
     with_later_settings,
@@ -283,10 +284,12 @@ def _check_base(path):
     _, header = load_tensors(path, _place_of(path))
     settings: dict[str, Any] = {name: with_later_settings(header).get(name) for name in BASE_SETTINGS}
     try:
-        named = base_name(RunConfig(**settings, si_rounds=0))
+        config = RunConfig(**settings, si_rounds=0)
     except (ConfigError, TypeError) as error:
         raise DamagedError(f"{path}: its header is not of a base model ({error})") from None
-    if named != path.parent.name:
+    if header.get("forms", {}) != later_forms(config).get("forms", {}):
+        raise DamagedError(f"{path}: problems of {config.task} had another form in its time")
+    if (named := base_name(config)) != path.parent.name:
         raise DamagedError(f"{path}: of other base models ({named})")
 
 

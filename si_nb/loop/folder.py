@@ -208,7 +208,8 @@ def make_folders(
 # %% ../../nbs/loop/06_folder.ipynb #09af3470
 def _in_short(value):
     """A setting as an error names it; of the origin of a branch its round and run."""
-    return f"round {value.get('round')} of {value.get('run')}" if isinstance(value, dict) else value
+    is_origin = isinstance(value, dict) and "run" in value
+    return f"round {value.get('round')} of {value['run']}" if is_origin else value
 
 
 def _check_same(config, stored):
@@ -216,7 +217,8 @@ def _check_same(config, stored):
     settings = read_facts(stored)
     if settings is None:
         return
-    now, before = {"origin": None, **every_setting(config)}, {"origin": None, **with_later_settings(settings)}
+    absent: dict = {"origin": None, "forms": {}}
+    now, before = absent | every_setting(config), absent | with_later_settings(settings)
     del now["device"]
     differing = [
         f"{name} (was {_in_short(before.get(name))}, now {_in_short(now[name])})"

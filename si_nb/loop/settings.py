@@ -7,7 +7,7 @@ __all__ = ['NORMALIZATIONS', 'LATER_SETTINGS', 'PRESETS', 'TRAINING_SETTINGS', '
            'BASE_TRAINING_SETTINGS', 'BASE_SETTINGS', 'ConfigError', 'shown', 'FirstSettings', 'RecipeSettings',
            'LaterSettings', 'RunConfig', 'with_later_settings', 'arm_voters', 'longest_length', 'evaluation_lengths',
            'round_lengths', 'pretrained_refusals', 'make_config', 'Origin', 'BranchConfig', 'settings_of_round',
-           'identity', 'every_setting', 'stored_config', 'run_name', 'base_key', 'base_name']
+           'later_forms', 'identity', 'every_setting', 'stored_config', 'run_name', 'base_key', 'base_name']
 
 # %% ../../nbs/loop/01_settings.ipynb #00847920
 import hashlib
@@ -644,13 +644,21 @@ def _said(settings):
     }
 
 
+def later_forms(
+    config: RunConfig,  # any configuration
+) -> dict:  # under "forms" the form of each such task; empty when all have kept their first
+    """Forms in which tasks write their problems by now; names, keys and files say them like a setting."""
+    forms = {task.name: task.form for task in config.tasks if task.form != 1}
+    return {"forms": forms} if forms else {}
+
+
 def identity(
     config: RunConfig,  # any configuration
 ) -> dict:  # settings that define the experiment, JSON types only
-    """The settings that must agree for a run to be continued: all but the device, later ones if changed."""
+    """What must agree for a run to be continued: all but the device; later settings and forms if changed."""
     settings = _said(asdict(config))
     del settings["device"]
-    return {**settings, "si_method": list(settings["si_method"])}
+    return {**settings, "si_method": list(settings["si_method"]), **later_forms(config)}
 
 
 def every_setting(
@@ -658,6 +666,17 @@ def every_setting(
 ) -> dict:  # JSON types only
     """What the config.json of a run says."""
     return with_later_settings({**identity(config), "device": config.device})
+
+
+def _of_now(config, facts):
+    """A configuration, unless its problems have another form by now."""
+    before, now = facts.get("forms", {}), later_forms(config).get("forms", {})
+    if before != now:
+        what = (
+            f"problems of {config.task} had another form in its time (was {shown(before)}, now {shown(now)})"
+        )
+        raise ConfigError(f"{what}; make the run anew, or read it with the version that made it")
+    return config
 
 
 def stored_config(
@@ -671,8 +690,8 @@ def stored_config(
     settings = {setting.name: facts[setting.name] for setting in fields(RunConfig)}
     settings["si_method"] = tuple(settings["si_method"])
     if "origin" in facts:
-        return BranchConfig(**settings, origin=Origin(**facts["origin"]))
-    return RunConfig(**settings)
+        return _of_now(BranchConfig(**settings, origin=Origin(**facts["origin"])), facts)
+    return _of_now(RunConfig(**settings), facts)
 
 # %% ../../nbs/loop/01_settings.ipynb #ee04f2ff
 def run_name(
@@ -727,7 +746,7 @@ def base_key(
     config: RunConfig,  # any configuration
 ) -> str:  # 8 hexadecimal digits, the same for runs that can share base models
     """A hash of all that the base models of a run depend on."""
-    settings = _said({name: getattr(config, name) for name in BASE_SETTINGS})
+    settings = _said({name: getattr(config, name) for name in BASE_SETTINGS}) | later_forms(config)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -64,6 +64,7 @@ class Description:
     longest: int | None = None  # length; None: as long as there is room
     curriculum: Callable | None = None  # length -> digits of each operand; None: as many as the length
     size_exponent: float = 1.0  # digits of a problem grow as this power of its length, above 0
+    form: int = 1  # of its writing; raised when that changes, so that no model of an older form is taken up
 
     @property
     def vocab_size(self) -> int:
@@ -358,7 +359,14 @@ def maze_by_hops(
     """Mazes whose length is the number of hops."""
     letters, longest = range(VOCAB_SIZE, VOCAB_SIZE + names), nodes - 1
     return MazeTask(
-        name, 1, shortest_paths, lambda hops: (hops + 1,), symbols=letters, longest=longest, nodes=nodes
+        name,
+        1,
+        shortest_paths,
+        lambda hops: (hops + 1,),
+        symbols=letters,
+        longest=longest,
+        form=2,
+        nodes=nodes,
     )
 
 
@@ -371,7 +379,15 @@ def maze_by_nodes(
     letters, answer = range(VOCAB_SIZE, VOCAB_SIZE + names), (hops + 1,)
     shortest, longest = hops + 1, names
     return MazeTask(
-        name, 1, shortest_paths, lambda nodes: answer, None, letters, shortest, longest, hops=hops
+        name,
+        1,
+        shortest_paths,
+        lambda nodes: answer,
+        symbols=letters,
+        shortest=shortest,
+        longest=longest,
+        form=2,
+        hops=hops,
     )
 
 # %% ../../nbs/problems/01_tasks.ipynb #dd418533
