@@ -495,14 +495,21 @@ _PUBLISHED["lee-maze-nodes"] = {
 }
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d105
-_SMALL_MAZE = {"max_iters": 2_000, "si_iter": 100, "si_stable": 80, "vote_threshold": 1.0}
+_SMALL_MAZE = {
+    "n_head": 4,
+    "n_embd": 64,
+    "learning_rate": 1e-3,
+    "si_learning_rate": 4e-4,
+    "vote_threshold": 1.0,
+}
+_SMALL_MAZE |= {"max_iters": 6_000, "warmup": 100, "decay": 3_000, "si_iter": 100, "si_stable": 80}
 _OTHERWISE: dict[str, dict[str, Any]] = {
     "lee-copy": {"max_iters": 4_000, "si_iter": 200},
     "lee-reverse-addition": {"si_learning_rate": 5e-4},
     "lee-forward": {"original_digits": 6, "max_iters": 12_000, "si_learning_rate": 5e-4},
     "lee-multiplication": {"original_digits": 9, "si_rounds": 6, "vote_threshold": 1.0},
-    "lee-maze": {**_SMALL_MAZE, "task": "maze_by_hops", "original_digits": 4, "si_rounds": 6},
-    "lee-maze-nodes": {**_SMALL_MAZE, "task": "maze_by_nodes", "original_digits": 8, "max_iters": 2_500},
+    "lee-maze": {**_SMALL_MAZE, "task": "maze_by_hops", "original_digits": 3, "si_rounds": 6},
+    "lee-maze-nodes": {**_SMALL_MAZE, "task": "maze_by_nodes", "original_digits": 8},
 }
 
 # %% ../../nbs/loop/01_settings.ipynb #4be7d122
