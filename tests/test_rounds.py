@@ -545,7 +545,8 @@ def test_injected_noise_starts_in_its_round(kind, folder, without_noise, tmp_pat
     for arm in NOISE["si_method"]:
         assert (kept_rows(without_noise.kept_labels(arm, 1)) == kept_rows(noisy.kept_labels(arm, 1))).all()
     before, after = (kept_rows(run.kept_labels("none", 2)) for run in (without_noise, noisy))
-    assert (before[:, :6] == after[:, :6]).all() and abs((before != after).any(axis=1).mean() - 0.5) < 0.1
+    share = 0.4 if kind == "perturbed" else 0.5  # of which a fifth stay as they were
+    assert (before[:, :6] == after[:, :6]).all() and abs((before != after).any(axis=1).mean() - share) < 0.1
     tables = [read_table(run.measurements).drop(columns="run_id") for run in (without_noise, noisy)]
     untouched = ["label_raw", "kept_right", "kept_wrong", "agree_wrong"]
     same = [t[(t["round"] < 2) | ((t["round"] == 2) & t["quantity"].isin(untouched))] for t in tables]

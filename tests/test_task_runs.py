@@ -81,11 +81,14 @@ def test_noise_leaves_a_label_a_label(name, kind):
     assert (damaged[np.cumsum(ends, axis=1) - ends > 0] == PAD).all()
     marks = damaged == PLUS
     assert (answers[marks] == PLUS).all() and (
-        kind.startswith("dropped") or marks.sum() == (answers == PLUS).sum()
+        kind.startswith(("dropped", "thinned")) or marks.sum() == (answers == PLUS).sum()
     )
     wrong = ~is_right(damaged, answers)
     one_digit = TASKS[name].answer_lengths(length_of(name)) == (1,)  # nothing can be left out of it
-    assert wrong.mean() == 0 if kind == "dropped" and one_digit else wrong.mean() > 0.8
+    if one_digit and kind in ("dropped", "thinned"):
+        assert wrong.mean() == 0
+    else:  # a zero may be right, and a digit that is perturbed may stay
+        assert wrong.mean() > (0.2 if one_digit else 0.7)
 
 
 # runs of the large mazes take no other path than those of the small ones, and five times as long

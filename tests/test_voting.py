@@ -127,13 +127,19 @@ def test_counts_against_the_truth(answers, data):
     assert wrong_agreement(answers, right) == (sum(a == b for a, b in both_wrong), len(both_wrong))
 
 
+def is_part(short, whole):
+    """Whether one text is another with symbols left out."""
+    rest = iter(whole)
+    return all(symbol in rest for symbol in short)
+
+
 @settings(deadline=None)
 @given(
     st.lists(st.text(alphabet="0123456789", min_size=1, max_size=8), min_size=1, max_size=8), st.booleans()
 )
 def test_damage_does_what_its_name_says(texts, ended):
-    """Moved raises the last three digits by one, dropped leaves them out, uniform changes digits only;
-    unended labels stay whole.
+    """Moved raises the last three digits by one, fixed makes zeros of them, dropped leaves them out, thinned
+    some of them, perturbed moves some by one at most; uniform changes digits only; unended labels stay whole.
     """
     labels = encode([text + "$" * ended for text in texts])
     damaged = {
@@ -146,6 +152,14 @@ def test_damage_does_what_its_name_says(texts, ended):
         assert damaged["dropped"][position] == (shorter + "$" if ended else text)
         both = shorter[:-3] + "".join(str((int(digit) + 1) % 10) for digit in shorter[-3:])
         assert damaged["dropped_and_moved"][position] == (both + "$" if ended else text)
+        zeros = text[:-3] + "0" * len(text[-3:])
+        assert damaged["fixed"][position] == (zeros + "$" if ended else text)
+        thinned, perturbed = damaged["thinned"][position], damaged["perturbed"][position]
+        assert thinned[: max(1, len(text) - 3)] == text[: max(1, len(text) - 3)]
+        assert is_part(thinned, text + "$" * ended) and thinned.endswith("$") == ended
+        assert perturbed[:-4] == (text + "$" * ended)[:-4] and len(perturbed) == len(text) + ended
+        assert all(abs(ord(a) - ord(b)) <= 1 for a, b in zip(perturbed, text, strict=False))
+        assert ended or thinned == perturbed == text
         uniform = damaged["uniform"][position]
         assert (
             len(uniform) == len(text) + ended
@@ -157,8 +171,10 @@ def test_damage_does_what_its_name_says(texts, ended):
 @pytest.mark.parametrize("kind", NOISE_KINDS)
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_the_damaged_fraction(kind, fraction):
-    """About the given fraction of labels is changed, the others not in one token,
-    and a seed decides which.
+    """About the given fraction of labels is changed, the others not in one token, and a seed decides which.
+
+    Perturbed digits move by -1, 0 or 1 and not beyond 0 or 9, so each stays with chance 0.4: of labels with
+    one, two or three of them, equally often, 0.208 stay as they were.
     """
     rng = np.random.default_rng(0)
     labels = np.concatenate(
@@ -166,8 +182,9 @@ def test_the_damaged_fraction(kind, fraction):
     )
     damaged, again = (damage_labels(labels, fraction, kind, np.random.default_rng(1)) for _ in range(2))
     changed = (damaged != labels).any(axis=1).mean()
-    assert abs(changed - fraction) < 0.03 and (damaged == again).all() and damaged.dtype == np.uint8
-    assert changed == fraction or 0 < fraction < 1
+    expected = fraction * (1 - (0.4 + 0.4**2 + 0.4**3) / 3 if kind == "perturbed" else 1)
+    assert abs(changed - expected) < 0.03 and (damaged == again).all() and damaged.dtype == np.uint8
+    assert changed == fraction or 0 < fraction < 1 or kind in ("perturbed", "fixed")
 
 
 def test_the_length_of_a_label():

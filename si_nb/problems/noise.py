@@ -35,6 +35,10 @@ def _moved(labels, rng, symbols):
     return np.where(_last_digits(labels) & _are(symbols, labels), following, labels)
 
 
+def _fixed(labels, rng, symbols):
+    return np.where(_last_digits(labels) & _are(symbols, labels), symbols.start, labels)
+
+
 def _dropped(labels, rng, symbols):
     length = label_length(labels)
     end = np.where(length > DAMAGED_DIGITS, length - DAMAGED_DIGITS, np.minimum(length, 1))[:, None]
@@ -42,16 +46,49 @@ def _dropped(labels, rng, symbols):
     shorter = np.where(columns < end, labels, np.where(columns == end, END, PAD))
     return np.where(length[:, None] >= 0, shorter, labels)
 
+# %% ../../nbs/problems/02_noise.ipynb #7e51e8b3
+def _some_last_digits(labels, rng):
+    """(N, width) bool: one to three of the last three symbols before each end mark."""
+    places = np.argsort(rng.random((len(labels), DAMAGED_DIGITS)), axis=1)
+    chosen = places < rng.integers(1, DAMAGED_DIGITS + 1, (len(labels), 1))
+    behind = label_length(labels)[:, None] - np.arange(labels.shape[1])
+    return _last_digits(labels) & np.take_along_axis(chosen, (behind - 1) % DAMAGED_DIGITS, axis=1)
 
-def _dropped_and_moved(labels, rng, symbols):
-    return _moved(_dropped(labels, rng, symbols), rng, symbols)
+
+def _perturbed(labels, rng, symbols):
+    moved = labels + rng.integers(-1, 2, labels.shape)
+    hit = _some_last_digits(labels, rng) & _are(symbols, labels)
+    return np.where(hit, np.clip(moved, symbols.start, symbols.stop - 1), labels)
+
+
+def _thinned(labels, rng, symbols):
+    out = _some_last_digits(labels, rng)
+    out[:, 0] = False
+    left = np.argsort(out, axis=1, kind="stable")
+    return np.take_along_axis(np.where(out, PAD, labels), left, axis=1)
+
+# %% ../../nbs/problems/02_noise.ipynb #7e51e8b6
+def _in_turn(*kinds):
+    """Several kinds of damage, one after the other."""
+
+    def damage(labels, rng, symbols):
+        for kind in kinds:
+            labels = kind(labels, rng, symbols)
+        return labels
+
+    return damage
 
 
 NOISE_KINDS = {
     "uniform": _uniform,
     "moved": _moved,
     "dropped": _dropped,
-    "dropped_and_moved": _dropped_and_moved,
+    "dropped_and_moved": _in_turn(_dropped, _moved),
+    "fixed": _fixed,
+    "perturbed": _perturbed,
+    "thinned": _thinned,
+    "thinned_and_perturbed": _in_turn(_perturbed, _thinned),
+    "thinned_and_uniform": _in_turn(_uniform, _thinned),
 }
 
 # %% ../../nbs/problems/02_noise.ipynb #1e0b9843
