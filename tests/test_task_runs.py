@@ -152,7 +152,8 @@ def test_nothing_of_an_older_form_is_taken_up(tmp_path, monkeypatch, capsys):
     assert main(["check", str(new.path), "--models_dir", str(folders[1][1])]) == 1
     found = capsys.readouterr().out.splitlines()
     assert (
-        len(found) == 2 and f"{old.models.name}/voter_0.safetensors: problems of copy had another" in found[0]
+        len(found) == 2
+        and f"{old.models.name}/voter_0.safetensors: trained when problems of copy had" in found[0]
     )
 
 

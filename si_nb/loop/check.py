@@ -288,7 +288,7 @@ def _check_base(path):
     except (ConfigError, TypeError) as error:
         raise DamagedError(f"{path}: its header is not of a base model ({error})") from None
     if header.get("forms", {}) != later_forms(config).get("forms", {}):
-        raise DamagedError(f"{path}: problems of {config.task} had another form in its time")
+        raise DamagedError(f"{path}: trained when problems of {config.task} had another form")
     if (named := base_name(config)) != path.parent.name:
         raise DamagedError(f"{path}: of other base models ({named})")
 

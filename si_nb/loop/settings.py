@@ -679,9 +679,7 @@ def _of_now(config, facts):
     """A configuration, unless its problems have another form by now."""
     before, now = facts.get("forms", {}), later_forms(config).get("forms", {})
     if before != now:
-        what = (
-            f"problems of {config.task} had another form in its time (was {shown(before)}, now {shown(now)})"
-        )
+        what = f"problems of {config.task} had another form then (was {shown(before)}, now {shown(now)})"
         raise ConfigError(f"{what}; make the run anew, or read it with the version that made it")
     return config
 

@@ -36,6 +36,8 @@ def read_config(
         raise ConfigError(f"{run}: no run is here (no {file.name}); name the folder of a run")
     try:
         return stored_config(read_facts(file) or {})
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {error}") from None
     except (TypeError, KeyError):
         remedy = "the command that made the run writes it again"
         raise DamagedError(f"{file}: damaged, or not the settings of a run; {remedy}") from None
