@@ -163,9 +163,10 @@ def test_estimates_are_positive_and_complete(config):
         assert rows["seconds"].between(0.999 * ends.min(), 1.001 * ends.max()).all()
 
 
-def test_a_run_without_rounds_has_an_estimate():
-    """One training and one measuring, nothing to interpolate."""
-    phases = estimate(config_of(**FEW | dict(si_rounds=0, si_method=("none",))), 0.01).phases
+@pytest.mark.parametrize("changes", [{}, dict(task="maze_by_nodes", original_digits=5, beta1=0.8)])
+def test_a_run_without_rounds_has_an_estimate(changes):
+    """One training and one measuring, nothing to interpolate; a later form and later settings, too."""
+    phases = estimate(config_of(**FEW | dict(si_rounds=0, si_method=("none",)) | changes), 0.01).phases
     assert list(phases.index) == ["base data", "base training", "measuring", "start"] and (phases > 0).all(
         axis=None
     )

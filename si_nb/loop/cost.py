@@ -30,7 +30,7 @@ from rich.table import Table
 from .evaluate import count_right, derive_rng
 from .labels import make_labels
 from .memory import check_memory
-from .settings import RunConfig, arm_voters, evaluation_lengths, identity, round_lengths
+from .settings import RunConfig, arm_voters, evaluation_lengths, every_setting, round_lengths
 from .training import base_rows, base_training, make_base, mix, round_training
 from .voting import KEEP_RULES
 from .workers import Machine, count_threads, count_workers, make_machine, side_by_side
@@ -421,15 +421,15 @@ class CostError(ValueError):
 _CHILD = """import json, sys, time
 import si_nb.law.figures, si_nb.law.report  # which a run from the command line holds as well
 from si_nb.loop.cost import rehearse
-from si_nb.loop.settings import make_config
+from si_nb.loop.settings import stored_config
 start = time.perf_counter()
-done = rehearse(make_config(**json.load(sys.stdin)), float(sys.argv[1]))
+done = rehearse(stored_config(json.load(sys.stdin)), float(sys.argv[1]))
 print(json.dumps(done | {"inside": time.perf_counter() - start}))"""
 
 
 def _rehearse_apart(config, patience):
     """A rehearsal in a fresh process, with the seconds that the process took to start."""
-    start, settings = time.perf_counter(), json.dumps(identity(config) | {"device": config.device})
+    start, settings = time.perf_counter(), json.dumps(every_setting(config))
     command = [sys.executable, "-c", _CHILD, str(patience)]
     child = subprocess.run(command, input=settings, capture_output=True, text=True, check=False)
     if child.returncode:
