@@ -103,8 +103,9 @@ def canvas(
 def look(
     index: int,  # number of the series, from 0
 ) -> dict:  # colour, marker and line, for `Axes.plot`
-    """What tells a series from the others, with and without colour."""
-    return dict(color=COLOURS[index % 6], marker=MARKERS[index % 6], linestyle=LINES[index % 6])
+    """What tells a series from 35 others, with and without colour."""
+    line = LINES[(index + index // 6) % 6]
+    return dict(color=COLOURS[index % 6], marker=MARKERS[index % 6], linestyle=line)
 
 # %% ../../nbs/law/10_figures.ipynb #e11528e5
 def drawable(
