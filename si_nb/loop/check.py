@@ -30,7 +30,7 @@ from si_nb.loop.settings import (
     ConfigError,
     RunConfig,
     base_name,
-    later_forms,
+    forms_then_and_now,
     run_name,
     stored_config,
     with_later_settings,
@@ -287,7 +287,8 @@ def _check_base(path):
         config = RunConfig(**settings, si_rounds=0)
     except (ConfigError, TypeError) as error:
         raise DamagedError(f"{path}: its header is not of a base model ({error})") from None
-    if header.get("forms", {}) != later_forms(config).get("forms", {}):
+    then, now = forms_then_and_now(config, header)
+    if then != now:
         raise DamagedError(f"{path}: trained when problems of {config.task} had another form")
     if (named := base_name(config)) != path.parent.name:
         raise DamagedError(f"{path}: of other base models ({named})")

@@ -6,8 +6,9 @@
 __all__ = ['NORMALIZATIONS', 'LATER_SETTINGS', 'PRESETS', 'TRAINING_SETTINGS', 'MODEL_SETTINGS', 'SAME_PROBLEMS',
            'BASE_TRAINING_SETTINGS', 'BASE_SETTINGS', 'ConfigError', 'shown', 'FirstSettings', 'RecipeSettings',
            'LaterSettings', 'RunConfig', 'with_later_settings', 'arm_voters', 'longest_length', 'evaluation_lengths',
-           'round_lengths', 'pretrained_refusals', 'make_config', 'Origin', 'BranchConfig', 'settings_of_round',
-           'later_forms', 'identity', 'every_setting', 'stored_config', 'run_name', 'base_key', 'base_name']
+           'round_lengths', 'pretrained_refusals', 'make_config', 'later_forms', 'forms_then_and_now', 'Origin',
+           'BranchConfig', 'settings_of_round', 'identity', 'every_setting', 'stored_config', 'run_name', 'base_key',
+           'base_name']
 
 # %% ../../nbs/loop/01_settings.ipynb #00847920
 import hashlib
@@ -500,9 +501,13 @@ _SMALL_MAZE = {
     "n_embd": 64,
     "learning_rate": 1e-3,
     "si_learning_rate": 4e-4,
+    "max_iters": 6_000,
+    "warmup": 100,
+    "decay": 3_000,
+    "si_iter": 100,
+    "si_stable": 80,
     "vote_threshold": 1.0,
 }
-_SMALL_MAZE |= {"max_iters": 6_000, "warmup": 100, "decay": 3_000, "si_iter": 100, "si_stable": 80}
 _OTHERWISE: dict[str, dict[str, Any]] = {
     "lee-copy": {"max_iters": 4_000, "si_iter": 200},
     "lee-reverse-addition": {"si_learning_rate": 5e-4},
@@ -576,6 +581,31 @@ def make_config(
         raise ConfigError(f"{names}: no such setting; see the fields of RunConfig")
     return RunConfig(**_taken_over({**PRESETS.get(preset or "", {}), **settings}, settings))
 
+# %% ../../nbs/loop/01_settings.ipynb #e81022a1
+def _said(settings):
+    """Settings without later ones at their default, of which names and keys say nothing."""
+    return {
+        name: value
+        for name, value in settings.items()
+        if name not in LATER_SETTINGS or value != LATER_SETTINGS[name]
+    }
+
+
+def later_forms(
+    config: RunConfig,  # any configuration
+) -> dict:  # under "forms" the form of each such task; empty when all have kept their first
+    """Forms in which tasks write their problems by now; names, keys and files say them like a setting."""
+    forms = {task.name: task.form for task in config.tasks if task.form != 1}
+    return {"forms": forms} if forms else {}
+
+
+def forms_then_and_now(
+    config: RunConfig,  # any configuration
+    facts: dict,  # what a file of that time says
+) -> tuple[dict, dict]:  # task -> form where it is not the first; different: the file is of no use any more
+    """Forms in which tasks wrote their problems when a file was made, and in which they write them now."""
+    return facts.get("forms", {}), later_forms(config).get("forms", {})
+
 # %% ../../nbs/loop/01_settings.ipynb #25f7f0e9
 @dataclass(frozen=True)
 class Origin:
@@ -642,23 +672,6 @@ def settings_of_round(
     return config
 
 # %% ../../nbs/loop/01_settings.ipynb #e8102206
-def _said(settings):
-    """Settings without later ones at their default, of which names and keys say nothing."""
-    return {
-        name: value
-        for name, value in settings.items()
-        if name not in LATER_SETTINGS or value != LATER_SETTINGS[name]
-    }
-
-
-def later_forms(
-    config: RunConfig,  # any configuration
-) -> dict:  # under "forms" the form of each such task; empty when all have kept their first
-    """Forms in which tasks write their problems by now; names, keys and files say them like a setting."""
-    forms = {task.name: task.form for task in config.tasks if task.form != 1}
-    return {"forms": forms} if forms else {}
-
-
 def identity(
     config: RunConfig,  # any configuration
 ) -> dict:  # settings that define the experiment, JSON types only
@@ -677,9 +690,9 @@ def every_setting(
 
 def _of_now(config, facts):
     """A configuration, unless its problems have another form by now."""
-    before, now = facts.get("forms", {}), later_forms(config).get("forms", {})
-    if before != now:
-        what = f"problems of {config.task} had another form then (was {shown(before)}, now {shown(now)})"
+    then, now = forms_then_and_now(config, facts)
+    if then != now:
+        what = f"problems of {config.task} had another form then (was {shown(then)}, now {shown(now)})"
         raise ConfigError(f"{what}; make the run anew, or read it with the version that made it")
     return config
 

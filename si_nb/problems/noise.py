@@ -15,10 +15,15 @@ from .tokenizer import DIGITS, END, PAD
 DAMAGED_DIGITS = 3
 
 
+def _places_from_end(labels):
+    """(N, width): 1 for the last symbol before each end mark, 2 for the one before it; below 1 elsewhere."""
+    return label_length(labels)[:, None] - np.arange(labels.shape[1])
+
+
 def _last_digits(labels):
     """(N, width) bool: the last three symbols before each end mark."""
-    behind = label_length(labels)[:, None] - np.arange(labels.shape[1])
-    return (behind >= 1) & (behind <= DAMAGED_DIGITS)
+    place = _places_from_end(labels)
+    return (place >= 1) & (place <= DAMAGED_DIGITS)
 
 
 def _are(symbols, labels):
@@ -49,10 +54,10 @@ def _dropped(labels, rng, symbols):
 # %% ../../nbs/problems/02_noise.ipynb #7e51e8b3
 def _some_last_digits(labels, rng):
     """(N, width) bool: one to three of the last three symbols before each end mark."""
-    places = np.argsort(rng.random((len(labels), DAMAGED_DIGITS)), axis=1)
-    chosen = places < rng.integers(1, DAMAGED_DIGITS + 1, (len(labels), 1))
-    behind = label_length(labels)[:, None] - np.arange(labels.shape[1])
-    return _last_digits(labels) & np.take_along_axis(chosen, (behind - 1) % DAMAGED_DIGITS, axis=1)
+    order = np.argsort(rng.random((len(labels), DAMAGED_DIGITS)), axis=1)
+    chosen = order < rng.integers(1, DAMAGED_DIGITS + 1, (len(labels), 1))
+    column = (_places_from_end(labels) - 1) % DAMAGED_DIGITS
+    return _last_digits(labels) & np.take_along_axis(chosen, column, axis=1)
 
 
 def _perturbed(labels, rng, symbols):

@@ -293,6 +293,7 @@ def pair_of_lengths(
 class MazeTask(Task):
     """Shortest paths through random graphs, indexed by one of their two sizes."""
 
+    form: int = 2  # the first was a list of edges
     hops: int | None = None  # of every path; None: the length of a problem
     nodes: int | None = None  # of every graph; None: the length of a problem
 
@@ -359,14 +360,7 @@ def maze_by_hops(
     """Mazes whose length is the number of hops."""
     letters, longest = range(VOCAB_SIZE, VOCAB_SIZE + names), nodes - 1
     return MazeTask(
-        name,
-        1,
-        shortest_paths,
-        lambda hops: (hops + 1,),
-        symbols=letters,
-        longest=longest,
-        form=2,
-        nodes=nodes,
+        name, 1, shortest_paths, lambda hops: (hops + 1,), symbols=letters, longest=longest, nodes=nodes
     )
 
 
@@ -379,15 +373,7 @@ def maze_by_nodes(
     letters, answer = range(VOCAB_SIZE, VOCAB_SIZE + names), (hops + 1,)
     shortest, longest = hops + 1, names
     return MazeTask(
-        name,
-        1,
-        shortest_paths,
-        lambda nodes: answer,
-        symbols=letters,
-        shortest=shortest,
-        longest=longest,
-        form=2,
-        hops=hops,
+        name, 1, shortest_paths, lambda nodes: answer, None, letters, shortest, longest, hops=hops
     )
 
 # %% ../../nbs/problems/01_tasks.ipynb #dd418533
