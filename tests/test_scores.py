@@ -433,3 +433,60 @@ def test_the_judge_of_the_committed_forecasts_works():
         )
         <= 1
     ).all()
+
+
+# --- by base model, from fixed rounds
+
+
+def test_base_models_count_not_runs():
+    """Many good runs of one base model do not outvote the runs of all others."""
+    found = S.clustered(np.r_[np.full(50, 1.0), np.full(9, -0.2)], np.r_[np.zeros(50), 1:10])
+    assert found["clusters"] == 10 and np.isclose(found["difference"], -0.08) and found["verdict"] == "tie"
+
+
+@pytest.mark.parametrize(
+    ("shift", "verdict", "sure"), [(1, "better", True), (-1, "worse", True), (0, "tie", False)]
+)
+def test_verdicts_follow_the_interval(shift, verdict, sure):
+    difference = np.random.default_rng(0).normal(0, 0.5, 60) + shift
+    found = S.clustered(difference - (0 if shift else difference.mean()), np.arange(60) % 20)
+    assert found["verdict"] == verdict and (found["p"] < 0.05) == sure
+    assert found["low"] <= found["difference"] <= found["high"]
+
+
+def test_forecasts_of_one_alone_are_not_compared():
+    scores = pd.DataFrame(
+        [
+            {"base": str(base), "run_id": str(base), "origin": 0, "forecaster": name, "crps": value}
+            for base in range(6)
+            for name, value in (("one", 0.1), ("two", 0.3))
+            if name == "one" or base < 4
+        ]
+    )
+    found = S.duel(scores, "one", "two")
+    assert found["clusters"] == 4 and np.isclose(found["difference"], 0.2) and found["verdict"] == "better"
+
+
+@pytest.mark.parametrize("slope", [0.5, 1, 2])
+def test_calibration_slope_is_that_of_what_was_forecast(slope):
+    generator = np.random.default_rng(0)
+    log_odds = generator.normal(0, 2, 40_000)
+    happened = generator.random(40_000) < 1 / (1 + np.exp(-slope * log_odds))
+    found = S.calibration_slope(1 / (1 + np.exp(-log_odds)), happened, np.ones(40_000))
+    assert abs(found - slope) < 0.05
+
+
+def test_calibration_counts_every_base_model_once():
+    """A thousand runs of one base model weigh no more than one of another."""
+    rows = [{"base": "much", "p_10": 0.9, "alive_10": 0.0}] * 1_000
+    rows += [
+        {"base": str(i), "p_10": [0.2, 0.8][i % 2], "alive_10": float((i % 2) ^ (i % 10 < 2))}
+        for i in range(200)
+    ]
+    found = S.calibration(pd.DataFrame(rows), 10, resamples=20)
+    assert found["base models"] == 201 and 0.8 < found["slope"] < 1.05
+
+
+def test_alike_forecasts_that_all_come_true_have_a_finite_slope():
+    found = S.calibration_slope(np.array([0.1, 0.9]), np.array([0.0, 1.0]), np.ones(2))
+    assert np.isfinite(found) and found > 1

@@ -27,17 +27,18 @@ from lifelines import LogNormalAFTFitter
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from si_nb.law.conditions import complete
-from si_nb.law.forecasters import collapse_round, forecast
+from si_nb.law.forecasters import forecast
 from si_nb.law.horizon import course, fit_population, margins
-from si_nb.law.learning import BASE, CONDITION, fit_law, load_law, read_runs, transitions
+from si_nb.law.learning import fit_law, load_law, read_runs, transitions
 from si_nb.law.prediction import follow
 from si_nb.law.round_curves import LawError, collapse_rounds
+from si_nb.law.scores import AHEAD, fates
 from si_nb.law.states import states
 from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import error_budget, results_folder, trajectory
 
 SWEEPS = ("sweep", "long", "copy", "reverse_addition", "quick", "conditions")
-ORIGINS, AHEAD, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), (5, 10, 20), 6, 400, 60
+ORIGINS, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), 6, 400, 60
 SETTINGS = (
     "original_digits",
     "n_layer",
@@ -90,16 +91,10 @@ class Everything:
         self.states = states(self.table)
         self.steps = transitions(self.states, error_budget(self.table), self.runs)
         self.margins, self.series = margins(self.table), trajectory(self.table)
-        fate = (
-            collapse_round(self.series)
-            .merge(self.runs.drop(columns=["task", "seed"]), on="run_id")
-            .assign(kind=lambda f: f["arm"].map(KINDS))
-        )
+        fate = fates(self.table, self.runs, KINDS)
         start = self.states[self.states["round"] == 0].set_index("run_id")
         fate["ratio"] = np.log(start["horizon"] / start["length"]).reindex(fate["run_id"]).to_numpy()
         fate["steep"] = np.log(start["steepness"]).reindex(fate["run_id"]).to_numpy()
-        for name, columns in {"base": BASE, "condition": CONDITION}.items():
-            fate[name] = fate[columns].astype(str).agg(" ".join, axis=1)
         self.fate = fate.dropna(subset=["ratio"]).reset_index(drop=True)
 
     def learn(self, known, law=None):
