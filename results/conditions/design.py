@@ -17,12 +17,20 @@ is to last, those up to 40 with the loss on all tokens, all of them with three l
 lasted. Those of which a run was carried out stay, and what they tell counts in the choice of the others (a
 design augmented). The new ones learn from the answers alone, and most have a fourth layer: in trials that
 gave stronger base models at less expense than more steps or more width.
+
+Run as: python results/conditions/design.py --lasting 34
+
+Too few of these runs last, so this adds runs of base models that the grid already has, where rounds are all
+that they cost: those whose chance of lasting is at least 0.7 by the law as it is now. No more than two for a
+set of base models, an oracle in every other one at most while there are others, and again the most
+information for the expense first.
 """
 
 import argparse
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
+from itertools import product
 from math import log
 from pathlib import Path
 
@@ -56,6 +64,7 @@ SEEDS = tuple(range(6))
 ROUNDS = 22
 LASTING = 20  # rounds
 POOL = 5  # of the candidates, those most likely to last
+LIKELY, MORE_EACH = 0.7, 2  # least chance of lasting of a further run; how many more a set of base models has
 GRID = Path(__file__).with_name("grid.toml")
 
 
@@ -207,8 +216,46 @@ def choose(kept, bundles, candidates, seed):
     return chosen[len(kept) :]
 
 
+def likely_runs(base, runs):
+    """Runs that base models can still have, likely to last; votes only of as many models as there are."""
+    voters = max(map(voters_of, runs))
+    arms = [("none",), ("oracle",), *[("mv_length", *vote) for vote in VOTES if vote[0] <= voters]]
+    further = [
+        Run(arm, steps, labels, *vote)
+        for arm, *vote in arms
+        for steps, labels in product(ROUND_STEPS, LABELS)
+        if steps * labels <= (MOST_VOTED[base.n_embd] if vote else MOST_STEP_LABELS)
+    ]
+    return [run for run in further if run not in runs and lasting(base, run) >= LIKELY]
+
+
+def choose_lasting(bundles, number):
+    """Further runs of strong base models and the names of their bundles, most information first."""
+    pool = [
+        (name, base, run)
+        for name, (base, runs) in bundles.items()
+        if base.loss_on == "answer" and base.n_embd in MOST_VOTED
+        for run in likely_runs(base, runs)
+    ]
+    information = 0.02 * np.eye(len(features(*pool[0][1:])))
+    information += sum(information_of(*bundle) for bundle in bundles.values())
+    chosen = []
+    while len(chosen) < number and pool:
+        without = [each for each in pool if each[2].si_method != "oracle"]
+        open_to = without if without and len(chosen) % 2 else pool
+        rows = np.stack([rows_of(base, [run])[0] for _, base, run in open_to])
+        gains = np.log1p(np.einsum("ij,jk,ik->i", rows, np.linalg.inv(information), rows))
+        expenses = [expense(replace(base, max_iters=0), [run]) for _, base, run in open_to]
+        best = open_to[int((gains / np.array(expenses) ** 0.5).argmax())]
+        chosen.append(best)
+        information += information_of(best[1], [best[2]])
+        full = Counter(name for name, *_ in chosen)
+        pool = [each for each in pool if each != best and full[each[0]] < MORE_EACH]
+    return chosen
+
+
 def read_bundles(path):
-    """The bundles of a grid, in their order."""
+    """The bundles of a grid, by the number in the names of their groups."""
     bundles = {}
     for run in read_grid(path).runs.values():
         config = asdict(run.config) | {"si_method": run.config.si_method[0]}
@@ -216,13 +263,13 @@ def read_bundles(path):
         bundles.setdefault(run.groups[0][:-1], (base, []))[1].append(
             Run(*(config[name] for name in Run.__dataclass_fields__))
         )
-    return list(bundles.values())
+    return bundles
 
 
-def group_text(number, base, runs):
+def group_text(number, base, runs, letters="abc"):
     """Groups of the grid for one bundle: one for each run."""
     learning_rate, heads = LEARNING_RATES[base.n_embd], base.n_embd // 16
-    for letter, run in zip("abc", runs, strict=True):
+    for letter, run in zip(letters, runs, strict=True):
         yield (
             f'[[group]]\nname = "{number:02d}{letter}"\nseeds = [{base.seed}]\n'
             f'settings = {{ task = "{base.task}", original_digits = {base.original_digits}, '
@@ -240,16 +287,34 @@ def begun(blocks):
     return [block for block in blocks if block.split('"')[1][:-1] in set(done)]
 
 
+def add_lasting(number):
+    """Put further runs behind all others, and print how many of them are expected to last."""
+    bundles = read_bundles(GRID)
+    chosen, letters = choose_lasting(bundles, number), {name: iter("defgh") for name in bundles}
+    with GRID.open("a") as grid:
+        for name, base, run in chosen:
+            grid.write("\n" + "".join(group_text(int(name), base, [run], next(letters[name]))))
+    for name in Run.__dataclass_fields__:
+        print(name, dict(Counter(getattr(run, name) for *_, run in chosen)))
+    print(f"{sum(lasting(base, run) for _, base, run in chosen):.0f} of {len(chosen)} are expected to last")
+    print(f"expense {sum(expense(replace(base, max_iters=0), [run]) for _, base, run in chosen):,.0f}")
+
+
 def main():
     """Write the grid anew behind the bundles begun, and print how often each value occurs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundles", type=int, default=48, help="bundles in all")
     parser.add_argument("--candidates", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--lasting", type=int, help="runs to add of base models that are there, and no others"
+    )
     args = parser.parse_args()
+    if args.lasting:
+        return add_lasting(args.lasting)
     head, *blocks = GRID.read_text().split("[[group]]\n")
     GRID.write_text(head + "".join(f"[[group]]\n{block.rstrip()}\n\n" for block in begun(blocks)))
-    kept = read_bundles(GRID)
+    kept = list(read_bundles(GRID).values())
     first = 1 + max(int(block.split('"')[1][:-1]) for block in begun(blocks))
     chosen = choose(kept, args.bundles, args.candidates, args.seed)
     groups = [group_text(number, *bundle) for number, bundle in enumerate(chosen, first)]

@@ -13,12 +13,15 @@ dealt into folds; everything that learns does so on the other folds. Origins are
 still alive there. Writes results/conditions/scores.csv: for each run, origin and forecaster the probability
 of being alive R rounds on and whether it was (only where the run was meant to go so far, so that nothing
 depends on how it went), the censored ranked probability score of ln(collapse length / base length), the
-interval, the call and its error.
+interval, the call and its error. And results/conditions/accuracy.csv, for forecasters that say how accurate
+the newest length will be: log score, ranked probability score, what intervals hold and how wide they are one,
+two, four and eight rounds on, for each run the mean over origins 0 and 1, and over its later ones.
 """
 
 import argparse
 import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +35,15 @@ from si_nb.law.horizon import course, fit_population, margins
 from si_nb.law.learning import fit_law, load_law, read_runs, transitions
 from si_nb.law.prediction import follow
 from si_nb.law.round_curves import LawError, collapse_rounds
-from si_nb.law.scores import AHEAD, fates
+from si_nb.law.scores import AHEAD, fates, log_probability, ranked_probability_score
 from si_nb.law.states import states
 from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import error_budget, results_folder, trajectory
 
 SWEEPS = ("sweep", "long", "copy", "reverse_addition", "quick", "conditions")
 ORIGINS, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), 6, 400, 60
+LEADS = np.array([1, 2, 4, 8])  # rounds after the origin at which accuracy is forecast
+CURVES_FROM = 2  # origin from which a curve over rounds can speak
 SETTINGS = (
     "original_digits",
     "n_layer",
@@ -50,6 +55,15 @@ SETTINGS = (
     "voters",
     "vote_threshold",
 )
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a forecaster says of a run after an origin."""
+
+    collapses: np.ndarray | None  # (B,) rounds after the origin; inf: never; None: it does not say
+    accuracy: np.ndarray | None = None  # (B, len(LEADS)); None: it does not say
+    scatter: np.ndarray | float = 0.0  # overdispersion of counts about them, one or (B,)
 
 
 def sample_of(survival, generator):
@@ -121,6 +135,9 @@ class Everything:
         rate = 1 - errors["successes"] / errors["trials"]
         errors["growth"] = rate.groupby(errors["run_id"]).diff()
         learned["growth"] = errors.groupby("kind")["growth"].agg(["mean", "std"])
+        series = self.series[self.series["run_id"].isin(known)]
+        accuracy = (series["successes"] / series["trials"]).set_axis(series["run_id"])
+        learned["accuracy"] = {name: part.to_numpy() for name, part in accuracy.groupby(level=0)}
         return learned
 
     @staticmethod
@@ -144,73 +161,113 @@ class Everything:
             return LogNormalAFTFitter(penalizer=0.02).fit(X, "life", "died")
 
 
-def forecasts(every, learned, run, origin, generator):
-    """Collapse rounds after the origin, a sample of each forecaster; {name: (B,)}."""
+def walks(every, learned, run, origin, generator):
+    """The forecasters that follow a run round by round; {name: Said}."""
     states = every.states[(every.states["run_id"] == run["run_id"]) & (every.states["round"] <= origin)]
     seen = every.steps[(every.steps["run_id"] == run["run_id"]) & (every.steps["round"] < origin)]
     margin = every.margins[(every.margins["run_id"] == run["run_id"]) & (every.margins["round"] <= origin)]
-    state, settings = (
-        states.iloc[-1],
-        complete({**run[[*SETTINGS, "task", "loss_on", "lengths_per_round"]], "si_method": run["arm"]}),
-    )
-    below, found = 2 * state["successes"] < state["trials"], {}
+    state, told = states.iloc[-1], run[[*SETTINGS, "task", "loss_on", "lengths_per_round"]]
+    settings, below = complete({**told, "si_method": run["arm"]}), 2 * state["successes"] < state["trials"]
 
-    def ends(accuracy):
-        return collapse_rounds(accuracy, origin, below) - origin
+    def said(accuracy, scatter=0.0):
+        collapses = collapse_rounds(accuracy, origin, below) - origin
+        return Said(collapses, accuracy[:, LEADS - 1], scatter)
 
-    found["conditions"] = ends(
-        follow(learned["law"], settings, FARTHEST, DRAWS, generator, state, seen).accuracy
-    )
+    asked = FARTHEST, DRAWS, generator
+    found = {"conditions": said(follow(learned["law"], settings, *asked, state, seen).accuracy)}
     if origin == 0:
-        found["conditions, settings only"] = ends(
-            follow(learned["law"], settings, FARTHEST, DRAWS, generator).accuracy
-        )
-    found["horizon law"] = ends(course(margin, learned["population"], FARTHEST, DRAWS, generator).accuracy)
+        found["conditions, settings only"] = said(follow(learned["law"], settings, *asked).accuracy)
+    path = course(margin, learned["population"], *asked)
+    found["horizon law"] = said(path.accuracy, path.overdispersion)
     mean, between, within = learned["speed"]
     own = (
         mean
         + between * generator.standard_normal((DRAWS, 1))
         + within * generator.standard_normal((DRAWS, FARTHEST))
     )
-    own = own - run["lengths_per_round"]
-    found["constant speed"] = ends(0.5 + np.sign(margin["margin"].iloc[-1] + np.cumsum(own, 1)) / 4)
-    same = learned["fate"][(learned["fate"]["kind"] == run["kind"]) & (learned["fate"]["at_least"] > origin)]
-    found["median of the living"] = sample_of(
-        kaplan_meier(same["at_least"].to_numpy() - origin, ~same["censored"].to_numpy()), generator
+    left = margin["margin"].iloc[-1] + np.cumsum(own - run["lengths_per_round"], 1)
+    found["constant speed"] = Said(collapse_rounds(0.5 + np.sign(left) / 4, origin, below) - origin)
+    growth, error = (
+        learned["growth"].loc[run["kind"]],
+        1 - margin["successes"].iloc[-1] / margin["trials"].iloc[-1],
     )
+    slopes = np.maximum(generator.normal(growth["mean"], growth["std"], (DRAWS, 1)), 0)
+    found["self-training bound"] = said(np.clip(1 - error - slopes * np.arange(1, FARTHEST + 1), 0, 1))
+    return found
+
+
+def neighbours(every, learned, run, origin, generator):
+    """What became of the five runs nearest in kind, margin and log-odds."""
+    states = every.states[every.states["run_id"] == run["run_id"]]
+    state = states[states["round"] <= origin].iloc[-1]
     near = learned["rounds"][learned["rounds"]["kind"] == run["kind"]]
     apart = ((near["horizon"] - near["length"] - state["horizon"] + state["length"]) / 1.0) ** 2 + (
         (near["log_odds"] - state["log_odds"]) / 2
     ) ** 2
     five = near.loc[apart.sort_values().index].drop_duplicates("run_id").head(5)
-    found["five neighbours"] = sample_of(
-        kaplan_meier(five["left"].to_numpy(), ~five["censored"].to_numpy()), generator
+    curve = kaplan_meier(five["left"].to_numpy(), ~five["censored"].to_numpy())
+    later = np.array(
+        [
+            learned["accuracy"][name][np.minimum(number + LEADS, len(learned["accuracy"][name]) - 1)]
+            for name, number in zip(five["run_id"], five["round"], strict=True)
+        ]
     )
-    later = np.arange(origin, origin + FARTHEST + 1)
-    one = run.to_frame().T.infer_objects()
-    curve = (
-        learned["aft"]
-        .predict_survival_function(features(one), times=np.maximum(later, 1e-6))
-        .to_numpy()[:, 0]
-    )
-    found["failure time"] = sample_of(curve[1:] / max(curve[0], 1e-9), generator)
+    return Said(sample_of(curve, generator), later[generator.integers(len(later), size=DRAWS)])
+
+
+def survivals(every, learned, run, origin, generator):
+    """The forecasters that know lives alone; {name: Said}."""
+    same = learned["fate"][(learned["fate"]["kind"] == run["kind"]) & (learned["fate"]["at_least"] > origin)]
+    curves = {
+        "median of the living": kaplan_meier(
+            same["at_least"].to_numpy() - origin, ~same["censored"].to_numpy()
+        )
+    }
+    later, one = np.arange(origin, origin + FARTHEST + 1), run.to_frame().T.infer_objects()
+    times = np.maximum(later, 1e-6)
+    curve = learned["aft"].predict_survival_function(features(one), times=times).to_numpy()[:, 0]
+    curves["failure time"] = curve[1:] / max(curve[0], 1e-9)
     X = np.c_[np.repeat(features(one).to_numpy(float), FARTHEST, 0), later[1:]]
-    found["boosted trees"] = sample_of(np.cumprod(1 - learned["trees"].predict_proba(X)[:, 1]), generator)
-    growth, error = (
-        learned["growth"].loc[run["kind"]],
-        1 - margin["successes"].iloc[-1] / margin["trials"].iloc[-1],
-    )
-    found["self-training bound"] = ends(
-        1
-        - error
-        - np.maximum(generator.normal(growth["mean"], growth["std"], (DRAWS, 1)), 0)
-        * np.arange(1, FARTHEST + 1)
-    )
-    series = every.series[every.series["run_id"] == run["run_id"]]
+    curves["boosted trees"] = np.cumprod(1 - learned["trees"].predict_proba(X)[:, 1])
+    return {name: Said(sample_of(curve, generator)) for name, curve in curves.items()}
+
+
+def curves(every, run, origin, generator):
+    """Curves over rounds, and accuracy as it is now; {name: Said}."""
+    series, found = every.series[every.series["run_id"] == run["run_id"]], {}
     for name in ("logit_line", "exponential_floor"):
         with suppress(LawError):  # too few rounds, or no errors, for a curve
-            drawn = forecast(series, origin, 0.5, name, 60, generator)
-            found[name.replace("_", " ")] = drawn.courses.collapses - origin
+            drawn = forecast(series, origin, 0.5, name, 60, generator).courses
+            later = drawn.accuracy[:, np.minimum(origin + LEADS, drawn.accuracy.shape[1]) - 1]
+            found[name.replace("_", " ")] = Said(drawn.collapses - origin, later, drawn.scatter)
+    now = series[series["round"] == origin].iloc[-1]
+    right, wrong = now["successes"] + 0.5, now["trials"] - now["successes"] + 0.5
+    same = generator.beta(right, wrong, (DRAWS, 1)) + np.zeros(len(LEADS))
+    return found | {"accuracy as it is": Said(None, same)}
+
+
+def forecasts(every, learned, run, origin, generator):
+    """What every forecaster says of a run after an origin; {name: Said}."""
+    asked = run, origin, generator
+    found = walks(every, learned, *asked) | survivals(every, learned, *asked) | curves(every, *asked)
+    return found | {"five neighbours": neighbours(every, learned, *asked)}
+
+
+def accuracy_scores(series, origin, said, generator):
+    """A row for each lead at which accuracy was measured."""
+    later = series[series["round"].isin(origin + LEADS)]
+    leads, trials = later["round"].to_numpy() - origin, later["trials"].to_numpy()
+    rates = np.clip(said.accuracy[:, np.searchsorted(LEADS, leads)], 1e-6, 1 - 1e-6)
+    scatter = np.broadcast_to(said.scatter, len(rates))
+    size = 1 / np.maximum(scatter[:, None], 1e-6) - 1
+    drawn = generator.binomial(trials, generator.beta(rates * size, (1 - rates) * size)) / trials
+    measured = (later["successes"] / later["trials"]).to_numpy()
+    found = pd.DataFrame({"lead": leads, "crps": ranked_probability_score(drawn, measured)})
+    found["log_score"] = log_probability(rates, scatter, later["successes"].to_numpy(float), trials * 1.0)
+    for level in (50, 90):
+        low, high = np.quantile(drawn, [0.5 - level / 200, 0.5 + level / 200], axis=0)
+        found[f"inside_{level}"] = ((low <= measured) & (measured <= high)).astype(float)
+        found[f"width_{level}"] = high - low
     return found
 
 
@@ -245,26 +302,31 @@ def deal(fate, generator):
 
 
 def score(every, learned, runs, generator):
-    """Rows of scores of some runs, by what was learned from others."""
-    rows = []
+    """Scores of some runs by what was learned from others: rows on lives, and tables on accuracy."""
+    rows, tables = [], []
     for _, run in runs.iterrows():
+        series = every.series[every.series["run_id"] == run["run_id"]]
         reached = every.states.loc[every.states["run_id"] == run["run_id"], "round"]
         for origin in (o for o in ORIGINS if o < min(run["at_least"], reached.max())):
-            for name, sample in forecasts(every, learned, run, origin, generator).items():
+            for name, said in forecasts(every, learned, run, origin, generator).items():
                 place = {"run_id": run["run_id"], "origin": origin, "forecaster": name}
-                rows.append({**place, **scored(run, origin, sample, generator)})
-    return rows
+                if said.collapses is not None:
+                    rows.append({**place, **scored(run, origin, said.collapses, generator)})
+                if said.accuracy is not None:
+                    tables.append(accuracy_scores(series, origin, said, generator).assign(**place))
+    return rows, tables
 
 
 def score_folds(generator):
     """Every run by what was learned from the other folds."""
-    every, rows = Everything(SWEEPS, 1), []
+    every, rows, tables = Everything(SWEEPS, 1), [], []
     fold = deal(every.fate, generator)
     for number in range(FOLDS):
         learned = every.learn(set(every.fate["run_id"][fold != number]))
-        rows += score(every, learned, every.fate[fold == number], generator)
+        found = score(every, learned, every.fate[fold == number], generator)
+        rows, tables = rows + found[0], tables + found[1]
         print(f"fold {number + 1} of {FOLDS}", flush=True)
-    return rows
+    return rows, tables
 
 
 def score_held_out(generator):
@@ -275,17 +337,26 @@ def score_held_out(generator):
     return score(every, learned, every.fate[held_out], generator)
 
 
+def averaged(tables):
+    """Scores of accuracy by run, lead and forecaster: means over origins 0 and 1, and over later ones."""
+    rows = pd.concat(tables)
+    rows = rows.assign(late=rows["origin"] >= CURVES_FROM).drop(columns="origin")
+    by_run = rows.groupby(["run_id", "lead", "late", "forecaster"])
+    return by_run.mean().round(4).assign(origins=by_run.size()).reset_index()
+
+
 def main():
     """Score everything and write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--held_out", action="store_true", help="score the held-out runs instead")
-    parser.add_argument("--out", type=Path, help="default: scores.csv beside the runs that are scored")
+    parser.add_argument("--out", type=Path, help="folder; default: where the runs that are scored are")
     args = parser.parse_args()
-    rows = (score_held_out if args.held_out else score_folds)(np.random.default_rng(0))
-    out = args.out or results_folder() / ("held_out" if args.held_out else "conditions") / "scores.csv"
-    pd.DataFrame(rows).round(4).to_csv(out, index=False, lineterminator="\n")
+    rows, tables = (score_held_out if args.held_out else score_folds)(np.random.default_rng(0))
+    out = args.out or results_folder() / ("held_out" if args.held_out else "conditions")
+    pd.DataFrame(rows).round(4).to_csv(out / "scores.csv", index=False, lineterminator="\n")
+    averaged(tables).to_csv(out / "accuracy.csv", index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":
