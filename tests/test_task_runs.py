@@ -142,6 +142,8 @@ def test_nothing_of_an_older_form_is_taken_up(tmp_path, monkeypatch, capsys):
         run_experiment(config, *folders[0], progress=False)
     with pytest.raises(ConfigError, match="problems of copy had another form"):
         read_config(old.path)
+    assert main(["check", str(old.path), "--models_dir", str(folders[0][1])]) == 1
+    assert "another form" in (found := capsys.readouterr().out) and "same command" not in found
     assert old.measurements.read_bytes() == before
     shutil.copytree(old.models, old.models.with_name(base_name(config)))  # as one who renames a folder
     new = run_experiment(config, *folders[1], progress=False)

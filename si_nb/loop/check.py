@@ -28,6 +28,7 @@ from si_nb.loop.settings import (
     BASE_SETTINGS,
     BranchConfig,
     ConfigError,
+    OlderFormError,
     RunConfig,
     base_name,
     forms_then_and_now,
@@ -59,6 +60,8 @@ def _try(path, repair, check, *arguments, **named):
     """A finding about a file if it cannot be used; what the check gives otherwise."""
     try:
         return [], check(path, *arguments, **named)
+    except OlderFormError as error:
+        return [Finding(path, *str(error).split("; ", 1))], None
     except (DamagedError, ConfigError, TableError, SweepError) as error:
         problem = re.sub(r"; (if the change was meant|take it out of the way).*", "", str(error))
         return [Finding(path, problem.removeprefix(str(path)).lstrip(": "), repair)], None

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['NORMALIZATIONS', 'LATER_SETTINGS', 'PRESETS', 'TRAINING_SETTINGS', 'MODEL_SETTINGS', 'SAME_PROBLEMS',
-           'BASE_TRAINING_SETTINGS', 'BASE_SETTINGS', 'ConfigError', 'shown', 'FirstSettings', 'RecipeSettings',
-           'LaterSettings', 'RunConfig', 'with_later_settings', 'arm_voters', 'longest_length', 'evaluation_lengths',
-           'round_lengths', 'pretrained_refusals', 'make_config', 'later_forms', 'forms_then_and_now', 'Origin',
-           'BranchConfig', 'settings_of_round', 'identity', 'every_setting', 'stored_config', 'run_name', 'base_key',
-           'base_name']
+           'BASE_TRAINING_SETTINGS', 'BASE_SETTINGS', 'ConfigError', 'OlderFormError', 'shown', 'FirstSettings',
+           'RecipeSettings', 'LaterSettings', 'RunConfig', 'with_later_settings', 'arm_voters', 'longest_length',
+           'evaluation_lengths', 'round_lengths', 'pretrained_refusals', 'make_config', 'later_forms',
+           'forms_then_and_now', 'Origin', 'BranchConfig', 'settings_of_round', 'identity', 'every_setting',
+           'stored_config', 'run_name', 'base_key', 'base_name']
 
 # %% ../../nbs/loop/01_settings.ipynb #00847920
 import hashlib
@@ -34,6 +34,10 @@ if TYPE_CHECKING:  # settings are read where there is no torch
 # %% ../../nbs/loop/01_settings.ipynb #221a5179
 class ConfigError(ValueError):
     """A setting that cannot work, or a run folder that cannot be used."""
+
+
+class OlderFormError(ConfigError):
+    """A run of a time when problems of its task were written in another form."""
 
 
 def shown(
@@ -693,7 +697,7 @@ def _of_now(config, facts):
     then, now = forms_then_and_now(config, facts)
     if then != now:
         what = f"problems of {config.task} had another form then (was {shown(then)}, now {shown(now)})"
-        raise ConfigError(f"{what}; make the run anew, or read it with the version that made it")
+        raise OlderFormError(f"{what}; make the run anew, or read it with the version that made it")
     return config
 
 
