@@ -18,19 +18,19 @@ lasted. Those of which a run was carried out stay, and what they tell counts in 
 design augmented). The new ones learn from the answers alone, and most have a fourth layer: in trials that
 gave stronger base models at less expense than more steps or more width.
 
-Run as: python results/conditions/design.py --lasting 34
+Run as: python results/conditions/design.py --small 10
 
-Too few of these runs last, so this adds runs of base models that the grid already has, where rounds are all
-that they cost: those whose chance of lasting is at least 0.7 by the law as it is now. No more than two for a
-set of base models, an oracle in every other one at most while there are others, and again the most
-information for the expense first.
+Puts sets of base models behind all others that are cheap and where the law is least to be trusted: widths 32
+and 48, three layers, base lengths 12 and 16, 8,000 steps. Of the first such set (43, width 32, length 16) two
+runs without a filter went on for 14 and 17 rounds and one with an oracle lasted, where the law gave chances
+of lasting of 0.06, 0.12 and 0.25. Otherwise as above, but for two oracles in a set, as too few runs last, and
+a vote in one set of five, since that costs three times as much.
 """
 
 import argparse
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import product
 from math import log
 from pathlib import Path
 
@@ -41,6 +41,9 @@ from si_nb.law.prediction import predict
 from si_nb.loop.sweep import read_grid
 
 TASK_SHARES = {"copy": 0.45, "reverse": 0.47, "reverse_addition": 0.08}
+SMALL_TASKS, SMALL_LENGTHS = {"copy": 0.5, "reverse": 0.5}, {12: 0.4, 16: 0.6}
+SMALL_WIDTHS, SMALL_ORACLES = {32: 0.3, 48: 0.7}, 2
+SMALL_STEPS, SMALL_VOTE_SHARE = 8_000, 0.2
 _LENGTHS, _WIDTHS = {8: 0.3, 10: 0.35, 12: 0.35}, {48: 0.2, 64: 0.5, 96: 0.3}  # with their shares
 BASE_LENGTHS = {"copy": _LENGTHS, "reverse": _LENGTHS, "reverse_addition": {5: 0.4, 7: 0.6}}
 WIDTHS = {"copy": _WIDTHS, "reverse": _WIDTHS, "reverse_addition": {64: 0.6, 96: 0.4}}
@@ -59,12 +62,11 @@ LABELS = {500: 0.25, 1_000: 0.35, 4_000: 0.4}
 VOTES = ((3, 0.6), (3, 1.0), (5, 0.6), (5, 0.8), (5, 1.0))  # three voters cannot tell 0.8 from 1.0
 ARM_SHARES = {"none": 0.3, "oracle": 0.2, "mv": 0.05, "mv_length": 0.45}
 MOST_STEP_LABELS = 400 * 4_000  # steps times labels of a round: the costliest corners are left out
-MOST_VOTED = {48: 200 * 1_000, 64: 200 * 1_000, 96: 100 * 1_000}  # the same where several vote, by width
+MOST_VOTED = {32: 200_000, 48: 200_000, 64: 200_000, 96: 100_000}  # the same where several vote, by width
 SEEDS = tuple(range(6))
 ROUNDS = 22
 LASTING = 20  # rounds
 POOL = 5  # of the candidates, those most likely to last
-LIKELY, MORE_EACH = 0.7, 2  # least chance of lasting of a further run; how many more a set of base models has
 GRID = Path(__file__).with_name("grid.toml")
 
 
@@ -145,18 +147,27 @@ def features(base, run):
     return np.array(main + filters + both + [length**2, width**2, strength**2, steps**2, labels**2], float)
 
 
-def draw_bundle(cell, steps, vote, generator):
-    """Base models and three runs, of two arms at least; at most one oracle, at most one of five voters."""
+def draw_cell(generator, small):
+    """Task, base length, width, base steps, layers, whether there is a vote, and most runs with an oracle."""
+    if small:
+        found = [draw(shares, generator) for shares in (SMALL_TASKS, SMALL_LENGTHS, SMALL_WIDTHS)]
+        return *found, SMALL_STEPS, 3, bool(generator.random() < SMALL_VOTE_SHARE), SMALL_ORACLES
+    task = draw(TASK_SHARES, generator)
+    found = [task, draw(BASE_LENGTHS[task], generator), draw(WIDTHS[task], generator)]
+    steps = int(generator.choice(BASE_STEPS[task], p=BASE_STEP_SHARES))
+    return *found, steps, draw(LAYERS, generator), bool(generator.random() < VOTE_SHARE), 1
+
+
+def draw_bundle(cell, generator):
+    """Base models and three runs, of two arms at least; at most one of five voters."""
+    task, length, width, steps, layers, vote, oracles = cell
     while True:
-        runs = {draw_run(cell[2], generator) for _ in range(3)}
+        runs = {draw_run(width, generator) for _ in range(3)}
         arms = {run.si_method for run in runs}
         fits = any(arm.startswith("mv") for arm in arms) == vote and sum(run.voters == 5 for run in runs) <= 1
-        fits = fits and sum(run.si_method == "oracle" for run in runs) <= 1
+        fits = fits and sum(run.si_method == "oracle" for run in runs) <= oracles
         if fits and len(runs) == 3 and len(arms) > 1:
-            task, length, width = cell
-            base = Base(
-                task, length, draw(LAYERS, generator), width, steps, "answer", int(generator.choice(SEEDS))
-            )
+            base = Base(task, length, layers, width, steps, "answer", int(generator.choice(SEEDS)))
             return base, tuple(sorted(runs, key=repr))
 
 
@@ -195,17 +206,14 @@ def information_of(base, runs):
     return rows.T @ rows
 
 
-def choose(kept, bundles, candidates, seed):
+def choose(kept, bundles, candidates, seed, small):
     """Bundles to carry out after those kept, in order, up to a number of all."""
     generator, chosen = np.random.default_rng(seed), list(kept)
     information = 0.02 * np.eye(len(features(Base("copy", 6, 3, 32, 2_000, "all", 0), Run("none", 25, 250))))
     information += sum(information_of(base, runs) for base, runs in kept)
     while len(chosen) < bundles:
-        task = draw(TASK_SHARES, generator)
-        cell = (task, draw(BASE_LENGTHS[task], generator), draw(WIDTHS[task], generator))
-        steps = int(generator.choice(BASE_STEPS[task], p=BASE_STEP_SHARES))
-        vote = bool(generator.random() < VOTE_SHARE)
-        drawn = [draw_bundle(cell, steps, vote, generator) for _ in range(candidates)]
+        cell = draw_cell(generator, small)
+        drawn = [draw_bundle(cell, generator) for _ in range(candidates)]
         drawn = [bundle for bundle in drawn if bundle[0] not in dict(chosen)]
         pool = sorted(drawn, key=lambda bundle: -sum(lasting(bundle[0], run) for run in bundle[1]))[:POOL]
         rows = np.stack([rows_of(base, runs) for base, runs in pool])
@@ -216,46 +224,8 @@ def choose(kept, bundles, candidates, seed):
     return chosen[len(kept) :]
 
 
-def likely_runs(base, runs):
-    """Runs that base models can still have, likely to last; votes only of as many models as there are."""
-    voters = max(map(voters_of, runs))
-    arms = [("none",), ("oracle",), *[("mv_length", *vote) for vote in VOTES if vote[0] <= voters]]
-    further = [
-        Run(arm, steps, labels, *vote)
-        for arm, *vote in arms
-        for steps, labels in product(ROUND_STEPS, LABELS)
-        if steps * labels <= (MOST_VOTED[base.n_embd] if vote else MOST_STEP_LABELS)
-    ]
-    return [run for run in further if run not in runs and lasting(base, run) >= LIKELY]
-
-
-def choose_lasting(bundles, number):
-    """Further runs of strong base models and the names of their bundles, most information first."""
-    pool = [
-        (name, base, run)
-        for name, (base, runs) in bundles.items()
-        if base.loss_on == "answer" and base.n_embd in MOST_VOTED
-        for run in likely_runs(base, runs)
-    ]
-    information = 0.02 * np.eye(len(features(*pool[0][1:])))
-    information += sum(information_of(*bundle) for bundle in bundles.values())
-    chosen = []
-    while len(chosen) < number and pool:
-        without = [each for each in pool if each[2].si_method != "oracle"]
-        open_to = without if without and len(chosen) % 2 else pool
-        rows = np.stack([rows_of(base, [run])[0] for _, base, run in open_to])
-        gains = np.log1p(np.einsum("ij,jk,ik->i", rows, np.linalg.inv(information), rows))
-        expenses = [expense(replace(base, max_iters=0), [run]) for _, base, run in open_to]
-        best = open_to[int((gains / np.array(expenses) ** 0.5).argmax())]
-        chosen.append(best)
-        information += information_of(best[1], [best[2]])
-        full = Counter(name for name, *_ in chosen)
-        pool = [each for each in pool if each != best and full[each[0]] < MORE_EACH]
-    return chosen
-
-
 def read_bundles(path):
-    """The bundles of a grid, by the number in the names of their groups."""
+    """The bundles of a grid, in their order."""
     bundles = {}
     for run in read_grid(path).runs.values():
         config = asdict(run.config) | {"si_method": run.config.si_method[0]}
@@ -263,13 +233,13 @@ def read_bundles(path):
         bundles.setdefault(run.groups[0][:-1], (base, []))[1].append(
             Run(*(config[name] for name in Run.__dataclass_fields__))
         )
-    return bundles
+    return list(bundles.values())
 
 
-def group_text(number, base, runs, letters="abc"):
+def group_text(number, base, runs):
     """Groups of the grid for one bundle: one for each run."""
     learning_rate, heads = LEARNING_RATES[base.n_embd], base.n_embd // 16
-    for letter, run in zip(letters, runs, strict=True):
+    for letter, run in zip("abc", runs, strict=True):
         yield (
             f'[[group]]\nname = "{number:02d}{letter}"\nseeds = [{base.seed}]\n'
             f'settings = {{ task = "{base.task}", original_digits = {base.original_digits}, '
@@ -287,36 +257,20 @@ def begun(blocks):
     return [block for block in blocks if block.split('"')[1][:-1] in set(done)]
 
 
-def add_lasting(number):
-    """Put further runs behind all others, and print how many of them are expected to last."""
-    bundles = read_bundles(GRID)
-    chosen, letters = choose_lasting(bundles, number), {name: iter("defgh") for name in bundles}
-    with GRID.open("a") as grid:
-        for name, base, run in chosen:
-            grid.write("\n" + "".join(group_text(int(name), base, [run], next(letters[name]))))
-    for name in Run.__dataclass_fields__:
-        print(name, dict(Counter(getattr(run, name) for *_, run in chosen)))
-    print(f"{sum(lasting(base, run) for _, base, run in chosen):.0f} of {len(chosen)} are expected to last")
-    print(f"expense {sum(expense(replace(base, max_iters=0), [run]) for _, base, run in chosen):,.0f}")
-
-
 def main():
     """Write the grid anew behind the bundles begun, and print how often each value occurs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundles", type=int, default=48, help="bundles in all")
     parser.add_argument("--candidates", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--lasting", type=int, help="runs to add of base models that are there, and no others"
-    )
+    parser.add_argument("--small", type=int, help="small bundles to add; all others stay")
     args = parser.parse_args()
-    if args.lasting:
-        return add_lasting(args.lasting)
     head, *blocks = GRID.read_text().split("[[group]]\n")
-    GRID.write_text(head + "".join(f"[[group]]\n{block.rstrip()}\n\n" for block in begun(blocks)))
-    kept = list(read_bundles(GRID).values())
-    first = 1 + max(int(block.split('"')[1][:-1]) for block in begun(blocks))
-    chosen = choose(kept, args.bundles, args.candidates, args.seed)
+    stay = blocks if args.small else begun(blocks)
+    GRID.write_text(head + "".join(f"[[group]]\n{block.rstrip()}\n\n" for block in stay))
+    kept, first = read_bundles(GRID), 1 + max(int(block.split('"')[1][:-1]) for block in stay)
+    bundles = len(kept) + args.small if args.small else args.bundles
+    chosen = choose(kept, bundles, args.candidates, args.seed, bool(args.small))
     groups = [group_text(number, *bundle) for number, bundle in enumerate(chosen, first)]
     with GRID.open("a") as grid:
         grid.write("\n".join(text for bundle in groups for text in bundle))
