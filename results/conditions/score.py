@@ -35,7 +35,7 @@ from si_nb.law.horizon import course, fit_population, margins
 from si_nb.law.learning import fit_law, load_law, read_runs, transitions
 from si_nb.law.prediction import follow
 from si_nb.law.round_curves import LawError, collapse_rounds
-from si_nb.law.scores import AHEAD, fates, log_probability, ranked_probability_score
+from si_nb.law.scores import AHEAD, fates, score_counts
 from si_nb.law.states import states
 from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import error_budget, results_folder, trajectory
@@ -261,14 +261,8 @@ def accuracy_scores(series, origin, said, generator):
     scatter = np.broadcast_to(said.scatter, len(rates))
     size = 1 / np.maximum(scatter[:, None], 1e-6) - 1
     drawn = generator.binomial(trials, generator.beta(rates * size, (1 - rates) * size)) / trials
-    measured = (later["successes"] / later["trials"]).to_numpy()
-    found = pd.DataFrame({"lead": leads, "crps": ranked_probability_score(drawn, measured)})
-    found["log_score"] = log_probability(rates, scatter, later["successes"].to_numpy(float), trials * 1.0)
-    for level in (50, 90):
-        low, high = np.quantile(drawn, [0.5 - level / 200, 0.5 + level / 200], axis=0)
-        found[f"inside_{level}"] = ((low <= measured) & (measured <= high)).astype(float)
-        found[f"width_{level}"] = high - low
-    return found
+    scores = score_counts(rates, scatter, drawn, later["successes"].to_numpy(float), trials * 1.0)
+    return scores.assign(lead=leads)
 
 
 def scored(run, origin, sample, generator):

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['BASE', 'CONDITION', 'READABLE', 'MEASURED_WITH', 'GROUPS', 'SCALES', 'CURVE', 'EFFECTS', 'SPREADS', 'TAIL',
-           'TAIL_VARIANCE', 'count_log_odds', 'read_runs', 'transitions', 'expected_gain', 'teaching', 'residual',
-           'fit_parameters', 'curve_design', 'fit_curves', 'curve_of', 'Law', 'measurement_noise', 'effect_sizes',
-           'left_out', 'fit_spreads', 'fit_law', 'save_law', 'load_law']
+           'TAIL_VARIANCE', 'joined_names', 'count_log_odds', 'read_runs', 'transitions', 'expected_gain', 'teaching',
+           'residual', 'fit_parameters', 'curve_design', 'fit_curves', 'curve_of', 'Law', 'measurement_noise',
+           'effect_sizes', 'left_out', 'fit_spreads', 'fit_law', 'save_law', 'load_law']
 
 # %% ../../nbs/law/05_learning.ipynb #f31e5a47
 import json
@@ -45,7 +45,10 @@ BASE += ["learning_rate", "loss_on", "seed"]  # what a set of base models is kno
 CONDITION = ["task", "original_digits", "n_layer", "n_embd", "max_iters", "batch_size", "loss_on"]
 
 
-def _named(rows, columns):
+def joined_names(
+    rows: pd.DataFrame,  # with the columns
+    columns: list[str],  # such as BASE or CONDITION
+) -> pd.Series:  # text, one for each row
     """One name for each row, of what stands in some columns."""
     return rows[columns].astype(str).agg(" ".join, axis=1)
 
@@ -140,7 +143,7 @@ def transitions(
     rows["share_log_odds"] = count_log_odds(after["passed"], after["tried"])
     asked = rows[["arm", "voters", "vote_threshold"]].rename(columns={"arm": "si_method"})
     rows["votes"] = [votes_needed(settings) for settings in asked.to_dict("records")]
-    rows["base"], rows["condition"] = _named(rows, BASE), _named(rows, CONDITION)
+    rows["base"], rows["condition"] = joined_names(rows, BASE), joined_names(rows, CONDITION)
     readable = np.maximum(rows["log_horizon_error"], after["log_horizon_error"]) < READABLE
     usable = readable & (rows["log_odds"] > 0) & (after["log_odds"] > -4) & (rows["labels"] > 0)
     return rows[usable].reset_index(drop=True)
@@ -439,7 +442,7 @@ _PARTS = 5
 
 def _part_of(rows):
     """The part that each row's condition is dealt to."""
-    conditions = _named(rows, CONDITION)
+    conditions = joined_names(rows, CONDITION)
     order = {name: number % _PARTS for number, name in enumerate(sorted(conditions.unique()))}
     return conditions.map(order)
 
@@ -527,7 +530,7 @@ def fit_law(
     generator = np.random.default_rng(0) if generator is None else generator
     start = found[found["round"] == 0].merge(runs.drop(columns=["task", "seed"]), on="run_id")
     bases = start[start["log_horizon_error"] < READABLE].drop_duplicates(BASE).reset_index(drop=True)
-    names, where = np.unique(_named(bases, BASE), return_inverse=True)
+    names, where = np.unique(joined_names(bases, BASE), return_inverse=True)
     place = pd.Series(range(len(names)), names).reindex(steps["base"]).fillna(-1).astype(int).to_numpy()
 
     def learned(weights):
