@@ -1,7 +1,7 @@
 """Bisect critical settings: the value of one setting at which half of six seeds last twenty rounds.
 
 Run as: python results/critical/run.py --predict, once, before any run; then
-        python results/critical/run.py FOLDER --jobs 2
+        python results/critical/run.py FOLDER --jobs 2 [--points NAME ...]
 
 The points are in points.toml. Each starts at the value that the law of conditions foretold
 (predictions.json), moves by a factor of two until one value lasts and one does not, and then halves the
@@ -21,6 +21,7 @@ import pandas as pd
 
 from si_nb.law.forecasters import collapse_round
 from si_nb.law.prediction import critical
+from si_nb.loop.settings import ConfigError, RunConfig
 from si_nb.record.table import read_table, trajectory
 
 if sys.version_info >= (3, 11):
@@ -53,6 +54,16 @@ def whole(point, value):
     return max(4 if point["vary"] == "original_digits" else 1, round(value))
 
 
+def possible(point, value):
+    """Whether there is such a run: from very long base lengths its sequences do not fit."""
+    settings = point["settings"] | {point["vary"]: value}
+    try:
+        RunConfig(**settings | {"si_method": (settings["si_method"],)})
+    except ConfigError:
+        return False
+    return True
+
+
 def verdict(lasting):
     """Whether half of six seeds last; None while those run so far leave it open."""
     good, left = sum(lasting), len(SEEDS) - len(lasting)
@@ -75,7 +86,8 @@ def next_value(point, start, verdicts):
         return whole(point, start)
     if low is None or high is None:
         value = whole(point, 2 * low if high is None else high / 2)
-        return None if value in verdicts or not 1 / FARTHEST <= value / start <= FARTHEST else value
+        inside = 1 / FARTHEST <= value / start <= FARTHEST
+        return value if inside and value not in verdicts and possible(point, value) else None
     near = high - low <= 1 if point["vary"] == "original_digits" else high / low < 1.5
     return None if near else whole(point, (low * high) ** 0.5)
 
@@ -127,12 +139,14 @@ def summary(points, starts, lasting):
 
 def main():
     """Predict, or go on with the runs until every point is settled."""
+    points = read_points()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--predict", action="store_true")
     parser.add_argument("--jobs", default="2")
+    parser.add_argument("--points", nargs="+", choices=points, help="go on with these only; default: all")
     args = parser.parse_args()
-    points, grid = read_points(), HERE / "grid.toml"
+    grid = HERE / "grid.toml"
     if args.predict:
         print(pd.DataFrame(predict_all(points)).T)
         return
@@ -160,7 +174,8 @@ def main():
             subprocess.run(command, check=True)
             lasting = lasting_of(read_table(args.folder), pd.read_csv(args.folder / "runs.csv"))
             summary(points, starts, lasting).to_csv(HERE / "critical.csv", index=False)
-        more = asked(points, starts, lasting)
+        wanted = {name: points[name] for name in args.points or points}
+        more = asked(wanted, starts, lasting)
         if not more:
             break
         text += "".join(more)
