@@ -112,18 +112,20 @@ def group_text(name, point, value, seeds):
     return f"\n[[group]]\n{title}\nsettings = {{ {words} }}\n"
 
 
+def wanted(point, start, seen):
+    """What a point asks for next: a new value and the first seeds, or the last seeds of an open value."""
+    verdicts = {value: verdict(seeds) for value, seeds in seen.items()}
+    open_values = [value for value, lasts in verdicts.items() if lasts is None]
+    if open_values:
+        return open_values[0], SEEDS[FIRST:]
+    value = next_value(point, start, verdicts)
+    return None if value is None else (value, SEEDS[:FIRST])
+
+
 def asked(points, starts, lasting):
-    """Groups that are wanted next: first seeds of a new value, or the last ones of an open value."""
-    found = []
-    for name, point in points.items():
-        seen = lasting.get(name, {})
-        verdicts = {value: verdict(seeds) for value, seeds in seen.items()}
-        open_values = [value for value, lasts in verdicts.items() if lasts is None]
-        if open_values:
-            found.append(group_text(name, point, open_values[0], SEEDS[FIRST:]))
-        elif (value := next_value(point, starts[name], verdicts)) is not None:
-            found.append(group_text(name, point, value, SEEDS[:FIRST]))
-    return found
+    """Groups that are wanted next."""
+    found = {name: wanted(point, starts[name], lasting.get(name, {})) for name, point in points.items()}
+    return [group_text(name, points[name], *each) for name, each in found.items() if each]
 
 
 def summary(points, starts, lasting):
@@ -133,8 +135,10 @@ def summary(points, starts, lasting):
         seen = dict(sorted(lasting.get(name, {}).items()))
         low, high = bracket({value: bool(verdict(seeds)) for value, seeds in seen.items()})
         counts = "; ".join(f"{value}: {sum(seeds)} of {len(seeds)}" for value, seeds in seen.items())
-        rows.append((name, point["vary"], starts[name], low, high, counts))
-    return pd.DataFrame(rows, columns=["point", "setting", "foretold", "dies", "lasts", "lasting"])
+        settled = wanted(point, starts[name], seen) is None
+        rows.append((name, point["vary"], starts[name], low, high, settled, counts))
+    names = ["point", "setting", "foretold", "dies", "lasts", "settled", "lasting"]
+    return pd.DataFrame(rows, columns=names)
 
 
 def main():
