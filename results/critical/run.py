@@ -178,8 +178,8 @@ def main():
             subprocess.run(command, check=True)
             lasting = lasting_of(read_table(args.folder), pd.read_csv(args.folder / "runs.csv"))
             summary(points, starts, lasting).to_csv(HERE / "critical.csv", index=False)
-        wanted = {name: points[name] for name in args.points or points}
-        more = asked(wanted, starts, lasting)
+        chosen = {name: points[name] for name in args.points or points}
+        more = asked(chosen, starts, lasting)
         if not more:
             break
         text += "".join(more)
