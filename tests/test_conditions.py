@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from scipy.special import expit
 
-from si_nb.law.conditions import MIDDLE, PARAMETERS, TRIES, complete, critical_margin, price
+from si_nb.law.conditions import MIDDLE, PARAMETERS, TRIES, complete, critical_labels, price
 from si_nb.law.learning import (
     CURVE,
     EFFECTS,
@@ -42,13 +42,13 @@ NOISY = replace(
 )
 PLAIN = {
     **VALUES,
-    "steepness": 0.0,
-    "labels": 0.0,
-    "length": 0.0,
     "flattening": 0.0,
     "flattening_steepness": 0.0,
+    "flattening_wrong": 0.0,
     "settling": -30.0,
+    "starving": -30.0,
 }
+SURE = {**PLAIN, "half": -60.0}  # however right labels are, a round carries all it can
 
 
 def walked(settings, parameters=PLAIN, horizon=10.4, steepness=30.0, length=8, rounds=40):
@@ -92,34 +92,29 @@ def test_states_are_found_where_they_were_put():
     assert 0.7 < repeats["log_horizon_error"].median() / np.log(repeats["horizon"]).std() < 1.4
 
 
-def test_simulation_is_the_closed_form():
-    """With clean labels and a constant gain the margin after r rounds is ln rho + G r - ln((n0 + r) / n0)."""
-    found, rounds = walked({"si_method": "oracle"}), np.arange(1, 41)
-    expected = np.log(10.4 / 8) + np.exp(VALUES["log_gain"]) * rounds - np.log((8 + rounds) / 8)
-    assert np.allclose(np.log(found.horizon[0] / found.length[0]), expected)
-
-
-@pytest.mark.parametrize("digits", [2, 3])
-def test_several_lengths_a_round_cost_what_they_cost_in_turn(digits):
-    """With clean labels the margin loses the ratio of the newest lengths, however many a round takes in."""
-    found, rounds = walked({"si_method": "oracle", "lengths_per_round": digits}), np.arange(1, 41)
+@pytest.mark.parametrize("digits", [1, 2, 3])
+@pytest.mark.parametrize("reach", [0.0, -0.3])
+def test_simulation_is_the_closed_form(digits, reach):
+    """Where labels decide nothing the horizon moves by a share of what each round asks for."""
+    settings, rounds = {"si_method": "oracle", "lengths_per_round": digits}, np.arange(1, 41)
+    found = walked(settings, {**SURE, "reach": reach})
     assert found.length[0].tolist() == (8 + digits * rounds).tolist()
-    expected = np.log(10.4 / 8) + np.exp(VALUES["log_gain"]) * rounds - np.log((8 + digits * rounds) / 8)
-    assert np.allclose(np.log(found.horizon[0] / found.length[0]), expected)
+    assert np.allclose(found.horizon[0], 10.4 + digits * rounds * np.exp(reach))
 
 
-@pytest.mark.parametrize("fading", [0.0, 0.4])
-@pytest.mark.parametrize("speed", [0.35, 0.5, 0.7, 0.9])
-def test_the_critical_surface_parts_what_lasts_from_what_dies(speed, fading):
-    """A margin a little above it never falls to zero, one a little below does, also where the gain fades."""
-    gain = {**PLAIN, "log_gain": np.log(speed / 8), "length": fading}
-    for shift, lasts in (
-        (0.01, True),
-        (-0.02, False),
-    ):  # at long lengths, where rounds are as good as continuous
-        horizon = 40 * np.exp(critical_margin(speed, fading) + shift)
-        course = walked({"si_method": "oracle", "original_digits": 40}, gain, horizon, 200.0, 40, 400)
-        assert (course.horizon > course.length).all() == lasts
+@pytest.mark.parametrize("digits", [1, 2])
+@pytest.mark.parametrize("si_method", ["none", "mv_length", "oracle"])
+def test_the_critical_labels_part_what_gains_from_what_falls_behind(si_method, digits):
+    """The distance from newest length to horizon grows in a round whose labels are a little better than
+    critical, and shrinks in one whose labels are a little worse.
+    """
+    settings = complete({"si_method": si_method, "lengths_per_round": digits})
+    strong, asked = {**PLAIN, "reach": 0.1}, 8 + (digits + 1) / 2
+    at = float(critical_labels(strong, settings, 8))
+    for shift, gains in ((0.05, True), (-0.05, False)):
+        horizon = asked * np.exp((at + shift) / 30)
+        found = walked(settings, strong, horizon, rounds=1)
+        assert (found.horizon[0, 0] - found.length[0, 0] > horizon - 8) == gains
 
 
 # --- limits
@@ -134,18 +129,19 @@ def test_without_a_filter_dirty_labels_freeze_the_horizon_and_clean_ones_do_not(
         walked({"si_method": "none"}, horizon=12.0, steepness=80.0),
     )
     assert dirty.horizon[0, -1] < 8.2 * 1.1 and dirty.accuracy[0, 10] < 0.01
-    assert clean.horizon[0, 9] > 12.0 * np.exp(9 * np.exp(VALUES["log_gain"])) and clean.wrong[0, 0] < 1e-3
+    assert clean.horizon[0, 9] > 12.0 + 9.5 and clean.wrong[0, 0] < 1e-3
 
 
 def test_a_strict_vote_starves():
-    """When voters are seldom right, the share on which all must agree is too small for the labels wanted,
-    and the gain with it.
+    """When voters are seldom right, the share on which all must agree is too small for the labels wanted, and
+    the horizon falls for want of them, although the few are clean.
     """
-    weak = {"horizon": 7.6, "length": 8, "steepness": 15.0, "parameters": {**PLAIN, "labels": 0.3}}
+    weak = {"horizon": 7.6, "length": 8, "steepness": 15.0, "parameters": {**PLAIN, "starving": -2.0}}
     strict, loose = [
         walked({"voters": 5, "vote_threshold": threshold}, rounds=1, **weak) for threshold in (1.0, 0.6)
     ]
     assert strict.labels[0, 0] < 0.5 * loose.labels[0, 0] and strict.wrong[0, 0] < loose.wrong[0, 0]
+    assert strict.horizon[0, 0] < min(7.6, loose.horizon[0, 0])
 
 
 def test_one_vote_is_no_vote():
@@ -158,10 +154,10 @@ def test_one_vote_is_no_vote():
 
 def test_lives_scale_with_the_base_length():
     """With the same settings and the same ratio h / n0, clean runs end at the same multiple of n0."""
-    ends, gain = [], {**PLAIN, "log_gain": np.log(0.4 / 8), "length": 0.3}
+    ends, slow = [], {**PLAIN, "reach": -0.4}
     for base in (30, 60, 120):
         course = walked(
-            {"si_method": "oracle", "original_digits": base}, gain, base * 1.2, 300.0, base, 3 * base
+            {"si_method": "oracle", "original_digits": base}, slow, base * 1.2, 15.0, base, 3 * base
         )
         ends.append(course.length[0, np.argmax(course.horizon[0] < course.length[0])] / base)
     assert np.ptp(ends) < 0.05
@@ -175,12 +171,14 @@ def invented():
     """Forty-eight emulated runs over a wide design, and the parameters that they were made with."""
     made_with = {
         **VALUES,
-        "log_gain": np.log(0.07),
-        "examples": 0.3,
-        "labels": 0.2,
-        "width": 0.15,
-        "steepness": 0.4,
+        "reach": 0.05,
+        "examples": 0.2,
+        "ease": 0.6,
+        "half": 0.5,
+        "length": 2.0,
         "purity": 1.0,
+        "flattening": 0.02,
+        "flattening_wrong": 0.12,
         "vote_step": 2.3,
     }
     law, generator = replace(NOISY, values=made_with), np.random.default_rng(1)
@@ -209,13 +207,14 @@ def test_parameters_are_found_again(invented):
     table, runs, made_with = invented
     found = fit_parameters(transitions(states(table), error_budget(table), runs))
     near = {
-        "log_gain": 0.15,
+        "reach": 0.1,
         "examples": 0.12,
-        "labels": 0.12,
-        "width": 0.2,
-        "steepness": 0.25,
+        "ease": 0.4,
+        "half": 0.6,
+        "length": 0.8,
         "purity": 0.35,
-        "flattening": 0.3,
+        "flattening": 0.04,
+        "flattening_wrong": 0.1,
         "vote_step": 0.6,
     }
     off = {
@@ -279,7 +278,7 @@ def test_first_rounds_move_the_forecast():
     it.
     """
     fast = replace(
-        NOISY, values={**VALUES, "log_gain": VALUES["log_gain"] + 0.5}, spreads=dict.fromkeys(SPREADS, 0.0)
+        NOISY, values={**VALUES, "reach": VALUES["reach"] + 0.5}, spreads=dict.fromkeys(SPREADS, 0.0)
     )
     table, row = emulate(fast, {"si_method": "oracle", "original_digits": 8}, 6)
     wide = replace(NOISY, spreads={**NOISY.spreads, "run_gain": 0.5, "round_gain": 0.01})

@@ -40,7 +40,7 @@ from si_nb.law.states import states
 from si_nb.loop.voting import KEEP_RULES
 from si_nb.record.table import error_budget, results_folder, trajectory
 
-SWEEPS = ("sweep", "long", "copy", "reverse_addition", "quick", "conditions")
+SWEEPS = ("sweep", "long", "copy", "reverse_addition", "quick", "conditions", "critical")
 ORIGINS, FOLDS, DRAWS, FARTHEST = (0, 1, 2, 3, 5, 8, 12), 6, 400, 60
 LEADS = np.array([1, 2, 4, 8])  # rounds after the origin at which accuracy is forecast
 CURVES_FROM = 2  # origin from which a curve over rounds can speak

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIDDLE', 'TRIES', 'NUMBERS', 'ALIKE', 'PARAMETERS', 'Array', 'by_name', 'complete', 'votes_needed', 'Parameter',
-           'price', 'label_log_odds', 'wrong_share', 'own_share', 'kept_share', 'kept_labels', 'gain', 'settling',
-           'flattening', 'critical_margin', 'gain_fading']
+           'price', 'label_log_odds', 'wrong_share', 'own_share', 'kept_share', 'kept_labels', 'carried', 'gain',
+           'settling', 'flattening', 'critical_labels']
 
 # %% ../../nbs/law/04_conditions.ipynb #757ff579
 from collections.abc import Mapping
@@ -115,24 +115,19 @@ class Parameter:
     guess: float  # before anything is measured
     firm: float  # standard deviation of that guess
 
-# %% ../../nbs/law/04_conditions.ipynb #355909db
+# %% ../../nbs/law/04_conditions.ipynb #1abe0410
 PARAMETERS = {
-    "log_gain": Parameter("ln G: gain in ln h of a round, clean labels, n0 = 8", "ln(1/round)", -2.7, 1.0),
-    "examples": Parameter("alpha: exponent of examples trained on in a round", "1", 0.2, 0.3),
-    "labels": Parameter("nu: exponent of labels kept in a round", "1", 0.1, 0.3),
-    "width": Parameter("gamma: exponent of the model's width", "1", 0.0, 0.3),
-    "depth": Parameter("exponent of the model's layers", "1", 0.0, 0.3),
-    "steepness": Parameter("delta: exponent of the steepness", "1", 0.3, 0.5),
-    "length": Parameter("eta: how the gain falls with the length over the base length", "1", 0.0, 0.3),
-    "reverse": Parameter("gain in string reversal against copying", "ln ratio", 0.0, 0.3),
-    "addition": Parameter("gain in reversed addition against copying", "ln ratio", 0.0, 0.3),
-    "answer": Parameter("gain in learning from answers alone against all tokens", "ln ratio", 0.0, 0.3),
+    "reach": Parameter("ln u: share of the lengths asked that a round carries at most", "ln ratio", 0.0, 0.3),
+    "examples": Parameter("alpha: exponent of examples trained on in a round", "1", 0.1, 0.3),
+    "ease": Parameter("ln epsilon: how sharply that share depends on labels", "ln(1/log-odds)", 0.5, 0.5),
+    "half": Parameter("z0: labels at which it is half of that, at the base length", "log-odds", 0.0, 1.0),
+    "length": Parameter("eta: how the length over the base length helps", "log-odds", 1.0, 1.0),
     "purity": Parameter("ln beta: logarithm of the exponent of the right share of labels", "1", 0.7, 1.0),
-    "settling": Parameter("ln s: loss of ln h in the first round, with 1,000 labels", "ln(1)", -5.0, 1.0),
-    "flattening": Parameter("kappa: fall of ln k for each ln n", "1", 1.0, 1.0),
-    "flattening_steepness": Parameter("lambda: how much faster steep curves flatten", "1", 0.5, 0.5),
-    "flattening_examples": Parameter("mu: how much training holds against it", "1", 0.3, 0.5),
-    "flattening_addition": Parameter("how much faster curves flatten in addition", "1", 0.0, 0.5),
+    "settling": Parameter("ln s: loss of ln h in the first round, with 1,000 labels", "ln(1)", -4.0, 1.0),
+    "starving": Parameter("ln s': loss of ln h in a round with next to no labels", "ln(1)", -2.0, 1.0),
+    "flattening": Parameter("kappa: fall of ln k in a round", "1/round", 0.0, 0.1),
+    "flattening_steepness": Parameter("lambda: how much faster steep curves flatten", "1/round", 0.05, 0.1),
+    "flattening_wrong": Parameter("mu: how much faster while labels are wrong", "1/round", 0.1, 0.1),
     "ahead": Parameter("b: labels at the next length against the last curve", "log-odds", 0.0, 0.5),
     "vote_step": Parameter("c: log-odds that each further vote adds", "log-odds", 2.0, 1.5),
     "reading": Parameter("m: accuracy at the newest length against the curve", "log-odds", 0.0, 0.3),
@@ -207,35 +202,36 @@ def kept_labels(
     """How many labels a round trains on."""
     return settings["num_samples"] * np.minimum(1, TRIES[settings["si_method"]] * share)
 
-# %% ../../nbs/law/04_conditions.ipynb #8489c420
-def _effort(settings):
-    """Logarithm of the examples trained on in a round, near 0 in the middle of what was measured."""
-    return np.log(settings["si_iter"] * settings["batch_size"] / 6_400)
-
-
-def _is(settings, name, value):
-    """One where a setting has this value, else zero."""
-    return np.asarray(np.asarray(settings[name]) == value, float)
+# %% ../../nbs/law/04_conditions.ipynb #1abe041c
+def carried(
+    parameters: Mapping,  # name -> value or (B,)
+    settings: Mapping,  # of the run, numbers or (B,)
+    length: Array,  # n before the round
+    log_odds: Array,  # z: of a single voter's label at the next length being right
+    wrong: Array,  # o w: share of kept labels that is wrong, times the share of these that is the model's own
+) -> Array:  # share of the lengths asked by which the horizon moves; one keeps up
+    """How much of what a round asks for its training carries."""
+    p, examples = parameters, settings["si_iter"] * settings["batch_size"] / 6_400
+    most = np.exp(p["reach"] + p["examples"] * np.log(examples))
+    over = settings.get("size_exponent", 1.0) * np.log(length / settings["original_digits"])
+    known = expit(np.exp(p["ease"]) * (np.asarray(log_odds) - p["half"]) + p["length"] * over)
+    return most * known * (1 - np.asarray(wrong)) ** np.exp(p["purity"])
 
 # %% ../../nbs/law/04_conditions.ipynb #3e5b74a5
 def gain(
     parameters: Mapping,  # name -> value or (B,)
     settings: Mapping,  # of the run, numbers or (B,)
     length: Array,  # n before the round
-    steepness: Array,  # k before the round
-    labels: Array,  # N', kept
-    wrong: Array,  # o w: share of them that is wrong, times the share of these that is the model's own
+    horizon: Array,  # h before the round
+    log_odds: Array,  # z: of a single voter's label at the next length being right
+    wrong: Array,  # o w, as `carried` takes it
 ) -> Array:  # of ln h in the round
     """What a round of training adds to the logarithm of the horizon."""
-    p, labels = parameters, np.maximum(np.asarray(labels, float), 1e-9)
-    size = p["log_gain"] + p["examples"] * _effort(settings) + p["width"] * np.log(settings["n_embd"] / 64)
-    size = size + p["depth"] * np.log(settings["n_layer"] / 3)
-    size = size + p["reverse"] * _is(settings, "task", "reverse")
-    size = size + p["addition"] * _is(settings, "task", "reverse_addition")
-    size = size + p["answer"] * _is(settings, "loss_on", "answer")
-    size = size + p["labels"] * np.log(labels / 1_000) + p["steepness"] * np.log(np.asarray(steepness) / 15)
-    size = size - p["length"] * np.log(np.asarray(length) / settings["original_digits"])
-    return 8 / settings["original_digits"] * np.exp(size) * (1 - np.asarray(wrong)) ** np.exp(p["purity"])
+    digits, power = settings.get("lengths_per_round", 1), settings.get("size_exponent", 1.0)
+    length = np.asarray(length, float)
+    asked = (length + digits) ** power - length**power
+    moved = asked * carried(parameters, settings, length, log_odds, wrong)
+    return np.log1p(moved / np.asarray(horizon) ** power) / power
 
 # %% ../../nbs/law/04_conditions.ipynb #efe8fd89
 def settling(
@@ -243,36 +239,35 @@ def settling(
     labels: Array,  # N', kept
     first: Array,  # whether it is the first round
 ) -> Array:  # of ln h
-    """What the first round loses."""
-    return first * np.exp(parameters["settling"]) * 1_000 / np.maximum(np.asarray(labels, float), 1)
+    """What the first round loses, and what hunger for labels does."""
+    labels = np.maximum(np.asarray(labels, float), 1)
+    once = first * np.exp(parameters["settling"]) * np.sqrt(1_000 / labels)
+    return once + np.exp(parameters["starving"] - labels / 100)
 
-
+# %% ../../nbs/law/04_conditions.ipynb #1abe0422
 def flattening(
     parameters: Mapping,  # name -> value or (B,)
-    settings: Mapping,  # of the run, numbers or (B,)
     steepness: Array,  # k before the round
-    length: Array,  # n before the round
+    log_odds: Array,  # z: of a single voter's label at the next length being right
+    digits: Array = 1,  # lengths that the round takes in
 ) -> Array:  # change of ln k in the round
     """How the fall of accuracy widens from one round to the next."""
     p = parameters
     rate = p["flattening"] + p["flattening_steepness"] * np.log(np.asarray(steepness) / 15)
-    rate = rate - p["flattening_examples"] * _effort(settings)
-    rate = rate + p["flattening_addition"] * _is(settings, "task", "reverse_addition")
-    digits, exponent = settings.get("lengths_per_round", 1), settings.get("size_exponent", 1.0)
-    return -price(length, digits, exponent) * rate
+    return -np.asarray(digits) * (rate + p["flattening_wrong"] * expit(-np.asarray(log_odds)))
 
-# %% ../../nbs/law/04_conditions.ipynb #cdb26a38
-def critical_margin(
-    speed: Array,  # u: base length times the gain of the first round
-    fading: float = 0.0,  # f below 1: the gain falls as this power of the length
-) -> Array:  # smallest ln(h / n_0) of a base model whose run lasts
-    """The critical surface for clean labels."""
-    u = np.minimum(np.asarray(speed, float), 1)
-    return (u - 1 - np.log(u)) / (1 - fading)
-
-
-def gain_fading(
+# %% ../../nbs/law/04_conditions.ipynb #1abe0425
+def critical_labels(
     parameters: Mapping,  # name -> value
-) -> float:  # f
-    """How the gain falls with the length, what the falling steepness does included."""
-    return parameters["length"] + parameters["steepness"] * parameters["flattening"]
+    settings: Mapping,  # of the run
+    length: Array,  # n before the round
+) -> np.ndarray:  # log-odds of a single voter's label being right; inf where none are right enough
+    """How right labels must be for a round to carry what it asks for."""
+    votes = votes_needed(settings)
+    low, high = np.full(np.shape(length), -20.0), np.full(np.shape(length), 20.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        wrong = own_share(settings, votes) * wrong_share(parameters, middle, votes)
+        enough = carried(parameters, settings, length, middle, wrong) >= 1
+        low, high = np.where(enough, low, middle), np.where(enough, middle, high)
+    return np.where(high > 19.9, np.inf, high)

@@ -7,7 +7,7 @@ __all__ = ['LONGEST', 'LEVEL', 'LASTING', 'CHANGEABLE', 'Walk', 'walk', 'run_eff
            'seen_of', 'critical', 'predict', 'describe_prediction', 'shares_seen', 'predict_without_truth', 'advise',
            'emulate']
 
-# %% ../../nbs/law/06_prediction.ipynb #a000846d
+# %% ../../nbs/law/06_prediction.ipynb #1abe0604
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,6 @@ from si_nb.law.conditions import (
     kept_share,
     label_log_odds,
     own_share,
-    price,
     settling,
     votes_needed,
     wrong_share,
@@ -91,7 +90,7 @@ def walk(
 ) -> Walk:  # after each of the rounds
     """The law, round by round."""
     votes, path, digits = votes_needed(settings), [], settings.get("lengths_per_round", 1)
-    power, sized = settings.get("size_exponent", 1.0), _in_size(settings)
+    power = settings.get("size_exponent", 1.0)
     length, h, k = state
     for number in range(rounds):
         z = label_log_odds(parameters, length, h, k, digits)
@@ -99,11 +98,10 @@ def walk(
         passed = kept_share(parameters, z, votes, settings["voters"])
         labels = kept_labels(passed, settings)
         own = own_share(settings, votes) * wrong
-        moved = gain(parameters, sized, length**power, k / power, labels, own)
+        moved = power * gain(parameters, settings, length, h, z, own)
         moved = moved * np.maximum(1 + effects["gain"], 0) + scatter["gain"][number]
         moved = moved - settling(parameters, labels, first and number == 0)
-        flatter = flattening(parameters, settings, k / power, length)
-        flatter = flatter - price(length, digits, power) * effects["flattening"]
+        flatter = flattening(parameters, k / power, z, digits) - digits * effects["flattening"]
         flatter = flatter + scatter["flattening"][number]
         length, h = length + digits, h * np.exp(np.clip(moved, -0.3, 0.5) / power)
         k = np.clip(k * np.exp(np.clip(flatter, -1, 1)), 0.5, 200)
@@ -177,8 +175,6 @@ def follow(
     parameters = law.draw(draws, generator) if parameters is None else parameters
     known = run_effects(law, steps).items()
     effects = {name: mean + deviation * generator.standard_normal(draws) for name, (mean, deviation) in known}
-    if settings["task"] not in law.seen["task"]:  # copying with the differences that tasks have
-        effects["gain"] = effects["gain"] + law.spreads["task_gain"] * generator.standard_normal(draws)
     first = state is None or state["round"] == 0
     scatter = round_scatter(law, rounds, draws, generator, first)
     start = _begin(law, settings, parameters, state, draws, generator)
