@@ -5,7 +5,8 @@ Run as: python results/conditions/foretell.py NAME.csv
 Reads held_out.toml and the law in results/conditions.json; writes NAME.csv beside this file: for each run the
 probability of lasting 5, 10 and 20 rounds, and the median and 90% interval of its collapse round (empty:
 never). The file is to be committed before any run is looked at, and not changed afterwards: one that is there
-already is left alone. forecasts.csv is by the law of 29 November 2026, forecasts_second.csv by that of the 30th.
+already is left alone. forecasts.csv is by the law of 29 November 2026, forecasts_second.csv by that of the
+30th.
 """
 
 import argparse
