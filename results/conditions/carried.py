@@ -25,11 +25,8 @@ from si_nb.record.table import error_budget
 HERE = Path(__file__).parent
 SETTINGS = ["original_digits", "length", "n_layer", "n_embd", "si_iter", "num_samples", "batch_size"]
 SETTINGS += ["voters", "reverse", "addition", "answer", "unvoted", "voted"]
-LABELS, CURVE, BASE_CURVE = (
-    ["right"],
-    ["margin", "log_steepness"],
-    ["base_ratio", "base_steepness", "max_iters"],
-)
+LABELS, CURVE = ["right"], ["margin", "log_steepness"]
+BASE_CURVE = ["base_ratio", "base_steepness", "max_iters"]
 KNOWN = {
     "settings": SETTINGS,
     "settings, curve of now": SETTINGS + CURVE,
