@@ -17,7 +17,7 @@ import pandas as pd
 from score import FOLDS, KINDS, SWEEPS, deal
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from si_nb.law.learning import STRETCH, fit_parameters, read_runs, residual, transitions
+from si_nb.law.learning import fit_parameters, read_runs, residual, stretches, transitions
 from si_nb.law.scores import clustered
 from si_nb.law.states import states
 from si_nb.record.table import error_budget
@@ -42,7 +42,7 @@ def described(steps, found):
     kind = steps["arm"].map(KINDS)
     return steps.assign(
         kind=kind,
-        part=(steps["round"] + STRETCH - 1) // STRETCH,
+        part=stretches(steps),
         moved=np.expm1(steps["gain"]) * steps["horizon"],
         reverse=(steps["task"] == "reverse") * 1.0,
         addition=(steps["task"] == "reverse_addition") * 1.0,
@@ -59,15 +59,15 @@ def described(steps, found):
 
 def joined(rows, columns):
     """Stretches of rounds: means of the columns."""
-    key = ["run_id", "part", "kind", "base", "condition"]
+    key = ["run_id", "part", "kind", "base", "fold"]
     return rows[rows["round"] > 0].groupby(key)[columns].mean().reset_index()
 
 
-def by_trees(rows, columns, fold):
+def by_trees(rows, columns):
     """What boosted trees foretell of every stretch, from the folds it is not in."""
     said = np.empty(len(rows))
     for number in range(FOLDS):
-        here = (fold == number).to_numpy()
+        here = (rows["fold"] == number).to_numpy()
         trees = HistGradientBoostingRegressor(
             max_depth=4,
             max_iter=150,
@@ -80,11 +80,11 @@ def by_trees(rows, columns, fold):
     return said
 
 
-def by_law(steps, fold):
+def by_law(steps):
     """What the law foretells of every round, its parameters from the folds that the round is not in."""
     said = np.empty(len(steps))
     for number in range(FOLDS):
-        here = (fold == number).to_numpy()
+        here = (steps["fold"] == number).to_numpy()
         values = fit_parameters(steps[~here].reset_index(drop=True))
         rows = steps[here].reset_index(drop=True)
         said[here] = np.expm1(rows["gain"] - residual("gain", values, rows)) * rows["horizon"]
@@ -96,13 +96,13 @@ def main():
     table, runs = read_runs(*SWEEPS)
     found = states(table)
     steps = transitions(found, error_budget(table), runs)
-    fold = deal(steps, np.random.default_rng(0))
-    rows = described(steps, found).assign(law=by_law(steps, fold))
+    steps["fold"] = deal(steps, np.random.default_rng(0))
+    rows = described(steps, found).assign(law=by_law(steps))
     known = sorted({name for names in KNOWN.values() for name in names})
     rows = joined(rows, [*known, "moved", "law"])
-    fold, errors = deal(rows, np.random.default_rng(0)), {"law": (rows["moved"] - rows["law"]).abs()}
+    errors = {"law": (rows["moved"] - rows["law"]).abs()}
     for name, columns in KNOWN.items():
-        errors[name] = (rows["moved"] - by_trees(rows, columns, fold)).abs()
+        errors[name] = (rows["moved"] - by_trees(rows, columns)).abs()
     errors["constant"] = (rows["moved"] - rows.groupby("kind")["moved"].transform("median")).abs()
     shown = []
     for name, error in errors.items():

@@ -5,8 +5,8 @@ Run as: python results/conditions/score.py [--held_out]
 (needs lifelines and scikit-learn beside si_nb; some minutes)
 
 With --held_out the forecasters learn from all those runs, the law is the one in results/conditions.json as it
-was committed before the runs of results/held_out were made, and those are what is forecast. A run that takes
-in several lengths a round is scored at the length it is at. The table is results/held_out/scores.csv.
+was committed before the runs of results/held_out were looked at, and those are what is forecast. A run that
+takes in several lengths a round is scored at the length it is at. The table is results/held_out/scores.csv.
 
 A condition is a task with a base length, width, base steps, batch and what the loss is on. Conditions are
 dealt into folds; everything that learns does so on the other folds. Origins are fixed rounds among runs

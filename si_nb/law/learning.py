@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['BASE', 'CONDITION', 'READABLE', 'MEASURED_WITH', 'ALIVE', 'GROUPS', 'SCALES', 'STRETCH', 'CURVE', 'EFFECTS',
            'SPREADS', 'TAIL', 'TAIL_VARIANCE', 'joined_names', 'count_log_odds', 'read_runs', 'transitions',
-           'expected_gain', 'teaching', 'residual', 'fit_parameters', 'curve_design', 'fit_curves', 'curve_of', 'Law',
-           'measurement_noise', 'effect_sizes', 'left_out', 'fit_spreads', 'fit_law', 'save_law', 'load_law']
+           'expected_gain', 'teaching', 'residual', 'stretches', 'fit_parameters', 'curve_design', 'fit_curves',
+           'curve_of', 'Law', 'measurement_noise', 'effect_sizes', 'left_out', 'fit_spreads', 'fit_law', 'save_law',
+           'load_law']
 
 # %% ../../nbs/law/05_learning.ipynb #1abe0504
 import json
@@ -254,8 +255,10 @@ def residual(
 STRETCH = 3  # rounds
 
 
-def _stretches(rows):
-    """Number of the stretch that each transition belongs to; a run's first round is one by itself."""
+def stretches(
+    rows: pd.DataFrame,  # transitions
+) -> np.ndarray:  # (rows,) numbers, rising within each run
+    """The stretch of rounds that each transition belongs to; a run's first round is one by itself."""
     part = (rows["round"].to_numpy() + STRETCH - 1) // STRETCH
     run = rows.groupby("run_id", sort=False).ngroup().to_numpy()
     return np.unique(run * (part.max(initial=0) + 1) + part, return_inverse=True)[1]
@@ -264,7 +267,7 @@ def _stretches(rows):
 def _fit_group(group, steps, weights, held):
     """Parameters of a group that are not held, by robust least squares with weak guesses."""
     rows, free = teaching(group, steps), [name for name in GROUPS[group] if name not in held]
-    at = _stretches(rows) if group in MEASURED_WITH else np.arange(len(rows))
+    at = stretches(rows) if group in MEASURED_WITH else np.arange(len(rows))
     counted = np.bincount(at, weights[steps.index.get_indexer(rows.index)])
     root = np.sqrt(counted) / np.bincount(at) / SCALES[group]
     known = [(PARAMETERS[name].guess, PARAMETERS[name].firm) for name in free]

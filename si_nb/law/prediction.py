@@ -73,11 +73,6 @@ class Walk:
         """At the newest length."""
         return expit(self.steepness * np.log(self.horizon / self.length) + self.reading)
 
-# %% ../../nbs/law/06_prediction.ipynb #3698ecb7
-def _in_size(settings):
-    """Settings with the base length as a number of digits, where a length is none."""
-    return {**settings, "original_digits": settings["original_digits"] ** settings.get("size_exponent", 1.0)}
-
 # %% ../../nbs/law/06_prediction.ipynb #3698ecb6
 def walk(
     parameters: Mapping,  # name -> value or (B,)
@@ -140,9 +135,9 @@ def _begin(law, settings, parameters, state, size, generator):
         errors = chance * np.minimum([[state["log_horizon_error"]], [state["log_steepness_error"]]], 0.3)
         length, h, k = int(state["length"]), state["horizon"], state["steepness"]
         return length, h * np.exp(errors[0]), k * np.exp(errors[1])
-    ratio, steep = curve_of(parameters, _in_size(settings))
-    errors = chance * [[law.spreads["base_ratio"]], [law.spreads["base_steepness"]]]
     length, power = int(settings["original_digits"]), settings["size_exponent"]
+    ratio, steep = curve_of(parameters, {**settings, "original_digits": length**power})
+    errors = chance * [[law.spreads["base_ratio"]], [law.spreads["base_steepness"]]]
     return length, length * np.exp((ratio + errors[0]) / power), np.exp(steep + errors[1]) * power
 
 # %% ../../nbs/law/06_prediction.ipynb #01783b9e
