@@ -1,14 +1,14 @@
 """Bisect critical settings: the value of one setting at which half of six seeds last twenty rounds.
 
-Run as: python results/critical/run.py --predict, once, before any run; then
+Run as: python results/critical/run.py --predict, before any run of a new point; then
         python results/critical/run.py FOLDER --jobs 2 [--points NAME ...]
 
-The points are in points.toml. Each starts at the value that the law of conditions foretold
-(predictions.json), moves by a factor of two until one value lasts and one does not, and then halves the
-distance in logarithms once; base lengths go on until they are neighbours. A value lasts when three of its
-six seeds do; four seeds are run first, the last two only where those leave it open. All runs of all points
-are carried out as one sweep in FOLDER, which goes on where it was interrupted. Writes grid.toml, the runs
-that were asked for, and critical.csv, what they say so far, beside this file.
+The points are in points.toml. Each starts at the value that the law of conditions foretold (predictions.json;
+a point that has a forecast keeps it), moves by a factor of two until one value lasts and one does not, and
+then halves the distance in logarithms once; base lengths go on until they are neighbours. A value lasts when
+three of its six seeds do; four seeds are run first, the last two only where those leave it open. All runs of
+all points are carried out as one sweep in FOLDER, which goes on where it was interrupted. Writes grid.toml,
+the runs that were asked for, and critical.csv, what they say so far, beside this file.
 """
 
 import argparse
@@ -42,10 +42,11 @@ def read_points():
     }
 
 
-def predict_all(points):
-    """What the law says of every point, written beside this file."""
-    found = {name: critical(point["settings"], point["vary"], ROUNDS) for name, point in points.items()}
-    (HERE / "predictions.json").write_text(json.dumps(found, indent=1) + "\n")
+def predict_new(points, foretold):
+    """What the law says of every point that has no forecast yet, written beside this file with the others."""
+    new = {name: point for name, point in points.items() if name not in foretold}
+    found = {name: critical(point["settings"], point["vary"], ROUNDS) for name, point in new.items()}
+    (HERE / "predictions.json").write_text(json.dumps(foretold | found, indent=1) + "\n")
     return found
 
 
@@ -150,11 +151,10 @@ def main():
     parser.add_argument("--jobs", default="2")
     parser.add_argument("--points", nargs="+", choices=points, help="go on with these only; default: all")
     args = parser.parse_args()
-    grid = HERE / "grid.toml"
+    grid, foretold = HERE / "grid.toml", json.loads((HERE / "predictions.json").read_text())
     if args.predict:
-        print(pd.DataFrame(predict_all(points)).T)
+        print(pd.DataFrame(predict_new(points, foretold)).T)
         return
-    foretold = json.loads((HERE / "predictions.json").read_text())
     starts = {
         name: foretold[name]["value"] or point["settings"].get(point["vary"], 12)
         for name, point in points.items()
