@@ -237,13 +237,17 @@ def test_an_interval_is_wider_from_fewer_base_models(invented):
     assert part.base_models < whole.base_models and np.trace(part.covariance) > np.trace(whole.covariance)
 
 
-def test_emulated_tables_have_the_schema():
-    """An emulated table passes every check that a measured one does."""
-    table, row = emulate(NOISY, {"si_method": "mv_length"}, 6)
+@pytest.mark.parametrize("digits", [1, 2])
+def test_emulated_tables_have_the_schema(digits):
+    """An emulated table passes every check that a measured one does, also with several lengths a round."""
+    table, row = emulate(NOISY, {"si_method": "mv_length", "lengths_per_round": digits}, 6)
     assert check_table(table).equals(table.reset_index(drop=True)) and set(table["quantity"]) <= set(
         QUANTITIES
     )
-    assert seen_of(table, row.iloc[0])[0]["round"] == 6
+    state, first = seen_of(table, row.iloc[0])[0], row["original_digits"].iloc[0]
+    assert state["round"] == 6 and state["length"] == first + 6 * digits
+    labels = table[table["quantity"] == "label_raw"]
+    assert labels.groupby("round").size().eq(digits).all()
 
 
 # --- predict

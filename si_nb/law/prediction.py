@@ -443,8 +443,9 @@ def advise(
 
 # %% ../../nbs/law/06_prediction.ipynb #0e4985c9
 def _label_rows(label, law, plain, number, length, before, wrong, kept, generator):
-    """Counts of labels tried and kept in one round."""
-    wanted, kept = int(plain["num_samples"]), int(np.ceil(kept))
+    """Counts of labels tried and kept in one round, at one of its lengths."""
+    digits = plain["lengths_per_round"]
+    wanted, kept = max(1, int(plain["num_samples"] // digits)), int(np.ceil(kept / digits))
     right = float(expit(label_log_odds(law.values, length - 1, *before))[0])
     share = float(np.mean(kept_share(law.values, logit(right), votes_needed(plain), plain["voters"])))
     passed = generator.binomial(wanted, share)
@@ -481,24 +482,24 @@ def emulate(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:  # measurement table; run_id and settings as one row
     """A run as the law would have it, in counts.
 
-    Raises: LawError as `si_nb.law.conditions.complete` does, and for rounds of several lengths.
+    Raises: LawError as `si_nb.law.conditions.complete` does.
     """
     plain, generator = complete(settings), np.random.default_rng(seed)
-    if plain["lengths_per_round"] > 1:
-        raise LawError("lengths_per_round: only runs that take in one length a round are emulated")
+    digits = plain["lengths_per_round"]
     parameters = {name: np.array([value]) for name, value in law.values.items()}
     length, h, k = _begin(law, plain, parameters, None, 1, generator)
     effects = {name: law.spreads[f"run_{name}"] * generator.standard_normal(1) for name in EFFECTS}
     scatter = round_scatter(law, rounds, 1, generator)
     found = walk(parameters, plain, (length, h, k), rounds, effects, scatter)
-    lengths = np.arange(max(1, length - 2), length + rounds + 6)
+    lengths = np.arange(max(1, length - 2), length + digits * rounds + 6)
     label = {"run_id": run_id, "task": plain["task"], "arm": plain["si_method"], "seed": seed}
     course = [(h, k), *zip(found.horizon.T, found.steepness.T, strict=True)]
     rows = []
     for number, (h, k) in enumerate(course):
         rows += _accuracy_rows(label, lengths, number, h, k, trials, generator)
     for number, before in enumerate(course[:-1]):
-        kept = found.wrong[0, number], found.labels[0, number]
-        rows += _label_rows(label, law, plain, number + 1, length + number + 1, before, *kept, generator)
+        kept, newest = (found.wrong[0, number], found.labels[0, number]), int(found.length[0, number])
+        for taken in range(newest - digits + 1, newest + 1):
+            rows += _label_rows(label, law, plain, number + 1, taken, before, *kept, generator)
     unread = {"seed": seed, "learning_rate": 0.0, "base_samples": 0, "sweep": "emulated"}
     return measurement_table(rows), pd.DataFrame([{**unread, **plain, "run_id": run_id, "si_rounds": rounds}])
