@@ -111,9 +111,8 @@ def test_pictures_are_those_of_what_is_committed(tmp_path):
         committed = ROOT / "docs" / name
         shown, drawn = (image.imread(path) for path in (committed, tmp_path / name))
         assert committed.stat().st_size < 150_000 and shown.shape == drawn.shape
-        assert (
-            abs(shown - drawn).mean() < 0.01
-        )  # letters differ a little between versions of the font library
+        # letters differ a little between versions of the font library
+        assert abs(shown - drawn).mean() < 0.01
         assert f"](docs/{name})" in TEXT
 
 

@@ -151,7 +151,8 @@ def main():
     parser.add_argument("--jobs", default="2")
     parser.add_argument("--points", nargs="+", choices=points, help="go on with these only; default: all")
     args = parser.parse_args()
-    grid, foretold = HERE / "grid.toml", json.loads((HERE / "predictions.json").read_text())
+    grid, said = HERE / "grid.toml", HERE / "predictions.json"
+    foretold = json.loads(said.read_text()) if said.exists() else {}
     if args.predict:
         print(pd.DataFrame(predict_new(points, foretold)).T)
         return
