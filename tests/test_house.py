@@ -118,6 +118,12 @@ def percentile_90(values):
 # --- notebooks: size and shape
 
 
+def test_no_notebook_lies_outside_nbs():
+    """Notebooks elsewhere are run by no test."""
+    found = {path.relative_to(ROOT).as_posix() for path in repository_files() if path.suffix == ".ipynb"}
+    assert found == set(NOTEBOOKS)
+
+
 def test_there_is_a_notebook_for_every_module():
     """si_nb/ holds nothing that was written by hand: every module names the notebook it comes from."""
     by_hand = {"__init__.py", "__main__.py", "_modidx.py"}

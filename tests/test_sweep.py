@@ -729,6 +729,7 @@ def test_thirty_kills_of_workers_and_of_sweeps(tmp_path, capsys):
 def test_an_interrupted_sweep_says_how_to_go_on(number, longer, tmp_path, capsys):
     """Ctrl-C and SIGTERM stop all jobs; the table has what was finished, and the same command goes on."""
     path, uninterrupted = longer
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has SIGINT ignored
 
     def interrupt():
         while not finished_in(tmp_path):
@@ -742,6 +743,7 @@ def test_an_interrupted_sweep_says_how_to_go_on(number, longer, tmp_path, capsys
     assert "the same command goes on" in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before and not multiprocessing.active_children()
     assert read_table(tmp_path)["run_id"].nunique() >= 1
+    signal.signal(signal.SIGINT, ignored)
     goes_on(path, tmp_path, uninterrupted)
 
 
