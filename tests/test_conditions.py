@@ -47,6 +47,7 @@ PLAIN = {
     "flattening_wrong": 0.0,
     "settling": -30.0,
     "starving": -30.0,
+    "examples": -30.0,
 }
 SURE = {**PLAIN, "half": -60.0}  # however right labels are, a round carries all it can
 
@@ -93,13 +94,19 @@ def test_states_are_found_where_they_were_put():
 
 
 @pytest.mark.parametrize("digits", [1, 2, 3])
-@pytest.mark.parametrize("reach", [0.0, -0.3])
-def test_simulation_is_the_closed_form(digits, reach):
-    """Where labels decide nothing the horizon moves by a share of what each round asks for."""
-    settings, rounds = {"si_method": "oracle", "lengths_per_round": digits}, np.arange(1, 41)
-    found = walked(settings, {**SURE, "reach": reach})
+@pytest.mark.parametrize(
+    "reach, half_examples, width, share",
+    [(0.0, 0, 0, 1.0), (-0.3, 0, 0, np.exp(-0.3)), (0.5, 6_400, 0, np.exp(0.5) / 3), (0.0, 0, 0.5, 0.5**0.5)],
+)
+def test_simulation_is_the_closed_form(digits, reach, half_examples, width, share):
+    """Where labels decide nothing the horizon moves by a share of what each round asks for. With half as
+    many examples as carry half of the most, that share is a third of the most; and it is a power of width.
+    """
+    settings, rounds = {"si_method": "oracle", "lengths_per_round": digits, "si_iter": 50}, np.arange(1, 41)
+    few = {"reach": reach, "examples": np.log(half_examples + 1e-9), "width": width}
+    found = walked({**settings, "n_embd": 32}, {**SURE, **few})
     assert found.length[0].tolist() == (8 + digits * rounds).tolist()
-    assert np.allclose(found.horizon[0], 10.4 + digits * rounds * np.exp(reach))
+    assert np.allclose(found.horizon[0], 10.4 + digits * rounds * share)
 
 
 @pytest.mark.parametrize("digits", [1, 2])
@@ -171,8 +178,9 @@ def invented():
     """Forty-eight emulated runs over a wide design, and the parameters that they were made with."""
     made_with = {
         **VALUES,
-        "reach": 0.05,
-        "examples": 0.2,
+        "reach": 0.2,
+        "examples": 6.2,
+        "width": 0.2,
         "ease": 0.6,
         "half": 0.5,
         "length": 2.0,
@@ -208,7 +216,8 @@ def test_parameters_are_found_again(invented):
     found = fit_parameters(transitions(states(table), error_budget(table), runs))
     near = {
         "reach": 0.1,
-        "examples": 0.12,
+        "examples": 0.5,
+        "width": 0.15,
         "ease": 0.4,
         "half": 0.6,
         "length": 0.8,

@@ -6,7 +6,7 @@ Reads held_out.toml and the law in results/conditions.json; writes NAME.csv besi
 probability of lasting 5, 10 and 20 rounds, and the median and 90% interval of its collapse round (empty:
 never). The file is to be committed before any run is looked at, and not changed afterwards: one that is there
 already is left alone. forecasts.csv is by the law of 29 November 2026, forecasts_second.csv by that of the
-30th.
+30th, forecasts_third.csv by that of 1 December.
 """
 
 import argparse

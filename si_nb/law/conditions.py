@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIDDLE', 'TRIES', 'NUMBERS', 'ALIKE', 'PARAMETERS', 'Array', 'by_name', 'complete', 'votes_needed', 'Parameter',
-           'price', 'label_log_odds', 'wrong_share', 'own_share', 'kept_share', 'kept_labels', 'carried', 'gain',
-           'settling', 'flattening', 'critical_labels']
+           'price', 'label_log_odds', 'wrong_share', 'own_share', 'kept_share', 'kept_labels', 'most_carried',
+           'carried', 'gain', 'settling', 'flattening', 'critical_labels', 'critical_examples']
 
 # %% ../../nbs/law/04_conditions.ipynb #757ff579
 from collections.abc import Mapping
@@ -117,8 +117,9 @@ class Parameter:
 
 # %% ../../nbs/law/04_conditions.ipynb #1abe0410
 PARAMETERS = {
-    "reach": Parameter("ln u: share of the lengths asked that a round carries at most", "ln ratio", 0.0, 0.3),
-    "examples": Parameter("alpha: exponent of examples trained on in a round", "1", 0.1, 0.3),
+    "reach": Parameter("ln u: most that is carried of what is asked, at width 64", "ln ratio", 0.1, 0.3),
+    "examples": Parameter("ln E0: examples that carry half of that", "ln(examples)", 6.4, 1.0),
+    "width": Parameter("omega: power by which wider models carry more", "1", 0.1, 0.3),
     "ease": Parameter("ln epsilon: how sharply that share depends on labels", "ln(1/log-odds)", 0.5, 0.5),
     "half": Parameter("z0: labels at which it is half of that, at the base length", "log-odds", 0.0, 1.0),
     "length": Parameter("eta: how the length over the base length helps", "log-odds", 1.0, 1.0),
@@ -203,6 +204,14 @@ def kept_labels(
     return settings["num_samples"] * np.minimum(1, TRIES[settings["si_method"]] * share)
 
 # %% ../../nbs/law/04_conditions.ipynb #1abe041c
+def most_carried(
+    parameters: Mapping,  # name -> value or (B,)
+    settings: Mapping,  # of the run, numbers or (B,)
+) -> Array:  # share of the lengths asked
+    """How far a round carries with right labels and any number of examples."""
+    return np.exp(parameters["reach"]) * (settings["n_embd"] / 64) ** parameters["width"]
+
+
 def carried(
     parameters: Mapping,  # name -> value or (B,)
     settings: Mapping,  # of the run, numbers or (B,)
@@ -211,8 +220,8 @@ def carried(
     wrong: Array,  # o w: share of kept labels that is wrong, times the share of these that is the model's own
 ) -> Array:  # share of the lengths asked by which the horizon moves; one keeps up
     """How much of what a round asks for its training carries."""
-    p, examples = parameters, settings["si_iter"] * settings["batch_size"] / 6_400
-    most = np.exp(p["reach"] + p["examples"] * np.log(examples))
+    p, examples = parameters, settings["si_iter"] * settings["batch_size"]
+    most = most_carried(p, settings) * examples / (examples + np.exp(p["examples"]))
     over = settings.get("size_exponent", 1.0) * np.log(length / settings["original_digits"])
     known = expit(np.exp(p["ease"]) * (np.asarray(log_odds) - p["half"]) + p["length"] * over)
     return most * known * (1 - np.asarray(wrong)) ** np.exp(p["purity"])
@@ -242,7 +251,7 @@ def settling(
     """What the first round loses, and what hunger for labels does."""
     labels = np.maximum(np.asarray(labels, float), 1)
     once = first * np.exp(parameters["settling"]) * np.sqrt(1_000 / labels)
-    return once + np.exp(parameters["starving"] - labels / 100)
+    return once + np.exp(parameters["starving"] - labels / 60)
 
 # %% ../../nbs/law/04_conditions.ipynb #1abe0422
 def flattening(
@@ -271,3 +280,12 @@ def critical_labels(
         enough = carried(parameters, settings, length, middle, wrong) >= 1
         low, high = np.where(enough, low, middle), np.where(enough, middle, high)
     return np.where(high > 19.9, np.inf, high)
+
+
+def critical_examples(
+    parameters: Mapping,  # name -> value
+    settings: Mapping,  # of the run
+) -> float:  # examples; inf where none are enough
+    """How many examples a round needs to carry what it asks for when all labels are right."""
+    spare = most_carried(parameters, settings) - 1
+    return float(np.exp(parameters["examples"]) / spare) if spare > 0 else np.inf

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASE', 'CONDITION', 'READABLE', 'MEASURED_WITH', 'ALIVE', 'GROUPS', 'SCALES', 'STRETCH', 'CURVE', 'EFFECTS',
-           'SPREADS', 'TAIL', 'TAIL_VARIANCE', 'joined_names', 'count_log_odds', 'read_runs', 'transitions',
+           'SPREADS', 'TAIL', 'CUT', 'TAIL_VARIANCE', 'joined_names', 'count_log_odds', 'read_runs', 'transitions',
            'expected_gain', 'teaching', 'residual', 'stretches', 'fit_parameters', 'curve_design', 'fit_curves',
            'curve_of', 'Law', 'measurement_noise', 'effect_sizes', 'left_out', 'fit_spreads', 'fit_law', 'save_law',
            'load_law']
@@ -360,7 +360,7 @@ EFFECTS = ("gain", "flattening", "vote", "reading")  # by which runs with the sa
 SPREADS = [f"{of}_{what}" for what in EFFECTS for of in ("run", "round")]
 SPREADS += ["first_gain", "base_ratio", "base_steepness"]
 TAIL, _TAIL_MEDIAN = 3, 0.7649  # degrees of freedom of a round's scatter, median of its absolute value
-TAIL_VARIANCE = 1.5  # of what is left of it when it is cut at three scales
+CUT, TAIL_VARIANCE = 3.0, 1.692  # scales beyond which it is cut, and its variance then
 
 # %% ../../nbs/law/05_learning.ipynb #07ef9a31
 @dataclass(frozen=True)
@@ -430,7 +430,7 @@ def _spread(runs):
         return 0.5, 1.0
     errors, sizes, here, noise = _padded(runs)
     scale = np.median(np.abs(errors[here > 0])) / _TAIL_MEDIAN
-    errors = np.clip(errors, -3 * scale, 3 * scale)
+    errors = np.clip(errors, -CUT * scale, CUT * scale)
 
     def surprise(logs):
         own, chance = np.exp(2 * logs)
@@ -440,8 +440,8 @@ def _spread(runs):
         return np.linalg.slogdet(whole)[1].sum() + (errors * score).sum()
 
     start = np.log([0.6 * scale / max(np.abs(sizes).mean(), 1e-9), scale])
-    found = minimize(surprise, start, method="Nelder-Mead", options={"xatol": 0.02, "fatol": 0.05})
-    own, chance = np.exp(np.clip(found.x, start - 7, start + 7))
+    found = minimize(surprise, start, bounds=np.stack([start - 7, start + 2], 1))
+    own, chance = np.exp(found.x)
     return float(own), float(chance)
 
 # %% ../../nbs/law/05_learning.ipynb #e3ea4ab3

@@ -34,6 +34,7 @@ from si_nb.law.conditions import (
 )
 from si_nb.law.learning import (
     BASE,
+    CUT,
     EFFECTS,
     SCALES,
     TAIL,
@@ -120,7 +121,7 @@ def run_effects(
             if name == "gain":
                 scale = np.where(rows["round"] == 0, law.spreads["first_gain"], scale)
             scale, size = np.broadcast_to(scale, len(rows)), size[rows.index]
-            error = np.clip(residual(name, law.values, rows), -3 * scale, 3 * scale)
+            error = np.clip(residual(name, law.values, rows), -CUT * scale, CUT * scale)
             noise = measurement_noise(name, rows) + np.diag(TAIL_VARIANCE * scale**2)
             weights = np.linalg.solve(noise, size)
             precision = law.spreads[f"run_{name}"] ** -2 + weights @ size
@@ -149,7 +150,7 @@ def round_scatter(
     first: bool = True,  # whether the first of them is the run's first round
 ) -> dict:  # name of EFFECTS -> (R, B)
     """What chance does in each round of each course."""
-    drawn = {name: generator.standard_t(TAIL, size=(rounds, size)) for name in EFFECTS}
+    drawn = {name: generator.standard_t(TAIL, size=(rounds, size)).clip(-CUT, CUT) for name in EFFECTS}
     scales = {name: np.full((rounds, 1), law.spreads[f"round_{name}"]) for name in EFFECTS}
     if first:
         scales["gain"][:1] = law.spreads["first_gain"]
