@@ -211,7 +211,7 @@ def most_carried(
     """How far a round carries with right labels and any number of examples."""
     return np.exp(parameters["reach"]) * (settings["n_embd"] / 64) ** parameters["width"]
 
-
+# %% ../../nbs/law/04_conditions.ipynb #c0ffee42
 def carried(
     parameters: Mapping,  # name -> value or (B,)
     settings: Mapping,  # of the run, numbers or (B,)
